@@ -1,0 +1,77 @@
+//! Buffers that operations own: aligned ones for direct I/O, and chunks of a received stream.
+
+use crate::limits::BLOCK_BYTES;
+
+/// A zeroed buffer whose address and length are multiples of `BLOCK_BYTES`.
+#[derive(Debug)]
+pub struct Buf {
+    blocks: Vec<Block>,
+    len: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(4096))]
+struct Block([u8; BLOCK_BYTES]);
+
+impl Buf {
+    pub fn new(bytes: usize) -> Buf {
+        let len = bytes.next_multiple_of(BLOCK_BYTES);
+        Buf { blocks: vec![Block([0; BLOCK_BYTES]); len / BLOCK_BYTES], len }
+    }
+    pub fn len(&self) -> usize {
+        self.len
+    }
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+    /// Makes it shorter (a multiple of `BLOCK_BYTES`).
+    pub fn truncate(&mut self, bytes: usize) {
+        assert!(bytes.is_multiple_of(BLOCK_BYTES) && bytes <= self.len);
+        self.len = bytes;
+    }
+}
+
+impl std::ops::Deref for Buf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.blocks.as_flattened_bytes()[..self.len]
+    }
+}
+
+impl std::ops::DerefMut for Buf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let len = self.len;
+        &mut self.blocks.as_flattened_bytes_mut()[..len]
+    }
+}
+
+trait Flatten {
+    fn as_flattened_bytes(&self) -> &[u8];
+    fn as_flattened_bytes_mut(&mut self) -> &mut [u8];
+}
+
+impl Flatten for Vec<Block> {
+    fn as_flattened_bytes(&self) -> &[u8] {
+        // SAFETY: Block is repr(C) over exactly BLOCK_BYTES initialized bytes without padding (size equals alignment).
+        unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), self.len() * BLOCK_BYTES) }
+    }
+    fn as_flattened_bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), self.len() * BLOCK_BYTES) }
+    }
+}
+
+const _: () = assert!(std::mem::size_of::<Block>() == BLOCK_BYTES);
+
+/// Bytes that a connection received; the buffer goes back to its ring when dropped.
+#[derive(Debug)]
+pub struct Chunk {
+    pub(super) bytes: Vec<u8>,
+}
+
+impl std::ops::Deref for Chunk {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
