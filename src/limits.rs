@@ -39,3 +39,27 @@ const _: () = assert!(WAL_SEGMENT_BYTES.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(WAL_SEGMENT_BYTES > FRAME_BYTES_MAX, "the largest write fits into one segment");
 const _: () = assert!(CONNECTION_BYTES_MAX > FRAME_BYTES_MAX, "the largest request can be taken in");
 const _: () = assert!(VNODES_DEFAULT.is_power_of_two());
+/// Bytes of answers that may wait on a connection before no more of its requests are taken in.
+pub const CONNECTION_OUT_BYTES_MAX: usize = 1024 * 1024;
+/// Requests of one connection that may be worked on at a time.
+pub const CONNECTION_REQUESTS_MAX: usize = 4096;
+/// Connections of one core.
+pub const CORE_CONNECTIONS_MAX: usize = 8192;
+/// Requests of one core that may wait (disk, lock, other core, log) before it answers `Overloaded`.
+pub const CORE_REQUESTS_MAX: usize = 64 * 1024;
+/// Disk reads of one core under way for clients; beyond the depth that devices like, more only queue.
+pub const CORE_READS_MAX: usize = 256;
+/// Requests that one core may have with another and not answered.
+pub const FORWARDS_MAX: usize = 2048;
+/// Messages that fit between two cores: every forward and at most two answers of each of the other side's, and a few of the node's own.
+pub const MAILBOX_MAX: usize = 8192;
+/// A client must say hello within this time.
+pub const HELLO_MS_MAX: u64 = 10_000;
+/// A request's deadline when it names none.
+pub const DEADLINE_MS_DEFAULT: u32 = 10_000;
+/// The longest deadline of a request.
+pub const DEADLINE_MS_MAX: u32 = 600_000;
+/// A version from a client may lie at most this far in the future.
+pub const CLOCK_SKEW_MS_MAX: u64 = 60_000;
+
+const _: () = assert!(MAILBOX_MAX >= FORWARDS_MAX * 3 + 1024, "a full mailbox is impossible, so sending never waits");

@@ -1,1 +1,259 @@
-//! shard
+//! A shard: everything one core owns, and the life of a request on it.
+//!
+//! `session` takes frames from a connection, `route` decides whose they are, `execute` carries out what this core owns (one arm a command),
+//! `perform` waits where memory cannot answer, `commits` holds answers until the log has them, `mailbox` carries what other cores own,
+//! `start` opens and ends it all. Answers are encoded straight into the connection's outgoing bytes; `settle` ends a turn: it starts the
+//! writers and wakes the cores that were written to.
+
+pub mod admit;
+pub mod commits;
+pub mod conn;
+pub mod execute;
+pub mod gather;
+pub mod mailbox;
+pub mod namespaces;
+pub mod perform;
+pub mod route;
+pub mod session;
+pub mod signal;
+pub mod start;
+pub mod stats;
+
+use crate::base::record::{Token, Version, core_of, token_of, vnode_of};
+use crate::base::time::Mono;
+use crate::engine::{Engine, KeyRef, Seq};
+use crate::io::Io;
+use crate::limits::{DEADLINE_MS_DEFAULT, DEADLINE_MS_MAX};
+use crate::wire::command::{ErrorCode, Reply};
+use crate::wire::native::encode_reply;
+use admit::Admit;
+use commits::{Commits, Held};
+use conn::Conn;
+use gather::Gather;
+use mailbox::{Mail, Mailbox};
+use namespaces::{Namespace, NamespaceTable};
+use signal::{KeyLocks, Signal};
+use stats::Stats;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What one core owns. Parts, not facts: each is a type of its own file.
+pub struct Shard {
+    pub io: Io,
+    pub engine: Engine,
+    pub mailbox: Rc<Mailbox>,
+    pub locks: Rc<KeyLocks>,
+    pub admit: Rc<Admit>,
+    pub stats: Stats,
+    pub node: Arc<start::NodeInfo>,
+    core: u16,
+    namespaces: RefCell<Arc<NamespaceTable>>,
+    commits: RefCell<Commits<Ticket>>,
+    dirty: RefCell<Vec<Rc<Conn>>>,
+    closing: Cell<bool>,
+    connections: Cell<usize>,
+    ended: Signal,
+}
+
+/// Whom an answer is for.
+#[derive(Clone)]
+pub struct Ticket {
+    pub origin: Origin,
+    /// The client's request id, or a part's number.
+    pub id: u64,
+}
+
+/// Where a request came from.
+#[derive(Clone)]
+pub enum Origin {
+    Connection(Rc<Conn>),
+    /// Another core, under its ticket.
+    Core { core: u16, ticket: u32 },
+    /// A request of many keys that was taken apart.
+    Part(Rc<Gather>),
+    /// The node itself; nobody reads the answer.
+    Nobody,
+}
+
+impl Shard {
+    /// Which core owns a token.
+    #[inline]
+    pub fn owner(&self, token: Token) -> u16 {
+        core_of(vnode_of(token, self.node.vnodes), self.node.cores)
+    }
+
+    pub fn core(&self) -> u16 {
+        self.core
+    }
+
+    /// A key with its token.
+    #[inline]
+    pub fn key<'a>(&self, namespace: u32, key: &'a [u8]) -> KeyRef<'a> {
+        KeyRef { namespace, token: token_of(key), key }
+    }
+
+    /// The namespace as it is now.
+    pub fn namespace(&self, id: u32) -> Option<Namespace> {
+        self.namespaces.borrow().get(id).cloned()
+    }
+
+    pub fn namespaces(&self) -> Arc<NamespaceTable> {
+        self.namespaces.borrow().clone()
+    }
+
+    pub fn set_namespaces(&self, table: Arc<NamespaceTable>) {
+        *self.namespaces.borrow_mut() = table;
+    }
+
+    /// When a request that came now must be answered.
+    pub fn deadline(&self, deadline_ms: u32) -> Mono {
+        let ms = if deadline_ms == 0 { DEADLINE_MS_DEFAULT } else { deadline_ms.min(DEADLINE_MS_MAX) };
+        self.io.now().plus(Duration::from_millis(u64::from(ms)))
+    }
+
+    /// Answers a request, for good.
+    pub fn answer(&self, ticket: &Ticket, reply: &Reply<'_>) {
+        if let Origin::Connection(conn) = &ticket.origin {
+            encode_reply(&mut conn.out.borrow_mut(), ticket.id, reply, false);
+            self.finish(conn);
+        } else {
+            let mut frame = Vec::new();
+            encode_reply(&mut frame, ticket.id, reply, false);
+            self.answer_frame(ticket, frame, true);
+        }
+    }
+
+    /// Sends an answer's frame that is encoded already; `last` ends the request.
+    pub fn answer_frame(&self, ticket: &Ticket, frame: Vec<u8>, last: bool) {
+        match &ticket.origin {
+            Origin::Connection(conn) => {
+                conn.out.borrow_mut().extend_from_slice(&frame);
+                if last {
+                    self.finish(conn);
+                } else {
+                    self.mark_dirty(conn);
+                }
+            }
+            Origin::Core { core, ticket } => self.mailbox.send(usize::from(*core), Mail::Reply { ticket: *ticket, last, frame }),
+            Origin::Part(gather) => gather.take(self, ticket.id as usize, &frame, last),
+            Origin::Nobody => {}
+        }
+    }
+
+    /// Tells a write's version before it is stored; the final answer follows.
+    pub fn announce(&self, ticket: &Ticket, version: Version) {
+        let mut frame = Vec::new();
+        encode_reply(&mut frame, ticket.id, &Reply::Announced { version }, true);
+        self.answer_frame(ticket, frame, false);
+    }
+
+    pub fn fail(&self, ticket: &Ticket, code: ErrorCode, message: &str) {
+        self.stats.error(code);
+        self.answer(ticket, &Reply::Error { code, message, version: Version::ZERO, need: 0, alive: 0 });
+    }
+
+    /// Answers once the log has `seq`: at once if it has.
+    pub fn answer_when(&self, ticket: &Ticket, seq: Seq, deadline: Mono, reply: &Reply<'_>, stamp: Option<Version>) {
+        if seq <= self.engine.durable() {
+            return self.answer(ticket, reply);
+        }
+        if !self.admit.begin() {
+            return self.refuse(ticket, stamp);
+        }
+        let mut frame = Vec::new();
+        encode_reply(&mut frame, ticket.id, reply, false);
+        let held = Held { seq, deadline, ticket: ticket.clone(), frame, stamp };
+        let mut commits = self.commits.borrow_mut();
+        if stamp.is_some() { commits.hold_write(held) } else { commits.hold_read(held) }
+    }
+
+    fn refuse(&self, ticket: &Ticket, stamp: Option<Version>) {
+        match stamp {
+            Some(version) => self.unknown(ticket, version, "too many requests wait; the write may still happen"),
+            None => self.fail(ticket, ErrorCode::Overloaded, "too many requests wait"),
+        }
+    }
+
+    /// A write whose outcome nobody knows, with the stamp for a retry.
+    pub fn unknown(&self, ticket: &Ticket, version: Version, message: &str) {
+        self.stats.error(ErrorCode::Unknown);
+        self.answer(ticket, &Reply::Error { code: ErrorCode::Unknown, message, version, need: 0, alive: 0 });
+    }
+
+    /// The log went on, or failed: answers what waited for it.
+    pub fn on_durable(&self, outcome: Result<Seq, String>) {
+        let mut held = Vec::new();
+        let mut commits = self.commits.borrow_mut();
+        match &outcome {
+            Ok(seq) => commits.ready(*seq, &mut held),
+            Err(_) => commits.all(&mut held),
+        }
+        drop(commits);
+        for held in held {
+            self.admit.end();
+            match &outcome {
+                Ok(_) => self.answer_frame(&held.ticket, held.frame, true),
+                Err(why) => self.give_up(&held, ErrorCode::Stopped, why),
+            }
+        }
+        self.settle();
+    }
+
+    /// Answers what waited for the log longer than its client would.
+    pub fn expire_held(&self) {
+        let mut held = Vec::new();
+        self.commits.borrow_mut().overdue(self.io.now(), &mut held);
+        for held in &held {
+            self.admit.end();
+            self.give_up(held, ErrorCode::DeadlinePassed, "the log was too slow");
+        }
+        if !held.is_empty() {
+            self.settle();
+        }
+    }
+
+    fn give_up(&self, held: &Held<Ticket>, code: ErrorCode, why: &str) {
+        match held.stamp {
+            Some(version) => self.unknown(&held.ticket, version, why),
+            None => self.fail(&held.ticket, code, why),
+        }
+    }
+
+    /// Answers that wait for the log.
+    pub fn held(&self) -> usize {
+        self.commits.borrow().len()
+    }
+
+    fn finish(&self, conn: &Rc<Conn>) {
+        conn.end_request();
+        self.mark_dirty(conn);
+    }
+
+    /// The connection has something to send at the end of this turn.
+    pub fn mark_dirty(&self, conn: &Rc<Conn>) {
+        if !conn.dirty.replace(true) {
+            self.dirty.borrow_mut().push(conn.clone());
+        }
+    }
+
+    /// Ends a turn: what it left to send goes out, and the cores it wrote to are woken.
+    pub fn settle(&self) {
+        for conn in self.dirty.borrow_mut().drain(..) {
+            conn.dirty.set(false);
+            conn.work.raise();
+        }
+        self.mailbox.wake();
+    }
+
+    /// No new requests from now on.
+    pub fn close(&self) {
+        self.closing.set(true);
+        self.ended.raise();
+    }
+
+    pub fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+}

@@ -1,0 +1,253 @@
+//! What memory alone can answer, in the connection's turn: no await, no task. One arm a command; what needs a disk, a lock or the clock's
+//! ceiling answers `Step::Wait` and goes to `perform`.
+
+use super::namespaces::{Durability, Namespace};
+use super::{Shard, Ticket};
+use crate::base::record::{Body, Cell, Kind, Version};
+use crate::base::time::{Mono, WallMs, hlc_ms};
+use crate::engine::{Batch, EngineError, KeyRef};
+use crate::limits::{CLOCK_SKEW_MS_MAX, CHUNK_BYTES};
+use crate::wire::command::{Command, Condition, Delete, ErrorCode, MultiPut, Put, Reply, Request, Value, WriteOptions};
+
+/// How a request went on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Answered, or held until the log has it.
+    Done,
+    /// It has to wait for something: nothing happened yet.
+    Wait,
+}
+
+/// Carries out what this core owns, if memory is enough.
+pub fn execute(shard: &Shard, ticket: &Ticket, request: &Request<'_>) -> Step {
+    match &request.command {
+        Command::Ping => answer(shard, ticket, &Reply::Pong),
+        Command::Info => answer(shard, ticket, &Reply::Text(&(shard.node.info)())),
+        Command::Get { key } => get(shard, ticket, request, key),
+        Command::Ttl { key } => ttl(shard, ticket, request, key),
+        Command::Put(put) => plain_put(shard, ticket, request, put),
+        Command::Delete(delete) => plain_delete(shard, ticket, request, delete),
+        Command::MultiPut(put) => multi_put(shard, ticket, request, put),
+        Command::NamespaceList => namespace_list(shard, ticket),
+        Command::MultiGet { .. }
+        | Command::Expire { .. }
+        | Command::Persist { .. }
+        | Command::Scan(_)
+        | Command::NamespaceCreate { .. }
+        | Command::NamespaceAlter { .. }
+        | Command::Snapshot { .. } => Step::Wait,
+        Command::Hello(_) => unreachable!("route refuses a second hello"),
+    }
+}
+
+fn answer(shard: &Shard, ticket: &Ticket, reply: &Reply<'_>) -> Step {
+    shard.answer(ticket, reply);
+    Step::Done
+}
+
+/// The reply to a get of a string that lies in one piece; None: chunks have to be read.
+pub fn value_reply<'a>(cell: Option<&Cell<'a>>, now_ms: WallMs) -> Option<Reply<'a>> {
+    match cell.filter(|cell| cell.is_live(now_ms)) {
+        None => Some(Reply::Absent),
+        Some(Cell { body: Body::Bytes(value), version, expiry, .. }) => {
+            Some(Reply::Value(Value { version: *version, remaining_ms: remaining(expiry.deadline_ms, now_ms), value }))
+        }
+        Some(_) => None,
+    }
+}
+
+/// Milliseconds to live; none for a key that never expires.
+pub fn remaining(deadline_ms: WallMs, now_ms: WallMs) -> Option<u64> {
+    (deadline_ms != 0).then(|| deadline_ms.saturating_sub(now_ms))
+}
+
+/// What a client may be shown at once: under `interval`, what is in memory.
+pub fn shown_after(durability: Durability, settled: u64) -> u64 {
+    if durability == Durability::Interval { 0 } else { settled }
+}
+
+fn get(shard: &Shard, ticket: &Ticket, request: &Request<'_>, key: &[u8]) -> Step {
+    read_in_memory(shard, ticket, request, key, |cell, now_ms| value_reply(cell, now_ms))
+}
+
+fn ttl(shard: &Shard, ticket: &Ticket, request: &Request<'_>, key: &[u8]) -> Step {
+    read_in_memory(shard, ticket, request, key, |cell, now_ms| Some(ttl_reply(cell, now_ms)))
+}
+
+/// The reply to a ttl.
+pub fn ttl_reply(cell: Option<&Cell<'_>>, now_ms: WallMs) -> Reply<'static> {
+    match cell.filter(|cell| cell.is_live(now_ms)) {
+        None => Reply::Absent,
+        Some(cell) => Reply::Ttl { remaining_ms: remaining(cell.expiry.deadline_ms, now_ms) },
+    }
+}
+
+fn read_in_memory(
+    shard: &Shard,
+    ticket: &Ticket,
+    request: &Request<'_>,
+    key: &[u8],
+    reply: impl for<'a> FnOnce(Option<&Cell<'a>>, WallMs) -> Option<Reply<'a>>,
+) -> Step {
+    let Some(namespace) = shard.namespace_durability(request.namespace) else { return Step::Wait };
+    let now_ms = shard.io.wall_ms();
+    let peeked = shard.engine.peek(shard.key(request.namespace, key), |cell, settled| match reply(cell, now_ms) {
+        None => Step::Wait,
+        Some(reply) => {
+            shard.answer_when(ticket, shown_after(namespace, settled), shard.deadline(request.deadline_ms), &reply, None);
+            Step::Done
+        }
+    });
+    shard.stats.peeked(peeked.is_ok());
+    peeked.unwrap_or(Step::Wait)
+}
+
+/// A write that needs no look at what is there.
+fn is_blind(condition: Condition, write: WriteOptions) -> bool {
+    condition == Condition::Always && !write.announce
+}
+
+fn plain_put(shard: &Shard, ticket: &Ticket, request: &Request<'_>, put: &Put<'_>) -> Step {
+    let key = shard.key(request.namespace, put.key);
+    if !is_blind(put.condition, put.write) || shard.locks.is_held(key.token) {
+        return Step::Wait;
+    }
+    let write = Write::begin(shard, ticket, request, put.write.version);
+    if let Some(write) = write {
+        write.put(key, put);
+    }
+    Step::Done
+}
+
+fn plain_delete(shard: &Shard, ticket: &Ticket, request: &Request<'_>, delete: &Delete<'_>) -> Step {
+    let key = shard.key(request.namespace, delete.key);
+    if !is_blind(delete.condition, delete.write) || shard.locks.is_held(key.token) {
+        return Step::Wait;
+    }
+    if let Some(write) = Write::begin(shard, ticket, request, delete.write.version) {
+        write.delete(key);
+    }
+    Step::Done
+}
+
+fn multi_put(shard: &Shard, ticket: &Ticket, request: &Request<'_>, put: &MultiPut<'_>) -> Step {
+    let held = |key: &[u8]| shard.locks.is_held(crate::base::record::token_of(key));
+    if put.write.announce || (!shard.locks.is_empty() && put.items.iter().any(|item| held(item.key))) {
+        return Step::Wait;
+    }
+    if let Some(write) = Write::begin(shard, ticket, request, put.write.version) {
+        write.multi_put(put);
+    }
+    Step::Done
+}
+
+fn namespace_list(shard: &Shard, ticket: &Ticket) -> Step {
+    let table = shard.namespaces();
+    let rows: Vec<_> = table.rows().iter().map(wire_namespace).collect();
+    answer(shard, ticket, &Reply::Namespaces(rows.into()))
+}
+
+fn wire_namespace(row: &Namespace) -> crate::wire::command::Namespace<'_> {
+    let Namespace { id, name, default_ttl_ms, durability } = row;
+    crate::wire::command::Namespace { id: *id, name, default_ttl_ms: *default_ttl_ms, durability: *durability }
+}
+
+/// One write on its way: stamped, then stored, then answered when it is durable.
+pub struct Write<'a> {
+    shard: &'a Shard,
+    ticket: &'a Ticket,
+    namespace: Namespace,
+    deadline: Mono,
+    pub version: Version,
+}
+
+impl<'a> Write<'a> {
+    /// Stamps a write, or takes the version of an earlier try. None: it was refused, and answered.
+    pub fn begin(shard: &'a Shard, ticket: &'a Ticket, request: &Request<'_>, again: Option<Version>) -> Option<Write<'a>> {
+        let Some(namespace) = shard.namespace(request.namespace) else {
+            shard.fail(ticket, ErrorCode::NoSuchNamespace, "no namespace of that number");
+            return None;
+        };
+        let now_ms = shard.io.wall_ms();
+        let version = match again {
+            None => shard.engine.stamp(now_ms),
+            Some(version) if version == Version::ZERO || hlc_ms(version.hlc()) > now_ms + CLOCK_SKEW_MS_MAX => {
+                shard.fail(ticket, ErrorCode::BadRequest, "no clock of ours gave that version");
+                return None;
+            }
+            Some(version) => {
+                shard.engine.observe(version);
+                version
+            }
+        };
+        Some(Write { shard, ticket, namespace, deadline: shard.deadline(request.deadline_ms), version })
+    }
+
+    fn batch(&self) -> Batch {
+        Batch::new(self.namespace.durability == Durability::Sync)
+    }
+
+    /// The same for every try of a write: counted from its version's clock, not from when it arrived.
+    pub fn deadline_ms(&self, ttl_ms: u64) -> WallMs {
+        let ttl_ms = if ttl_ms == 0 { self.namespace.default_ttl_ms } else { ttl_ms };
+        if ttl_ms == 0 { 0 } else { hlc_ms(self.version.hlc()).saturating_add(ttl_ms) }
+    }
+
+    pub fn put(&self, key: KeyRef<'_>, put: &Put<'_>) {
+        let mut batch = self.batch();
+        batch.put_value(key, put.value, self.version, self.deadline_ms(put.ttl_ms));
+        self.store(&batch, &[key]);
+    }
+
+    pub fn delete(&self, key: KeyRef<'_>) {
+        let mut batch = self.batch();
+        batch.push(key, Kind::Head, b"", &Cell::tombstone(self.version));
+        self.store(&batch, &[key]);
+    }
+
+    /// Only the deadline; 0 takes it away.
+    pub fn expire(&self, key: KeyRef<'_>, deadline_ms: WallMs) {
+        let mut batch = self.batch();
+        batch.push(key, Kind::Head, b"", &Cell::expire(self.version, deadline_ms));
+        self.store(&batch, &[key]);
+    }
+
+    pub fn multi_put(&self, put: &MultiPut<'_>) {
+        let mut batch = self.batch();
+        let keys: Vec<_> = put.items.iter().map(|item| self.shard.key(self.namespace.id, item.key)).collect();
+        for (key, item) in keys.iter().zip(put.items.iter()) {
+            batch.put_value(*key, item.value, self.version, self.deadline_ms(item.ttl_ms));
+        }
+        self.store(&batch, &keys);
+    }
+
+    fn store(&self, batch: &Batch, keys: &[KeyRef<'_>]) {
+        let shard = self.shard;
+        // A version from a client may be below what is forgotten for good: nobody can say any more whether it was there (rule G1).
+        let vnode = |key: &KeyRef<'_>| crate::base::record::vnode_of(key.token, shard.node.vnodes);
+        if keys.iter().any(|key| self.version <= shard.engine.floor_of(key.namespace, vnode(key))) {
+            return shard.unknown(self.ticket, self.version, "that version is too old to be told from a deleted one");
+        }
+        match shard.engine.write(batch) {
+            Ok(seq) => {
+                let reply = Reply::Done { version: self.version };
+                let seq = shown_after(self.namespace.durability, seq);
+                shard.answer_when(self.ticket, seq, self.deadline, &reply, Some(self.version));
+            }
+            Err(error) => engine_error(shard, self.ticket, &error),
+        }
+    }
+}
+
+/// Answers with what went wrong below.
+pub fn engine_error(shard: &Shard, ticket: &Ticket, error: &EngineError) {
+    let code = match error {
+        EngineError::DiskFull => ErrorCode::DiskFull,
+        EngineError::Overloaded => ErrorCode::Overloaded,
+        EngineError::Stopped(_) => ErrorCode::Stopped,
+        EngineError::Io(_) | EngineError::Corrupt { .. } | EngineError::Unsupported { .. } => ErrorCode::Failed,
+    };
+    shard.fail(ticket, code, &error.to_string());
+}
+
+const _: () = assert!(CHUNK_BYTES <= 64 * 1024);

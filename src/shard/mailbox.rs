@@ -1,0 +1,149 @@
+//! Messages between the cores of a node: bounded single-producer single-consumer queues, a pair for every two cores.
+//!
+//! A forward is a request's frame as it came, so that the owner decodes it once and nothing is encoded twice; the answer is the frame that the
+//! client gets. The number of forwards in flight is bounded so that no queue can be full, which is why sending never waits and two cores can never
+//! block each other. Wakes are gathered: one for all that a turn sent, none to a core that is awake.
+
+use crate::engine::NodeLayout;
+use crate::io::spsc::{self, Consumer, Producer};
+use crate::io::{Io, Parcel};
+use crate::limits::{FORWARDS_MAX, MAILBOX_MAX};
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+
+use super::namespaces::NamespaceTable;
+
+/// What one core says to another.
+pub enum Mail {
+    /// A request for a key that the receiver owns. `ticket` comes back in the answer.
+    Request { ticket: u32, kind: u16, id: u64, body: Vec<u8> },
+    /// An answer's frame; `last` unless more frames follow.
+    Reply { ticket: u32, last: bool, frame: Vec<u8> },
+    /// A connection that belongs to the receiver, its hello (a frame's id and body), and what it sent behind the hello.
+    Connection { parcel: Parcel, id: u64, hello: Vec<u8>, rest: Vec<u8> },
+    /// The namespaces as they are now.
+    Namespaces(Arc<NamespaceTable>),
+    /// The data folder is open: open your part of it.
+    Open(Arc<NodeLayout>),
+    /// The sender's part is open, or why not.
+    Opened(Result<(), String>),
+    /// Everyone is open: serve.
+    Serve,
+    /// End: answer what is under way, then close.
+    Shutdown,
+}
+
+/// The ends of one core's queues.
+pub struct MailboxEnds {
+    ends: Vec<Option<(Producer<Mail>, Consumer<Mail>)>>,
+}
+
+/// One core's mailbox.
+pub struct Mailbox {
+    io: Io,
+    peers: Vec<Option<Peer>>,
+    forwards: RefCell<Vec<Option<super::Ticket>>>,
+    free: RefCell<Vec<u32>>,
+}
+
+struct Peer {
+    to: Producer<Mail>,
+    from: Consumer<Mail>,
+    outstanding: Cell<usize>,
+    unwoken: Cell<bool>,
+}
+
+/// The queues of a node of `cores` cores.
+pub fn mesh(cores: usize) -> Vec<MailboxEnds> {
+    let mut grid: Vec<Vec<(Option<Producer<Mail>>, Option<Consumer<Mail>>)>> =
+        (0..cores).map(|_| (0..cores).map(|_| (None, None)).collect()).collect();
+    for from in 0..cores {
+        for to in 0..cores {
+            if from != to {
+                let (producer, consumer) = spsc::channel(MAILBOX_MAX);
+                grid[from][to].0 = Some(producer);
+                grid[to][from].1 = Some(consumer);
+            }
+        }
+    }
+    grid.into_iter().map(|row| MailboxEnds { ends: row.into_iter().map(|(to, from)| Some((to?, from?))).collect() }).collect()
+}
+
+impl MailboxEnds {
+    /// Something has come in.
+    fn any_waiting(peers: &[Option<Peer>]) -> bool {
+        peers.iter().flatten().any(|peer| !peer.from.is_empty())
+    }
+}
+
+impl Mailbox {
+    pub fn new(io: Io, ends: MailboxEnds) -> Mailbox {
+        let peer = |(to, from)| Peer { to, from, outstanding: Cell::new(0), unwoken: Cell::new(false) };
+        let peers = ends.ends.into_iter().map(|end| end.map(peer)).collect();
+        Mailbox { io, peers, forwards: RefCell::default(), free: RefCell::default() }
+    }
+
+    /// How many cores there are.
+    pub fn cores(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Something has come in.
+    pub fn any_waiting(&self) -> bool {
+        MailboxEnds::any_waiting(&self.peers)
+    }
+
+    /// The next message and who sent it.
+    pub fn pop(&self, core: usize) -> Option<Mail> {
+        self.peers[core].as_ref()?.from.pop()
+    }
+
+    /// Sends a message that is no forward. Bounded by what may be under way, so there is always room.
+    pub fn send(&self, core: usize, mail: Mail) {
+        let peer = self.peers[core].as_ref().expect("a core does not write to itself");
+        assert!(peer.to.push(mail).is_ok(), "the bounds on forwards keep a mailbox from filling");
+        peer.unwoken.set(true);
+    }
+
+    /// Sends a request on, or gives the ticket back where too many are on their way to that core.
+    pub fn forward(&self, core: usize, ticket: super::Ticket, kind: u16, id: u64, body: Vec<u8>) -> Result<(), super::Ticket> {
+        let peer = self.peers[core].as_ref().expect("a core does not forward to itself");
+        if peer.outstanding.get() >= FORWARDS_MAX {
+            return Err(ticket);
+        }
+        peer.outstanding.set(peer.outstanding.get() + 1);
+        let mut forwards = self.forwards.borrow_mut();
+        let slot = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            forwards.push(None);
+            forwards.len() as u32 - 1
+        });
+        forwards[slot as usize] = Some(ticket);
+        drop(forwards);
+        self.send(core, Mail::Request { ticket: slot, kind, id, body });
+        Ok(())
+    }
+
+    /// Whom an answer from `core` is for; the last answer ends the forward.
+    pub fn claim(&self, core: usize, slot: u32, last: bool) -> super::Ticket {
+        let mut forwards = self.forwards.borrow_mut();
+        let entry = &mut forwards[slot as usize];
+        if !last {
+            return entry.as_ref().expect("an answer to a forward under way").clone();
+        }
+        let peer = self.peers[core].as_ref().expect("an answer from another core");
+        peer.outstanding.set(peer.outstanding.get() - 1);
+        self.free.borrow_mut().push(slot);
+        entry.take().expect("an answer to a forward under way")
+    }
+
+    /// Wakes the cores that were written to since the last time.
+    pub fn wake(&self) {
+        for (core, peer) in self.peers.iter().enumerate() {
+            if let Some(peer) = peer
+                && peer.unwoken.take()
+            {
+                self.io.wake(core);
+            }
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! What has to wait: for a disk, a key's lock, the clock's ceiling. One task a request, over its own copy of the frame's body.
+
+use super::execute::{self, Write, engine_error, shown_after, ttl_reply, value_reply};
+use super::namespaces::{NamespaceError, NamespaceTable, TABLE_KEY};
+use super::{Shard, Ticket};
+use crate::base::record::{Body, Cell, NAMESPACE_SYSTEM, Version, token_of, vnode_of};
+use crate::base::time::Mono;
+use crate::engine::{Batch, EngineError, KeyRef, Seq};
+use crate::io::Class;
+use crate::limits::{CHUNK_BYTES, FRAME_BYTES_MAX, KEY_BYTES_MAX, SCAN_ENTRIES_MAX};
+use crate::wire::command::{
+    Command, Condition, Durability, ErrorCode, MultiPut, Page, Reply, Request, Scan, ScanEntry, Value, VersionedValue, WriteOptions,
+};
+use crate::wire::native::decode_request;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Carries a request out in a task of its own, or refuses it where too many wait already.
+pub fn spawn(shard: &Rc<Shard>, ticket: Ticket, kind: u16, body: Vec<u8>, deadline: Mono) {
+    if !shard.admit.begin() {
+        return shard.fail(&ticket, ErrorCode::Overloaded, "too many requests wait");
+    }
+    let shard = shard.clone();
+    let io = shard.io.clone();
+    drop(io.spawn(Class::Foreground, async move {
+        let request = decode_request(kind, &body).expect("decoded once before");
+        let task = Task { shard: &shard, ticket: &ticket, request: &request, deadline };
+        task.run().await;
+        shard.admit.end();
+        shard.settle();
+    }));
+}
+
+struct Task<'a> {
+    shard: &'a Rc<Shard>,
+    ticket: &'a Ticket,
+    request: &'a Request<'a>,
+    deadline: Mono,
+}
+
+impl Task<'_> {
+    async fn run(&self) {
+        let outcome = match &self.request.command {
+            Command::Get { key } => self.get(key).await,
+            Command::Ttl { key } => self.ttl(key).await,
+            Command::MultiGet { keys } => self.multi_get(keys).await,
+            Command::Put(put) => self.write(put.key, put.condition, put.write, |write, key| write.put(key, put)).await,
+            Command::Delete(delete) => self.write(delete.key, delete.condition, delete.write, |write, key| write.delete(key)).await,
+            Command::MultiPut(put) => self.multi_put(put).await,
+            Command::Expire { key, ttl_ms, write } => self.expire(key, *ttl_ms, *write).await,
+            Command::Persist { key, write } => self.expire(key, 0, *write).await,
+            Command::Scan(scan) => self.scan(scan).await,
+            Command::NamespaceCreate { name, default_ttl_ms, durability } => {
+                self.change_namespaces(|table| table.with(name, *default_ttl_ms, *durability)).await
+            }
+            Command::NamespaceAlter { name, default_ttl_ms, durability } => {
+                self.change_namespaces(|table| table.altered(name, *default_ttl_ms, *durability)).await
+            }
+            Command::Snapshot { name } => self.snapshot(name).await,
+            Command::Hello(_) | Command::Ping | Command::Info | Command::NamespaceList => {
+                unreachable!("answered in the connection's turn")
+            }
+        };
+        if let Err(error) = outcome {
+            engine_error(self.shard, self.ticket, &error);
+        }
+    }
+
+    fn key<'k>(&self, key: &'k [u8]) -> KeyRef<'k> {
+        self.shard.key(self.request.namespace, key)
+    }
+
+    fn durability(&self) -> Durability {
+        self.shard.namespace_durability(self.request.namespace).unwrap_or(Durability::Sync)
+    }
+
+    /// Answers a read once what it saw may be shown.
+    fn show(&self, settled: Seq, reply: &Reply<'_>) {
+        self.shard.answer_when(self.ticket, shown_after(self.durability(), settled), self.deadline, reply, None);
+    }
+
+    /// True, and answered, where the client does not wait any more.
+    fn too_late(&self) -> bool {
+        let late = self.shard.io.now() >= self.deadline;
+        if late {
+            self.shard.fail(self.ticket, ErrorCode::DeadlinePassed, "the deadline passed before anything was done");
+        }
+        late
+    }
+
+    async fn get(&self, key: &[u8]) -> Result<(), EngineError> {
+        let shard = self.shard;
+        let key = self.key(key);
+        let permit = shard.admit.read(CHUNK_BYTES).await;
+        if self.too_late() {
+            return Ok(());
+        }
+        let found = shard.engine.read(key).await?;
+        let now_ms = shard.io.wall_ms();
+        let cell = found.cell();
+        if let Some(reply) = value_reply(cell.as_ref(), now_ms) {
+            self.show(found.settled, &reply);
+            return Ok(());
+        }
+        let Some(Cell { body: Body::Chunked { len }, .. }) = cell else {
+            shard.fail(self.ticket, ErrorCode::BadRequest, "that key holds no string");
+            return Ok(());
+        };
+        drop(permit);
+        let _permit = shard.admit.read(len as usize).await;
+        match shard.engine.read_value(key, shard.io.wall_ms()).await? {
+            None => self.show(found.settled, &Reply::Absent),
+            Some(value) => {
+                let remaining_ms = execute::remaining(value.deadline_ms, shard.io.wall_ms());
+                self.show(value.settled, &Reply::Value(Value { version: value.version, remaining_ms, value: &value.bytes }));
+            }
+        }
+        Ok(())
+    }
+
+    async fn ttl(&self, key: &[u8]) -> Result<(), EngineError> {
+        let _permit = self.shard.admit.read(CHUNK_BYTES).await;
+        if !self.too_late() {
+            let found = self.shard.engine.read(self.key(key)).await?;
+            self.show(found.settled, &ttl_reply(found.cell().as_ref(), self.shard.io.wall_ms()));
+        }
+        Ok(())
+    }
+
+    async fn multi_get(&self, keys: &[&[u8]]) -> Result<(), EngineError> {
+        let shard = self.shard;
+        let mut values = Vec::with_capacity(keys.len());
+        let mut settled = 0;
+        let mut bytes = 0;
+        for key in keys {
+            let _permit = shard.admit.read(CHUNK_BYTES).await;
+            if self.too_late() {
+                return Ok(());
+            }
+            let value = shard.engine.read_value(self.key(key), shard.io.wall_ms()).await?;
+            settled = settled.max(value.as_ref().map_or(0, |value| value.settled));
+            bytes += 64 + value.as_ref().map_or(0, |value| value.bytes.len());
+            if bytes > FRAME_BYTES_MAX - KEY_BYTES_MAX {
+                shard.fail(self.ticket, ErrorCode::TooLarge, "the values do not fit into one answer: ask for fewer keys");
+                return Ok(());
+            }
+            values.push(value);
+        }
+        let found = values.iter().map(|value| value.as_ref().map(|value| VersionedValue { version: value.version, value: &value.bytes }));
+        self.show(settled, &Reply::Values(found.collect::<Vec<_>>().into()));
+        Ok(())
+    }
+
+    /// A write that has to look first, or to tell its version first. The key is locked from the look to the write, so nothing comes between.
+    async fn write(
+        &self,
+        key: &[u8],
+        condition: Condition,
+        options: WriteOptions,
+        store: impl FnOnce(&Write<'_>, KeyRef<'_>),
+    ) -> Result<(), EngineError> {
+        let shard = self.shard;
+        let key = self.key(key);
+        let _guard = shard.locks.lock(key.token).await;
+        if self.too_late() {
+            return Ok(());
+        }
+        if condition != Condition::Always {
+            let _permit = shard.admit.read(CHUNK_BYTES).await;
+            let found = shard.engine.read(key).await?;
+            let cell = found.cell();
+            let live = cell.filter(|cell| cell.is_live(shard.io.wall_ms())).map(|cell| cell.version);
+            if options.version.is_some() && cell.map(|cell| cell.version) == options.version {
+                let version = options.version.expect("just compared");
+                shard.answer_when(self.ticket, found.settled, self.deadline, &Reply::Done { version }, Some(version));
+                return Ok(());
+            }
+            if !is_met(condition, live) {
+                self.show(found.settled, &Reply::NotMet { present: live });
+                return Ok(());
+            }
+        }
+        let Some(write) = Write::begin(shard, self.ticket, self.request, options.version) else { return Ok(()) };
+        self.tell_version(&write, options).await?;
+        store(&write, key);
+        Ok(())
+    }
+
+    async fn tell_version(&self, write: &Write<'_>, options: WriteOptions) -> Result<(), EngineError> {
+        if options.announce {
+            // A version that was told must never be given again, not even when the power fails before the write.
+            self.shard.engine.make_ceiling_durable(write.version).await?;
+            self.shard.announce(self.ticket, write.version);
+            self.shard.settle();
+        }
+        Ok(())
+    }
+
+    async fn multi_put(&self, put: &MultiPut<'_>) -> Result<(), EngineError> {
+        let shard = self.shard;
+        let mut tokens: Vec<_> = put.items.iter().map(|item| token_of(item.key)).collect();
+        // In one order everywhere, so that two of them cannot wait for each other.
+        tokens.sort_unstable();
+        tokens.dedup();
+        let mut guards = Vec::with_capacity(tokens.len());
+        for token in tokens {
+            guards.push(shard.locks.lock(token).await);
+        }
+        if self.too_late() {
+            return Ok(());
+        }
+        if let Some(write) = Write::begin(shard, self.ticket, self.request, put.write.version) {
+            self.tell_version(&write, put.write).await?;
+            write.multi_put(put);
+        }
+        Ok(())
+    }
+
+    /// A new deadline `ttl_ms` from now; 0 takes it away.
+    async fn expire(&self, key: &[u8], ttl_ms: u64, options: WriteOptions) -> Result<(), EngineError> {
+        let shard = self.shard;
+        let key = self.key(key);
+        let _guard = shard.locks.lock(key.token).await;
+        if self.too_late() {
+            return Ok(());
+        }
+        let _permit = shard.admit.read(CHUNK_BYTES).await;
+        let found = shard.engine.read(key).await?;
+        if !found.cell().is_some_and(|cell| cell.is_live(shard.io.wall_ms())) {
+            self.show(found.settled, &Reply::Absent);
+            return Ok(());
+        }
+        let Some(write) = Write::begin(shard, self.ticket, self.request, options.version) else { return Ok(()) };
+        self.tell_version(&write, options).await?;
+        let deadline_ms = if ttl_ms == 0 { 0 } else { write.deadline_ms(ttl_ms) };
+        write.expire(key, deadline_ms);
+        Ok(())
+    }
+
+    async fn scan(&self, scan: &Scan<'_>) -> Result<(), EngineError> {
+        let shard = self.shard;
+        let limit = if scan.limit == 0 { SCAN_ENTRIES_MAX } else { (scan.limit as usize).min(SCAN_ENTRIES_MAX) };
+        let _permit = shard.admit.read(CHUNK_BYTES * 16).await;
+        if self.too_late() {
+            return Ok(());
+        }
+        let now_ms = shard.io.wall_ms();
+        let from = (!scan.cursor.is_empty()).then_some(scan.cursor);
+        if from.is_some_and(|key| vnode_of(token_of(key), shard.node.vnodes) != scan.vnode) {
+            shard.fail(self.ticket, ErrorCode::BadRequest, "that cursor is of another vnode");
+            return Ok(());
+        }
+        let page = shard.engine.scan(self.request.namespace, scan.vnode, from, limit, scan.with_values, now_ms).await?;
+        let entries = page.entries.iter().map(|entry| ScanEntry {
+            key: &entry.key,
+            version: entry.version,
+            remaining_ms: execute::remaining(entry.deadline_ms, now_ms),
+            value: entry.value.as_deref(),
+        });
+        let entries: Vec<_> = entries.collect();
+        self.show(page.settled, &Reply::Page(Page { cursor: page.next.as_deref().unwrap_or(b""), entries: entries.into() }));
+        Ok(())
+    }
+
+    /// Core 0 alone changes the table: stored first, then known to all.
+    async fn change_namespaces(&self, change: impl FnOnce(&NamespaceTable) -> Result<NamespaceTable, NamespaceError>) -> Result<(), EngineError> {
+        let shard = self.shard;
+        let _guard = shard.locks.lock(0).await;
+        let table = match change(&shard.namespaces()) {
+            Ok(table) => table,
+            Err(error) => {
+                shard.fail(self.ticket, ErrorCode::Failed, error.sentence());
+                return Ok(());
+            }
+        };
+        let version = shard.engine.stamp(shard.io.wall_ms());
+        let mut batch = Batch::new(true);
+        batch.put_value(table_key(), &table.encode(), version, 0);
+        let seq = shard.engine.write(&batch)?;
+        shard.engine.wait_durable(seq).await?;
+        shard.publish_namespaces(Arc::new(table));
+        shard.answer(self.ticket, &Reply::Done { version });
+        Ok(())
+    }
+
+    async fn snapshot(&self, name: &str) -> Result<(), EngineError> {
+        let good = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
+        if name.is_empty() || name.len() > 64 || !name.bytes().all(good) {
+            self.shard.fail(self.ticket, ErrorCode::BadRequest, "a snapshot's name has 1 to 64 letters, digits, '-' or '_'");
+            return Ok(());
+        }
+        self.shard.engine.snapshot(&self.shard.node.snapshot_dir(name)).await?;
+        self.shard.answer(self.ticket, &Reply::Done { version: Version::ZERO });
+        Ok(())
+    }
+}
+
+/// Where the table of namespaces lies: token 0 belongs to core 0 whatever the number of cores.
+pub fn table_key() -> KeyRef<'static> {
+    KeyRef { namespace: NAMESPACE_SYSTEM, token: 0, key: TABLE_KEY }
+}
+
+fn is_met(condition: Condition, live: Option<Version>) -> bool {
+    match condition {
+        Condition::Always => true,
+        Condition::IfAbsent => live.is_none(),
+        Condition::IfPresent => live.is_some(),
+        Condition::IfVersion(version) => live == Some(version),
+    }
+}
