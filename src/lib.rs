@@ -22,3 +22,6 @@ pub mod io;
 pub mod shard;
 #[cfg(feature = "server")]
 pub mod sim;
+
+#[cfg(feature = "server")]
+pub mod config;

@@ -3,6 +3,7 @@
 pub mod checksum;
 pub mod codec;
 pub mod map;
+pub mod metrics;
 pub mod prng;
 pub mod record;
 pub mod time;

@@ -1,0 +1,310 @@
+//! The command line: without a word it serves; with one it is the shell client, the verifier or the simulator.
+
+use super::{Durability, HOST_DEFAULT, PORT_DEFAULT, Refusal, Settings, parse};
+use crate::base::record::Version;
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What the process is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    Serve(super::Config),
+    Client(Client),
+    /// Read every byte of a data folder that no node holds, and check it.
+    Verify(PathBuf),
+    Sim(SimRun),
+}
+
+/// One request of the shell client and the node it goes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    pub target: Target,
+    pub word: Word,
+}
+
+/// The node that the shell client asks.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Name or address of the node
+    #[arg(long, value_name = "ADDR", default_value = HOST_DEFAULT)]
+    pub host: String,
+    /// Its native port
+    #[arg(long, value_name = "N", default_value_t = PORT_DEFAULT)]
+    pub port: u16,
+    /// File with the credential
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
+    /// Namespace
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub namespace: String,
+}
+
+/// When a put is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    Always,
+    IfAbsent,
+    IfPresent,
+    IfVersion(Version),
+}
+
+/// A request of the shell client. Keys and values are the argument's bytes as they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Word {
+    Put {
+        key: Vec<u8>,
+        value: Vec<u8>,
+        ttl: Option<Duration>,
+        condition: Condition,
+    },
+    Get {
+        key: Vec<u8>,
+    },
+    Del {
+        key: Vec<u8>,
+    },
+    Ttl {
+        key: Vec<u8>,
+    },
+    Expire {
+        key: Vec<u8>,
+        after: Duration,
+    },
+    Persist {
+        key: Vec<u8>,
+    },
+    /// Keys of one vnode, or of all; at most `limit`.
+    Scan {
+        vnode: Option<u32>,
+        limit: u64,
+    },
+    Info,
+    Namespaces(Namespaces),
+    Snapshot {
+        name: String,
+    },
+}
+
+/// What is done with namespaces. `ttl`: `None` leaves it, `Some(None)` takes it away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Namespaces {
+    List,
+    Create { name: String, ttl: Option<Duration>, durability: Durability },
+    Alter { name: String, ttl: Option<Option<Duration>>, durability: Option<Durability> },
+}
+
+/// A run of the simulator.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct SimRun {
+    /// Run this one seed, and say what happened
+    #[arg(long, value_name = "N", conflicts_with = "seeds")]
+    pub seed: Option<u64>,
+    /// Run this many seeds, from 1
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub seeds: Option<u64>,
+    /// Plant this bug; the run passes when it is found
+    #[arg(long, value_name = "NAME")]
+    pub planted: Option<String>,
+    /// Shards of the simulated node; drawn by the seed if not said
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub cores: Option<u16>,
+}
+
+/// The first look: either all is said, or a node's settings await the file.
+pub(super) enum Parsed {
+    Done(Command),
+    Serve { file: Option<PathBuf>, settings: Settings },
+}
+
+#[derive(Parser)]
+#[command(name = "ringkv", version, args_conflicts_with_subcommands = true, disable_help_subcommand = true, after_help = EXIT_CODES)]
+/// A key-value store: io_uring, one pinned thread a core, durable when acknowledged. Without a command it serves.
+struct Line {
+    /// Configuration file (TOML; keys are the flags' names); flags win over it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+const EXIT_CODES: &str =
+    "Exit codes: 0 clean, 1 failed, 2 configuration, 3 port in use, 4 data folder in use, 5 data damaged, 6 a shard stopped";
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Store a value
+    Put {
+        key: OsString,
+        value: OsString,
+        /// Forget the key after this long, as in 10s, 5m, 2h
+        #[arg(long, value_parser = parse::duration)]
+        ttl: Option<Duration>,
+        #[arg(long, conflicts_with_all = ["if_present", "if_version"])]
+        if_absent: bool,
+        #[arg(long, conflicts_with = "if_version")]
+        if_present: bool,
+        /// Only over this version
+        #[arg(long, value_name = "VERSION", value_parser = parse::version)]
+        if_version: Option<Version>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Print a value
+    Get(OneKey),
+    /// Delete a key
+    Del(OneKey),
+    /// Print how long a key has to live
+    Ttl(OneKey),
+    /// Forget a key after a while
+    Expire {
+        key: OsString,
+        #[arg(value_parser = parse::duration)]
+        duration: Duration,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Keep a key that would expire
+    Persist(OneKey),
+    /// Print keys
+    Scan {
+        /// Of this vnode only
+        #[arg(long, value_name = "N")]
+        vnode: Option<u32>,
+        /// At most this many
+        #[arg(long, value_name = "N", default_value_t = 1000)]
+        limit: u64,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Print the node's figures
+    Info(Target),
+    /// List, create or alter namespaces
+    Ns {
+        #[command(subcommand)]
+        verb: NsVerb,
+    },
+    /// Take a snapshot on the node, under this name
+    Snapshot {
+        name: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Check a data folder that no node holds
+    Verify { dir: PathBuf },
+    /// Run the simulator
+    Sim(SimRun),
+}
+
+#[derive(Args)]
+struct OneKey {
+    key: OsString,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Subcommand)]
+enum NsVerb {
+    /// Print all namespaces
+    List(Target),
+    /// Make a namespace
+    Create {
+        name: String,
+        /// How long keys live that are put without a TTL
+        #[arg(long, value_parser = parse::duration)]
+        ttl: Option<Duration>,
+        #[arg(long, value_name = "WHEN", default_value = "sync", value_parser = parse::durability)]
+        durability: Durability,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Change a namespace
+    Alter {
+        name: String,
+        /// How long keys live that are put without a TTL; `none` takes it away
+        #[arg(long, value_parser = ttl_or_none)]
+        ttl: Option<TtlChange>,
+        #[arg(long, value_name = "WHEN", value_parser = parse::durability)]
+        durability: Option<Durability>,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// A default TTL to set, or none. (A type of its own: clap reads meaning into nested options.)
+#[derive(Clone)]
+struct TtlChange(Option<Duration>);
+
+fn ttl_or_none(text: &str) -> Result<TtlChange, String> {
+    if text == "none" { Ok(TtlChange(None)) } else { parse::duration(text).map(|ttl| TtlChange(Some(ttl))) }
+}
+
+pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, Refusal> {
+    let line = Line::try_parse_from(args).map_err(refusal)?;
+    let Some(verb) = line.verb else {
+        return Ok(Parsed::Serve { file: line.config, settings: line.settings });
+    };
+    let (target, word) = match verb {
+        Verb::Verify { dir } => return Ok(Parsed::Done(Command::Verify(dir))),
+        Verb::Sim(run) => return Ok(Parsed::Done(Command::Sim(run))),
+        Verb::Put { key, value, ttl, if_absent, if_present, if_version, target } => {
+            let condition = match (if_absent, if_present, if_version) {
+                (true, ..) => Condition::IfAbsent,
+                (_, true, _) => Condition::IfPresent,
+                (_, _, Some(version)) => Condition::IfVersion(version),
+                _ => Condition::Always,
+            };
+            (target, Word::Put { key: key.into_vec(), value: value.into_vec(), ttl, condition })
+        }
+        Verb::Get(one) => (one.target, Word::Get { key: one.key.into_vec() }),
+        Verb::Del(one) => (one.target, Word::Del { key: one.key.into_vec() }),
+        Verb::Ttl(one) => (one.target, Word::Ttl { key: one.key.into_vec() }),
+        Verb::Expire { key, duration, target } => (target, Word::Expire { key: key.into_vec(), after: duration }),
+        Verb::Persist(one) => (one.target, Word::Persist { key: one.key.into_vec() }),
+        Verb::Scan { vnode, limit, target } => (target, Word::Scan { vnode, limit }),
+        Verb::Info(target) => (target, Word::Info),
+        Verb::Ns { verb } => namespaces(verb)?,
+        Verb::Snapshot { name, target } => (target, Word::Snapshot { name }),
+    };
+    Ok(Parsed::Done(Command::Client(Client { target, word })))
+}
+
+fn namespaces(verb: NsVerb) -> Result<(Target, Word), Refusal> {
+    let (target, word) = match verb {
+        NsVerb::List(target) => (target, Namespaces::List),
+        NsVerb::Create { name, ttl, durability, target } => (target, Namespaces::Create { name, ttl, durability }),
+        NsVerb::Alter { ttl: None, durability: None, .. } => {
+            return Err(Refusal::config("ns alter changes nothing without --ttl or --durability"));
+        }
+        NsVerb::Alter { name, ttl, durability, target } => {
+            (target, Namespaces::Alter { name, ttl: ttl.map(|change| change.0), durability })
+        }
+    };
+    Ok((target, Word::Namespaces(word)))
+}
+
+/// One sentence out of clap's page; its page as it is when help was asked for.
+fn refusal(error: clap::Error) -> Refusal {
+    let page = error.render().to_string();
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return Refusal { text: page.trim_end().to_owned(), code: super::exit::CLEAN };
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return Refusal::config("this command needs a word after it; see --help");
+    }
+    let said: Vec<&str> = page.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    let sentence = said.join(" ");
+    Refusal::config(sentence.strip_prefix("error: ").unwrap_or(&sentence))
+}
+
+/// Every flag of a node, dashes included.
+#[cfg(test)]
+pub(super) fn server_flags() -> Vec<String> {
+    let line = <Line as clap::CommandFactory>::command();
+    line.get_arguments().filter_map(|arg| arg.get_long()).map(|long| format!("--{long}")).collect()
+}

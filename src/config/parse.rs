@@ -1,0 +1,190 @@
+//! How operators write sizes, durations, lists of CPUs, versions: text in, a value or one clause that says what is wrong with it out.
+
+use super::Durability;
+use crate::base::record::Version;
+use crate::limits::CORES_MAX;
+use std::time::Duration;
+
+/// An amount of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    Bytes(u64),
+    /// Of what the host has; 1 to 100.
+    Percent(u64),
+}
+
+/// `4096`, `256MiB`, `2G`, `1.5GiB`, `25%`. Units are powers of 1024, with or without `iB` or `B`, in either case.
+pub fn size(text: &str) -> Result<Size, String> {
+    let (number, unit) = split(text)?;
+    let shift = match unit.to_ascii_lowercase().as_str() {
+        "%" if number > 0.0 && number <= 100.0 && number.fract() == 0.0 => return Ok(Size::Percent(number as u64)),
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(format!("`{text}` is no size; write 256MiB, 2G or 25%")),
+    };
+    Ok(Size::Bytes((number * (1u64 << shift) as f64) as u64))
+}
+
+/// `500ms`, `10s`, `5m`, `2h`, `7d`; a bare number is seconds. Never zero, at most a hundred years.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    const YEARS_100_MS: f64 = 100.0 * 366.0 * 86_400_000.0;
+    let (number, unit) = split(text)?;
+    let unit_ms = match unit {
+        "ms" => 1.0,
+        "" | "s" => 1_000.0,
+        "m" | "min" => 60_000.0,
+        "h" => 3_600_000.0,
+        "d" => 86_400_000.0,
+        _ => return Err(format!("`{text}` is no duration; write 500ms, 10s, 5m, 2h or 7d")),
+    };
+    let ms = (number * unit_ms).round();
+    if !(1.0..=YEARS_100_MS).contains(&ms) {
+        return Err(format!("`{text}` lies outside 1 ms to 100 years"));
+    }
+    Ok(Duration::from_millis(ms as u64))
+}
+
+fn split(text: &str) -> Result<(f64, &str), String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let number = text[..digits].parse().map_err(|_| format!("`{text}` does not begin with a number"))?;
+    Ok((number, text[digits..].trim_start()))
+}
+
+/// `0`, `0,2-5`: CPU numbers, ascending in the result, none twice, at most `CORES_MAX`.
+pub fn cores(text: &str) -> Result<Vec<usize>, String> {
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        let number =
+            |word: &str| word.trim().parse::<u16>().map(usize::from).map_err(|_| format!("`{text}` is no list of CPUs; write 0 or 0,2-5"));
+        let (from, to) = (number(from)?, number(to)?);
+        if from > to {
+            return Err(format!("the range {part} runs backwards"));
+        }
+        if to - from >= CORES_MAX || cpus.len() + (to - from) >= CORES_MAX {
+            return Err(format!("`{text}` names more than {CORES_MAX} CPUs"));
+        }
+        cpus.extend(from..=to);
+    }
+    cpus.sort_unstable();
+    match cpus.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(format!("CPU {} is named twice", pair[0])),
+        None => Ok(cpus),
+    }
+}
+
+/// `sync` or `interval`.
+pub fn durability(text: &str) -> Result<Durability, String> {
+    match text {
+        "sync" => Ok(Durability::Sync),
+        "interval" => Ok(Durability::Interval),
+        _ => Err(format!("`{text}` is neither sync nor interval")),
+    }
+}
+
+/// A version as the shell client prints it: 32 hexadecimal digits.
+pub fn version(text: &str) -> Result<Version, String> {
+    let plain = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match u128::from_str_radix(text, 16) {
+        Ok(version) if plain => Ok(Version(version)),
+        _ => Err(format!("`{text}` is no version; a version has 32 hexadecimal digits, as put and get print it")),
+    }
+}
+
+/// Bytes of memory by the text of `/proc/meminfo`.
+pub fn meminfo_total(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// The files that may hold a memory limit of this process, by the text of `/proc/self/cgroup` (cgroups(7)): for version 2 and
+/// version 1, its own group and every one above, and the root as a container sees it.
+pub fn cgroup_limit_files(text: &str) -> Vec<String> {
+    let mut files = Vec::new();
+    for line in text.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
+        let (root, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            list if list.split(',').any(|name| name == "memory") => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            _ => continue,
+        };
+        let mut group = path.trim_end_matches('/');
+        loop {
+            files.push(format!("{root}{group}/{file}"));
+            match group.rsplit_once('/') {
+                Some((above, _)) => group = above,
+                None => break,
+            }
+        }
+    }
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_in_every_spelling_and_nonsense_is_named() {
+        assert_eq!(size("4096"), Ok(Size::Bytes(4096)));
+        assert_eq!(size("256MiB"), Ok(Size::Bytes(256 << 20)));
+        assert_eq!(size("256 mb"), Ok(Size::Bytes(256 << 20)));
+        assert_eq!(size("2G"), Ok(Size::Bytes(2 << 30)));
+        assert_eq!(size("1.5GiB"), Ok(Size::Bytes(3 << 29)));
+        assert_eq!(size("25%"), Ok(Size::Percent(25)));
+        for wrong in ["", "G", "0%", "101%", "2.5%", "2X", "-1G", "1..2G"] {
+            assert!(size(wrong).is_err_and(|why| why.contains(wrong)), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn durations_carry_units_and_stay_in_bounds() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
+        assert_eq!(duration("7d"), Ok(Duration::from_secs(7 * 86_400)));
+        for wrong in ["", "0", "0.1ms", "-1s", "1y", "99999999d", "soon"] {
+            assert!(duration(wrong).is_err_and(|why| why.contains(wrong)), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn lists_of_cpus_are_sorted_without_doubles_and_bounded() {
+        assert_eq!(cores("0"), Ok(vec![0]));
+        assert_eq!(cores("4-5,0,2"), Ok(vec![0, 2, 4, 5]));
+        for (wrong, why) in
+            [("", "no list"), ("1,", "no list"), ("5-2", "backwards"), ("0-2,1", "twice"), ("0-9999", "more than"), ("a", "no list")]
+        {
+            assert!(cores(wrong).is_err_and(|said| said.contains(why)), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn versions_are_32_digits() {
+        assert_eq!(version("000000000000000000000000000000ff"), Ok(Version(255)));
+        for wrong in ["ff", "+00000000000000000000000000000ff", "g00000000000000000000000000000ff"] {
+            assert!(version(wrong).is_err());
+        }
+    }
+
+    #[test]
+    fn limits_are_looked_for_in_every_group_above() {
+        assert_eq!(
+            cgroup_limit_files("0::/a/b\n"),
+            ["/sys/fs/cgroup/a/b/memory.max", "/sys/fs/cgroup/a/memory.max", "/sys/fs/cgroup/memory.max"]
+        );
+        assert_eq!(
+            cgroup_limit_files("9:name=systemd:/\n4:cpu,memory:/x\n"),
+            ["/sys/fs/cgroup/memory/x/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
+        );
+        assert_eq!(meminfo_total("MemTotal:       24576 kB\nMemFree: 1 kB\n"), Some(24576 * 1024));
+        assert_eq!(meminfo_total("nonsense"), None);
+    }
+}

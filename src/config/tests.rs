@@ -1,0 +1,195 @@
+//! Every refusal and every default, as an operator meets them.
+
+use super::*;
+use std::ffi::OsString;
+
+fn host() -> Host {
+    Host { cpus: vec![0, 1, 2, 3], memory_bytes: 8 << 30 }
+}
+
+fn run(words: &str, files: &[(&str, &str)]) -> Result<Command, Refusal> {
+    let args = std::iter::once("ringkv").chain(words.split_whitespace()).map(OsString::from);
+    let machine = [
+        ("/proc/self/status", "Name:\tx\nCpus_allowed_list:\t0-3\n"),
+        ("/proc/meminfo", "MemTotal: 8388608 kB\n"),
+        ("/proc/self/cgroup", "0::/\n"),
+    ];
+    load(args, &|path| {
+        let found = files.iter().chain(&machine).find(|(name, _)| Path::new(name) == path);
+        found.map(|(_, text)| (*text).to_owned()).ok_or_else(|| std::io::ErrorKind::NotFound.into())
+    })
+}
+
+fn config(words: &str, files: &[(&str, &str)]) -> Config {
+    match run(words, files) {
+        Ok(Command::Serve(config)) => config,
+        other => panic!("{words}: {other:?}"),
+    }
+}
+
+fn refused(words: &str, file: &str) -> String {
+    let refusal = run(words, &[("f", file)]).expect_err(words);
+    assert_eq!(refusal.code, exit::CONFIG);
+    assert!(!refusal.text.contains('\n'), "one sentence: {}", refusal.text);
+    refusal.text
+}
+
+#[test]
+fn defaults_work_without_a_word() {
+    let config = config("", &[]);
+    assert_eq!(config.native, "127.0.0.1:7400".parse().unwrap());
+    assert_eq!(config.admin, "127.0.0.1:7480".parse().unwrap());
+    assert_eq!(config.data, Path::new("./ringkv-data"));
+    assert_eq!(config.cores, [0, 1, 2, 3]);
+    assert_eq!(config.memory_bytes, (8u64 << 30) / 100 * 25);
+    assert_eq!((config.durability, config.insecure, config.strict_start), (Durability::Sync, false, false));
+    assert_eq!(config.vnodes_at_creation(), 4096);
+}
+
+#[test]
+fn flags_win_over_the_file_and_the_file_over_defaults() {
+    let file = "port = 7500\nadmin-port = 7501\ncores = \"1-2\"\nmemory = \"1G\"\ndurability = \"interval\"\nstrict-start = true\n";
+    let config = config("--config f --port 7600 --cores 3 --strict-start=false", &[("f", file)]);
+    assert_eq!((config.native.port(), config.admin.port()), (7600, 7501));
+    assert_eq!((config.cores, config.memory_bytes), (vec![3], 1 << 30));
+    assert_eq!((config.durability, config.strict_start), (Durability::Interval, false));
+}
+
+#[test]
+fn a_refusal_is_one_sentence_that_names_the_key() {
+    for (words, file, key) in [
+        ("--prot 1", "", "--prot"),
+        ("--port x", "", "--port"),
+        ("--port 99999", "", "--port"),
+        ("--cores 9", "", "cores"),
+        ("--cores 1,1", "", "cores"),
+        ("--memory 1T", "", "memory"),
+        ("--memory 1M", "", "memory"),
+        ("--memory lots", "", "memory"),
+        ("--durability never", "", "durability"),
+        ("--vnodes 1000", "", "vnodes"),
+        ("--vnodes 32768", "", "vnodes"),
+        ("--host nowhere", "", "host"),
+        ("--port 7480", "", "admin-port"),
+        ("--config missing", "", "config"),
+        ("--config f", "prot = 1", "prot"),
+        ("--config f", "data = \"d\"\nport = \"x\"", "line 2: `port"),
+        ("--config f", "port = ", "port"),
+        ("--config f", "port = 1\nport = 2", "port"),
+        ("--config f", "[cores]\nlist = 1", "cores"),
+        ("--port 1 get k", "", "--port"),
+        ("put k", "", "VALUE"),
+        ("put k v --if-absent --if-present", "", "--if-present"),
+        ("put k v --ttl 0", "", "--ttl"),
+        ("get k --if-absent", "", "--if-absent"),
+        ("sim --seed 1 --seeds 2", "", "--seeds"),
+        ("ns alter x", "", "--ttl"),
+        ("ns", "", "word"),
+        ("frobnicate", "", "frobnicate"),
+    ] {
+        let text = refused(words, file);
+        assert!(text.contains(key), "`{words}` with `{file}` said: {text}");
+    }
+}
+
+#[test]
+fn beyond_loopback_takes_a_credential_or_insecure() {
+    assert!(refused("--host 0.0.0.0", "").contains("secret-file"));
+    assert!(refused("--host ::", "").contains("secret-file"));
+    assert!(refused("--config f", "host = \"10.0.0.1\"").contains("secret-file"));
+    assert!(refused("--insecure --secret-file s", "").contains("contradict"));
+    assert_eq!(config("--host 0.0.0.0 --insecure", &[]).native, "0.0.0.0:7400".parse().unwrap());
+    assert_eq!(config("--host 0.0.0.0 --secret-file s", &[]).secret_file.as_deref(), Some(Path::new("s")));
+    assert_eq!(config("--host ::1", &[]).native, "[::1]:7400".parse().unwrap());
+    assert_eq!(config("--host localhost", &[]).native, "127.0.0.1:7400".parse().unwrap());
+}
+
+#[test]
+fn the_control_groups_limit_counts_as_the_hosts_memory() {
+    let files =
+        [("/proc/self/cgroup", "0::/a/b\n"), ("/sys/fs/cgroup/a/memory.max", "1073741824\n"), ("/sys/fs/cgroup/a/b/memory.max", "max\n")];
+    let small = config("", &files);
+    assert_eq!(small.memory_bytes, (1u64 << 30) / 100 * 25);
+    let blind = Host::look(&|_| Err(std::io::ErrorKind::NotFound.into()));
+    assert_eq!(blind, Host { cpus: vec![0], memory_bytes: 1 << 30 });
+}
+
+#[test]
+fn a_small_host_still_starts_with_the_least_that_works() {
+    let tiny = Host { cpus: vec![0, 1], memory_bytes: 64 << 20 };
+    assert_eq!(Settings::default().resolve(&tiny).unwrap().memory_bytes, 2 * MEMORY_BYTES_MIN_PER_CORE);
+    let many = Host { cpus: (0..400).collect(), memory_bytes: 1 << 40 };
+    assert_eq!(Settings::default().resolve(&many).unwrap().cores.len(), CORES_MAX);
+    assert!(Settings { port: Some(0), admin_port: Some(0), ..Settings::default() }.resolve(&host()).is_ok());
+}
+
+#[test]
+fn the_shell_clients_words_are_understood() {
+    let word = |words: &str| match run(words, &[]) {
+        Ok(Command::Client(client)) => client,
+        other => panic!("{words}: {other:?}"),
+    };
+    let put = word("put k v --ttl 10s --if-version 000000000000000000000000000000ff --host h --port 9 --namespace n");
+    let condition = Condition::IfVersion(crate::base::record::Version(255));
+    let ttl = Some(std::time::Duration::from_secs(10));
+    assert_eq!(put.word, Word::Put { key: b"k".into(), value: b"v".into(), ttl, condition });
+    assert_eq!(put.target, Target { host: "h".into(), port: 9, secret_file: None, namespace: "n".into() });
+    assert_eq!(word("get k").target.port, PORT_DEFAULT);
+    assert_eq!(word("scan").word, Word::Scan { vnode: None, limit: 1000 });
+    let none = Namespaces::Alter { name: "x".into(), ttl: Some(None), durability: None };
+    assert_eq!(word("ns alter x --ttl none").word, Word::Namespaces(none));
+    let made = Namespaces::Create { name: "x".into(), ttl: None, durability: Durability::Interval };
+    assert_eq!(word("ns create x --durability interval").word, Word::Namespaces(made));
+    assert_eq!(run("verify d", &[]), Ok(Command::Verify("d".into())));
+    let sim = SimRun { seed: None, seeds: Some(50), planted: None, cores: None };
+    assert_eq!(run("sim --seeds 50", &[]), Ok(Command::Sim(sim)));
+}
+
+#[test]
+fn help_and_version_are_no_failures() {
+    let help = run("--help", &[]).expect_err("help is text");
+    assert_eq!(help.code, exit::CLEAN);
+    assert!(help.text.contains("--admin-port") && help.text.contains("Exit codes"));
+    assert_eq!(run("--version", &[]).expect_err("version is text").code, exit::CLEAN);
+}
+
+/// The first table of `tuning.md`: flag and default of each row.
+fn rows() -> Vec<(String, String)> {
+    let table = include_str!("../../tuning.md").lines().filter(|line| line.starts_with("| `--"));
+    table
+        .map(|line| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            let flag = cells[1].trim_matches('`').split(' ').next().unwrap_or("").to_owned();
+            (flag, cells[2].trim_matches('`').to_owned())
+        })
+        .collect()
+}
+
+#[test]
+fn every_knob_has_its_row_in_tuning_md_and_every_row_its_knob() {
+    let mut in_table: Vec<String> = rows().into_iter().map(|(flag, _)| flag).collect();
+    let mut flags = command::server_flags();
+    in_table.sort();
+    flags.sort();
+    assert_eq!(in_table, flags);
+}
+
+#[test]
+fn the_defaults_that_tuning_md_tells_are_the_defaults() {
+    let mut shown = 0;
+    for (flag, default) in rows() {
+        let constant = match flag.as_str() {
+            "--data" => DATA_DEFAULT.to_owned(),
+            "--host" => HOST_DEFAULT.to_owned(),
+            "--port" => PORT_DEFAULT.to_string(),
+            "--admin-port" => ADMIN_PORT_DEFAULT.to_string(),
+            "--memory" => format!("{MEMORY_PERCENT_DEFAULT}%"),
+            "--durability" => "sync".to_owned(),
+            "--vnodes" => VNODES_DEFAULT.to_string(),
+            _ => continue,
+        };
+        assert_eq!(default, constant, "{flag}");
+        shown += 1;
+    }
+    assert_eq!(shown, 7);
+}
