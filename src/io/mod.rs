@@ -1,6 +1,7 @@
 //! The seam to the world: files, sockets, clocks, randomness, tasks. One `Io` a core; nothing above this room names io_uring,
 //! libc, or `std::{fs, net, thread, time}`.
 
+pub mod admin;
 pub mod buffer;
 pub mod driver;
 pub mod executor;
