@@ -65,3 +65,5 @@ pub const DEADLINE_MS_MAX: u32 = 600_000;
 pub const CLOCK_SKEW_MS_MAX: u64 = 60_000;
 
 const _: () = assert!(MAILBOX_MAX >= FORWARDS_MAX * 3 + 1024, "a full mailbox is impossible, so sending never waits");
+/// The largest first frame of a connection.
+pub const HELLO_BYTES_MAX: usize = 16 * 1024;

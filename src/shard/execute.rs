@@ -6,7 +6,7 @@ use super::{Shard, Ticket};
 use crate::base::record::{Body, Cell, Kind, Version};
 use crate::base::time::{Mono, WallMs, hlc_ms};
 use crate::engine::{Batch, EngineError, KeyRef};
-use crate::limits::{CLOCK_SKEW_MS_MAX, CHUNK_BYTES};
+use crate::limits::{CHUNK_BYTES, CLOCK_SKEW_MS_MAX};
 use crate::wire::command::{Command, Condition, Delete, ErrorCode, MultiPut, Put, Reply, Request, Value, WriteOptions};
 
 /// How a request went on.

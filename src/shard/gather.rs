@@ -2,8 +2,9 @@
 
 use super::{Origin, Shard, Ticket};
 use crate::base::record::Version;
-use crate::wire::command::{ErrorCode, Reply, Value};
-use crate::wire::frame::parse_header;
+use crate::limits::FRAME_BYTES_MAX;
+use crate::wire::command::{ErrorCode, ErrorReply, Reply, VersionedValue};
+use crate::wire::frame::FrameReader;
 use crate::wire::native::decode_reply;
 use std::cell::{Cell, RefCell};
 
@@ -20,7 +21,7 @@ pub struct Gather {
     ticket: Ticket,
     left: Cell<usize>,
     whole: Whole,
-    failed: RefCell<Option<(ErrorCode, String, Version)>>,
+    failed: RefCell<Option<(ErrorCode, String, Option<Version>)>>,
 }
 
 impl Gather {
@@ -35,10 +36,11 @@ impl Gather {
         if !last {
             return;
         }
-        let (header, body) = parse_header(frame).expect("our own frame");
-        match decode_reply(header.kind, body) {
+        let mut reader = FrameReader::new(FRAME_BYTES_MAX);
+        let frame = reader.feed(frame).next().expect("one frame").expect("our own frame");
+        match decode_reply(frame.kind, frame.body) {
             Ok(reply) => self.absorb(part, reply),
-            Err(error) => self.fail(ErrorCode::Failed, &error.to_string(), Version::ZERO),
+            Err(error) => self.fail(error.code, error.what, None),
         }
         self.left.set(self.left.get() - 1);
         if self.left.get() == 0 {
@@ -48,20 +50,20 @@ impl Gather {
 
     fn absorb(&self, part: usize, reply: Reply<'_>) {
         match (&self.whole, reply) {
-            (_, Reply::Error { code, message, version, .. }) => self.fail(code, message, version),
+            (_, Reply::Error(error)) => self.fail(error.code, error.message, error.version),
             (Whole::Values { places, values }, Reply::Values(found)) => {
                 let mut values = values.borrow_mut();
-                for (&place, value) in places[part].iter().zip(found) {
-                    values[place as usize] = value.map(|value| (value.version, value.bytes.to_vec()));
+                for (&place, value) in places[part].iter().zip(found.iter()) {
+                    values[place as usize] = value.map(|value| (value.version, value.value.to_vec()));
                 }
             }
             (Whole::Done { newest }, Reply::Done { version }) => newest.set(newest.get().max(version)),
-            _ => self.fail(ErrorCode::Failed, "a part answered with another kind", Version::ZERO),
+            _ => self.fail(ErrorCode::Failed, "a part answered with another kind", None),
         }
     }
 
     /// The first failure stands for all, but an unknown outcome outranks a certain failure: part of the write may have happened.
-    fn fail(&self, code: ErrorCode, message: &str, version: Version) {
+    fn fail(&self, code: ErrorCode, message: &str, version: Option<Version>) {
         let mut failed = self.failed.borrow_mut();
         if failed.is_none() || code == ErrorCode::Unknown {
             *failed = Some((code, message.to_owned(), version));
@@ -70,14 +72,15 @@ impl Gather {
 
     fn answer(&self, shard: &Shard) {
         if let Some((code, message, version)) = &*self.failed.borrow() {
-            return shard.answer(&self.ticket, &Reply::Error { code: *code, message, version: *version, need: 0, alive: 0 });
+            let error = ErrorReply { version: *version, ..ErrorReply::new(*code, message) };
+            return shard.answer(&self.ticket, &Reply::Error(error));
         }
         match &self.whole {
             Whole::Done { newest } => shard.answer(&self.ticket, &Reply::Done { version: newest.get() }),
             Whole::Values { values, .. } => {
                 let values = values.borrow();
-                let found = values.iter().map(|value| value.as_ref().map(|(version, bytes)| Value { version: *version, bytes }));
-                shard.answer(&self.ticket, &Reply::Values(found.collect()));
+                let found = values.iter().map(|value| value.as_ref().map(|(version, value)| VersionedValue { version: *version, value }));
+                shard.answer(&self.ticket, &Reply::Values(found.collect::<Vec<_>>().into()));
             }
         }
     }

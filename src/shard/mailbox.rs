@@ -19,8 +19,8 @@ pub enum Mail {
     Request { ticket: u32, kind: u16, id: u64, body: Vec<u8> },
     /// An answer's frame; `last` unless more frames follow.
     Reply { ticket: u32, last: bool, frame: Vec<u8> },
-    /// A connection that belongs to the receiver, its hello (a frame's id and body), and what it sent behind the hello.
-    Connection { parcel: Parcel, id: u64, hello: Vec<u8>, rest: Vec<u8> },
+    /// A connection that belongs to the receiver, its hello's request id, and what it sent behind the hello.
+    Connection { parcel: Parcel, id: u64, rest: Vec<u8> },
     /// The namespaces as they are now.
     Namespaces(Arc<NamespaceTable>),
     /// The data folder is open: open your part of it.
@@ -29,8 +29,6 @@ pub enum Mail {
     Opened(Result<(), String>),
     /// Everyone is open: serve.
     Serve,
-    /// End: answer what is under way, then close.
-    Shutdown,
 }
 
 /// The ends of one core's queues.

@@ -19,12 +19,12 @@ pub mod signal;
 pub mod start;
 pub mod stats;
 
-use crate::base::record::{Token, Version, core_of, token_of, vnode_of};
+use crate::base::record::{NAMESPACE_SYSTEM, Token, Version, core_of, token_of, vnode_of};
 use crate::base::time::Mono;
 use crate::engine::{Engine, KeyRef, Seq};
 use crate::io::Io;
 use crate::limits::{DEADLINE_MS_DEFAULT, DEADLINE_MS_MAX};
-use crate::wire::command::{ErrorCode, Reply};
+use crate::wire::command::{Durability, ErrorCode, ErrorReply, Reply};
 use crate::wire::native::encode_reply;
 use admit::Admit;
 use commits::{Commits, Held};
@@ -35,7 +35,7 @@ use namespaces::{Namespace, NamespaceTable};
 use signal::{KeyLocks, Signal};
 use stats::Stats;
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,13 +47,15 @@ pub struct Shard {
     pub locks: Rc<KeyLocks>,
     pub admit: Rc<Admit>,
     pub stats: Stats,
-    pub node: Arc<start::NodeInfo>,
+    pub node: Rc<start::NodeInfo>,
     core: u16,
     namespaces: RefCell<Arc<NamespaceTable>>,
     commits: RefCell<Commits<Ticket>>,
     dirty: RefCell<Vec<Rc<Conn>>>,
     closing: Cell<bool>,
     connections: Cell<usize>,
+    /// Connections that are served here, to be let go at the end.
+    open: RefCell<Vec<Weak<Conn>>>,
     ended: Signal,
 }
 
@@ -99,12 +101,31 @@ impl Shard {
         self.namespaces.borrow().get(id).cloned()
     }
 
+    /// When a write of the namespace is acknowledged; the system's own are always on disk first.
+    #[inline]
+    pub fn namespace_durability(&self, id: u32) -> Option<Durability> {
+        if id == NAMESPACE_SYSTEM { Some(Durability::Sync) } else { self.namespaces.borrow().get(id).map(|row| row.durability) }
+    }
+
     pub fn namespaces(&self) -> Arc<NamespaceTable> {
         self.namespaces.borrow().clone()
     }
 
     pub fn set_namespaces(&self, table: Arc<NamespaceTable>) {
         *self.namespaces.borrow_mut() = table;
+    }
+
+    /// Tells every core the namespaces as they are now.
+    pub fn publish_namespaces(&self, table: Arc<NamespaceTable>) {
+        for core in (0..self.mailbox.cores()).filter(|&core| core != usize::from(self.core)) {
+            self.mailbox.send(core, Mail::Namespaces(table.clone()));
+        }
+        self.set_namespaces(table);
+    }
+
+    /// A request that another core sent on.
+    pub fn handle_forwarded(self: &Rc<Shard>, core: u16, ticket: u32, kind: u16, id: u64, body: &[u8]) {
+        self.handle(Ticket { origin: Origin::Core { core, ticket }, id }, kind, body);
     }
 
     /// When a request that came now must be answered.
@@ -116,11 +137,11 @@ impl Shard {
     /// Answers a request, for good.
     pub fn answer(&self, ticket: &Ticket, reply: &Reply<'_>) {
         if let Origin::Connection(conn) = &ticket.origin {
-            encode_reply(&mut conn.out.borrow_mut(), ticket.id, reply, false);
+            encode_reply(&mut conn.out.borrow_mut(), ticket.id, reply);
             self.finish(conn);
         } else {
             let mut frame = Vec::new();
-            encode_reply(&mut frame, ticket.id, reply, false);
+            encode_reply(&mut frame, ticket.id, reply);
             self.answer_frame(ticket, frame, true);
         }
     }
@@ -145,13 +166,13 @@ impl Shard {
     /// Tells a write's version before it is stored; the final answer follows.
     pub fn announce(&self, ticket: &Ticket, version: Version) {
         let mut frame = Vec::new();
-        encode_reply(&mut frame, ticket.id, &Reply::Announced { version }, true);
+        encode_reply(&mut frame, ticket.id, &Reply::Announced { version });
         self.answer_frame(ticket, frame, false);
     }
 
     pub fn fail(&self, ticket: &Ticket, code: ErrorCode, message: &str) {
         self.stats.error(code);
-        self.answer(ticket, &Reply::Error { code, message, version: Version::ZERO, need: 0, alive: 0 });
+        self.answer(ticket, &Reply::Error(ErrorReply::new(code, message)));
     }
 
     /// Answers once the log has `seq`: at once if it has.
@@ -163,7 +184,7 @@ impl Shard {
             return self.refuse(ticket, stamp);
         }
         let mut frame = Vec::new();
-        encode_reply(&mut frame, ticket.id, reply, false);
+        encode_reply(&mut frame, ticket.id, reply);
         let held = Held { seq, deadline, ticket: ticket.clone(), frame, stamp };
         let mut commits = self.commits.borrow_mut();
         if stamp.is_some() { commits.hold_write(held) } else { commits.hold_read(held) }
@@ -179,7 +200,8 @@ impl Shard {
     /// A write whose outcome nobody knows, with the stamp for a retry.
     pub fn unknown(&self, ticket: &Ticket, version: Version, message: &str) {
         self.stats.error(ErrorCode::Unknown);
-        self.answer(ticket, &Reply::Error { code: ErrorCode::Unknown, message, version, need: 0, alive: 0 });
+        let error = ErrorReply { version: Some(version), ..ErrorReply::new(ErrorCode::Unknown, message) };
+        self.answer(ticket, &Reply::Error(error));
     }
 
     /// The log went on, or failed: answers what waited for it.
@@ -245,6 +267,25 @@ impl Shard {
             conn.work.raise();
         }
         self.mailbox.wake();
+    }
+
+    /// Connections open on this core.
+    pub fn connections(&self) -> usize {
+        self.connections.get()
+    }
+
+    fn count_connection(&self, more: isize) {
+        self.connections.set(self.connections.get().checked_add_signed(more).expect("as many end as began"));
+    }
+
+    fn add_connection(&self, conn: &Rc<Conn>) {
+        let mut open = self.open.borrow_mut();
+        open.retain(|conn| conn.strong_count() > 0);
+        open.push(Rc::downgrade(conn));
+    }
+
+    fn open_connections(&self) -> Vec<Rc<Conn>> {
+        self.open.borrow().iter().filter_map(Weak::upgrade).collect()
     }
 
     /// No new requests from now on.

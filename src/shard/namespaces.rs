@@ -84,12 +84,12 @@ impl NamespaceTable {
         Ok(table)
     }
 
-    /// The table with one namespace changed.
-    pub fn altered(&self, name: &str, default_ttl_ms: u64, durability: Durability) -> Result<NamespaceTable, NamespaceError> {
+    /// The table with one namespace changed; `None` leaves as it is.
+    pub fn altered(&self, name: &str, default_ttl_ms: Option<u64>, durability: Option<Durability>) -> Result<NamespaceTable, NamespaceError> {
         let mut table = self.clone();
         let row = table.rows.iter_mut().find(|row| row.name == name).ok_or(NamespaceError::Missing)?;
-        row.default_ttl_ms = default_ttl_ms;
-        row.durability = durability;
+        row.default_ttl_ms = default_ttl_ms.unwrap_or(row.default_ttl_ms);
+        row.durability = durability.unwrap_or(row.durability);
         Ok(table)
     }
 
@@ -144,8 +144,8 @@ mod tests {
         assert_eq!(table.by_name("cache").map(|row| row.id), Some(NAMESPACE_DEFAULT + 1));
         assert_eq!(table.with("cache", 0, Durability::Sync), Err(NamespaceError::Exists));
         assert_eq!(table.with("a b", 0, Durability::Sync), Err(NamespaceError::BadName));
-        assert_eq!(table.altered("nope", 0, Durability::Sync), Err(NamespaceError::Missing));
-        let altered = table.altered("cache", 5, Durability::Sync).unwrap();
+        assert_eq!(table.altered("nope", None, None), Err(NamespaceError::Missing));
+        let altered = table.altered("cache", Some(5), None).unwrap();
         assert_eq!(altered.by_name("cache").map(|row| row.default_ttl_ms), Some(5));
     }
 }

@@ -263,7 +263,10 @@ impl Task<'_> {
     }
 
     /// Core 0 alone changes the table: stored first, then known to all.
-    async fn change_namespaces(&self, change: impl FnOnce(&NamespaceTable) -> Result<NamespaceTable, NamespaceError>) -> Result<(), EngineError> {
+    async fn change_namespaces(
+        &self,
+        change: impl FnOnce(&NamespaceTable) -> Result<NamespaceTable, NamespaceError>,
+    ) -> Result<(), EngineError> {
         let shard = self.shard;
         let _guard = shard.locks.lock(0).await;
         let table = match change(&shard.namespaces()) {
@@ -273,11 +276,7 @@ impl Task<'_> {
                 return Ok(());
             }
         };
-        let version = shard.engine.stamp(shard.io.wall_ms());
-        let mut batch = Batch::new(true);
-        batch.put_value(table_key(), &table.encode(), version, 0);
-        let seq = shard.engine.write(&batch)?;
-        shard.engine.wait_durable(seq).await?;
+        let version = store_namespaces(shard, &table).await?;
         shard.publish_namespaces(Arc::new(table));
         shard.answer(self.ticket, &Reply::Done { version });
         Ok(())
@@ -293,6 +292,16 @@ impl Task<'_> {
         self.shard.answer(self.ticket, &Reply::Done { version: Version::ZERO });
         Ok(())
     }
+}
+
+/// Makes the table of namespaces durable.
+pub async fn store_namespaces(shard: &Shard, table: &NamespaceTable) -> Result<Version, EngineError> {
+    let version = shard.engine.stamp(shard.io.wall_ms());
+    let mut batch = Batch::new(true);
+    batch.put_value(table_key(), &table.encode(), version, 0);
+    let seq = shard.engine.write(&batch)?;
+    shard.engine.wait_durable(seq).await?;
+    Ok(version)
 }
 
 /// Where the table of namespaces lies: token 0 belongs to core 0 whatever the number of cores.

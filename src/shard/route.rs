@@ -20,7 +20,7 @@ impl Shard {
         }
         let request = match decode_request(kind, body) {
             Ok(request) => request,
-            Err(error) => return self.fail(&ticket, error.code(), &error.to_string()),
+            Err(error) => return self.fail(&ticket, error.code, error.what),
         };
         if let Err((code, message)) = self.check(&request) {
             return self.fail(&ticket, code, message);
@@ -42,7 +42,9 @@ impl Shard {
         if matches!(request.command, Command::Hello(_)) {
             return Err((ErrorCode::BadRequest, "a second hello"));
         }
-        if request.command.row().has_keys && (request.namespace == NAMESPACE_SYSTEM || self.namespaces.borrow().get(request.namespace).is_none()) {
+        if request.command.row().has_keys
+            && (request.namespace == NAMESPACE_SYSTEM || self.namespaces.borrow().get(request.namespace).is_none())
+        {
             return Err((ErrorCode::NoSuchNamespace, "no namespace of that number"));
         }
         let key_fits = |key: &[u8]| key.len() <= KEY_BYTES_MAX;

@@ -1,0 +1,289 @@
+//! Connections: accepted on core 0, which reads the hello and hands the connection to the core it wants; then a reader and a writer task
+//! each, on that core.
+
+use super::conn::Conn;
+use super::mailbox::Mail;
+use super::{Origin, Shard, Ticket};
+use crate::io::{Class, Io, Listener, Parcel, Socket};
+use crate::limits::{
+    CONNECTION_BYTES_MAX, CORE_CONNECTIONS_MAX, DEADLINE_MS_DEFAULT, FRAME_BYTES_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX, KEY_BYTES_MAX,
+    MULTI_KEYS_MAX, SCAN_ENTRIES_MAX, VALUE_BYTES_MAX,
+};
+use crate::wire::command::{
+    CORE_ANY, Command, ErrorCode, ErrorReply, Hello, HelloOk, Limits, Node, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Reply,
+};
+use crate::wire::frame::{FrameError, FrameReader};
+use crate::wire::native::{decode_request, encode_reply, put_goodbye};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// A buffer that grew for one large answer is not kept for small ones.
+const SPARE_BYTES_MAX: usize = 256 * 1024;
+
+/// Takes connections in until the shard closes.
+pub async fn listen(shard: Rc<Shard>, listener: Listener) {
+    let io = shard.io.clone();
+    let mut next_core = 0u16;
+    while !shard.is_closing() {
+        match io.accept(&listener).await {
+            Ok((socket, _)) if shard.connections() < CORE_CONNECTIONS_MAX => {
+                let turn = next_core;
+                next_core = (next_core + 1) % shard.node.cores;
+                let shard = shard.clone();
+                drop(io.spawn(Class::Foreground, async move { greet(shard, socket, turn).await }));
+            }
+            Ok((socket, _)) => io.close(&socket),
+            // Out of descriptors or the like: existing connections go on, and new ones are tried again after a pause.
+            Err(_) if !shard.is_closing() => io.sleep(Duration::from_millis(10)).await,
+            Err(_) => return,
+        }
+    }
+}
+
+/// The first frame of a connection: who it is and which core it wants. Whoever says no hello in time is cut.
+async fn greet(shard: Rc<Shard>, socket: Socket, turn: u16) {
+    let io = shard.io.clone();
+    let _counted = Counted::new(&shard);
+    let mut said = Vec::new();
+    let until = io.now().plus(Duration::from_millis(HELLO_MS_MAX));
+    let verdict = loop {
+        match within(&io, until, io.receive(&socket)).await {
+            Some(Ok(chunks)) if !chunks.is_empty() => chunks.iter().for_each(|chunk| said.extend_from_slice(chunk)),
+            _ => return io.close(&socket),
+        }
+        if let Some(verdict) = judge(&shard, &said, turn) {
+            break verdict;
+        }
+    };
+    match verdict {
+        Verdict::Refuse(bytes) => {
+            let _ = within(&io, until, io.send(&socket, bytes)).await;
+            io.close(&socket);
+        }
+        Verdict::Welcome { core, id, used } => {
+            let rest = said.split_off(used);
+            if core == shard.core() {
+                serve(&shard, socket, id, rest).await;
+            } else if let Ok((parcel, chunks)) = io.hand_over(socket).await {
+                let mut rest = rest;
+                chunks.iter().for_each(|chunk| rest.extend_from_slice(chunk));
+                shard.mailbox.send(usize::from(core), Mail::Connection { parcel, id, rest });
+                shard.mailbox.wake();
+            }
+        }
+    }
+}
+
+enum Verdict {
+    Refuse(Vec<u8>),
+    /// The core that serves it, the hello's request id, and how many bytes the hello took.
+    Welcome { core: u16, id: u64, used: usize },
+}
+
+/// None: the hello has not all arrived.
+fn judge(shard: &Shard, said: &[u8], turn: u16) -> Option<Verdict> {
+    let mut reader = FrameReader::new(HELLO_BYTES_MAX);
+    let frame = match reader.feed(said).next()? {
+        Ok(frame) => frame,
+        Err(error) => {
+            let mut bytes = Vec::new();
+            put_goodbye(&mut bytes, &error);
+            return Some(Verdict::Refuse(bytes));
+        }
+    };
+    let refuse = |code, message: &str| {
+        let mut bytes = Vec::new();
+        encode_reply(&mut bytes, frame.id, &Reply::Error(ErrorReply::new(code, message)));
+        Some(Verdict::Refuse(bytes))
+    };
+    let hello = match decode_request(frame.kind, frame.body) {
+        Ok(request) => request,
+        Err(error) => return refuse(error.code, error.what),
+    };
+    let Command::Hello(hello) = hello.command else {
+        return refuse(ErrorCode::Unauthorized, "the first frame of a connection is a hello");
+    };
+    match check_hello(shard, &hello) {
+        Err((code, message)) => refuse(code, message),
+        Ok(()) => {
+            let core = if hello.core == CORE_ANY { turn } else { hello.core };
+            Some(Verdict::Welcome { core, id: frame.id, used: crate::wire::frame::HEADER_BYTES + frame.body.len() })
+        }
+    }
+}
+
+fn check_hello(shard: &Shard, hello: &Hello<'_>) -> Result<(), (ErrorCode, &'static str)> {
+    if hello.version_min > PROTOCOL_VERSION || hello.version_max < PROTOCOL_VERSION_MIN {
+        return Err((ErrorCode::UnsupportedVersion, "no protocol version in common"));
+    }
+    if !shard.node.secret.as_deref().is_none_or(|secret| same_secret(secret, hello.credential)) {
+        return Err((ErrorCode::Unauthorized, "the credential is wrong"));
+    }
+    if hello.core != CORE_ANY && hello.core >= shard.node.cores {
+        return Err((ErrorCode::BadRequest, "no core of that number"));
+    }
+    Ok(())
+}
+
+/// Compares in a time that does not tell how much of it was right.
+fn same_secret(ours: &[u8], theirs: &[u8]) -> bool {
+    ours.len() == theirs.len() && ours.iter().zip(theirs).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+}
+
+/// A connection from core 0.
+pub async fn adopt(shard: Rc<Shard>, parcel: Parcel, id: u64, rest: Vec<u8>) {
+    let _counted = Counted::new(&shard);
+    if let Ok(socket) = shard.io.adopt(parcel).await {
+        serve(&shard, socket, id, rest).await;
+    }
+}
+
+/// Serves a connection that said hello: reads and carries out until either side ends.
+async fn serve(shard: &Rc<Shard>, socket: Socket, id: u64, rest: Vec<u8>) {
+    let conn = Rc::new(Conn::default());
+    encode_reply(&mut conn.out.borrow_mut(), id, &welcome(shard));
+    shard.mark_dirty(&conn);
+    let writer = shard.io.spawn(Class::Foreground, write(shard.io.clone(), socket.clone(), conn.clone()));
+    shard.add_connection(&conn);
+    if read(shard, &socket, &conn, rest).await {
+        // The client ended its side: what it asked for is still answered.
+        conn.drained.until(|| conn.closed.get() || conn.pending() == 0 && conn.out_bytes() == 0).await;
+    }
+    conn.close();
+    writer.await;
+    shard.io.close(&socket);
+}
+
+fn welcome(shard: &Shard) -> Reply<'_> {
+    let node = &shard.node;
+    let limits = Limits {
+        frame_bytes_max: FRAME_BYTES_MAX as u32,
+        key_bytes_max: KEY_BYTES_MAX as u32,
+        value_bytes_max: VALUE_BYTES_MAX as u32,
+        multi_keys_max: MULTI_KEYS_MAX as u32,
+        scan_entries_max: SCAN_ENTRIES_MAX as u32,
+        connection_bytes_max: CONNECTION_BYTES_MAX as u32,
+        deadline_ms_default: DEADLINE_MS_DEFAULT,
+    };
+    let this = Node { id: node.node_id, host: &node.host, port: node.port(), cores: node.cores };
+    Reply::HelloOk(HelloOk {
+        protocol_version: PROTOCOL_VERSION,
+        core: shard.core(),
+        cores: node.cores,
+        vnodes: node.vnodes,
+        node_id: node.node_id,
+        cluster_id: node.cluster_id,
+        epoch: 1,
+        features: 0,
+        limits,
+        nodes: vec![this].into(),
+        owners: Vec::new().into(),
+    })
+}
+
+/// Takes requests in until the stream ends (true) or cannot be read on (false).
+async fn read(shard: &Rc<Shard>, socket: &Socket, conn: &Rc<Conn>, rest: Vec<u8>) -> bool {
+    let mut reader = FrameReader::new(FRAME_BYTES_MAX);
+    if !take_in(shard, conn, &mut reader, &rest).await {
+        return false;
+    }
+    drop(rest);
+    loop {
+        shard.settle();
+        conn.room().await;
+        if conn.closed.get() {
+            return false;
+        }
+        match shard.io.receive(socket).await {
+            Err(_) => return false,
+            Ok(chunks) if chunks.is_empty() => return true,
+            Ok(chunks) => {
+                for chunk in chunks {
+                    if !take_in(shard, conn, &mut reader, &chunk).await {
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The requests that a chunk completes. False: the framing is lost, and the client was told.
+async fn take_in(shard: &Rc<Shard>, conn: &Rc<Conn>, reader: &mut FrameReader, chunk: &[u8]) -> bool {
+    for frame in reader.feed(chunk) {
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error) => {
+                say_goodbye(shard, conn, &error).await;
+                return false;
+            }
+        };
+        if !conn.has_room() {
+            shard.settle();
+            conn.room().await;
+        }
+        if conn.closed.get() {
+            return false;
+        }
+        conn.begin_request();
+        shard.handle(Ticket { origin: Origin::Connection(conn.clone()), id: frame.id }, frame.kind, frame.body);
+    }
+    true
+}
+
+async fn say_goodbye(shard: &Rc<Shard>, conn: &Rc<Conn>, error: &FrameError) {
+    put_goodbye(&mut conn.out.borrow_mut(), error);
+    shard.mark_dirty(conn);
+    shard.settle();
+    let until = shard.io.now().plus(Duration::from_secs(1));
+    let _ = within(&shard.io, until, conn.drained.until(|| conn.closed.get() || conn.out_bytes() == 0)).await;
+}
+
+/// Sends what turns leave in `out`, all of it with one operation a turn.
+async fn write(io: Io, socket: Socket, conn: Rc<Conn>) {
+    let mut spare = Vec::new();
+    loop {
+        conn.work.until(|| conn.closed.get() || !conn.out.borrow().is_empty()).await;
+        if conn.closed.get() {
+            return;
+        }
+        match io.send(&socket, conn.take_out(spare)).await {
+            Err(_) => return conn.close(),
+            Ok(mut sent) => {
+                sent.clear();
+                spare = if sent.capacity() > SPARE_BYTES_MAX { Vec::new() } else { sent };
+                conn.sent();
+            }
+        }
+    }
+}
+
+/// Counts a connection for as long as it lives.
+struct Counted(Rc<Shard>);
+
+impl Counted {
+    fn new(shard: &Rc<Shard>) -> Counted {
+        shard.count_connection(1);
+        Counted(shard.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.count_connection(-1);
+    }
+}
+
+/// A future's result, if it comes in time.
+pub async fn within<T>(io: &Io, until: crate::base::time::Mono, future: impl Future<Output = T>) -> Option<T> {
+    use std::future::poll_fn;
+    use std::pin::pin;
+    use std::task::Poll;
+    let mut future = pin!(future);
+    let mut timer = pin!(io.sleep_until(until));
+    poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending => timer.as_mut().poll(context).map(|()| None),
+    })
+    .await
+}

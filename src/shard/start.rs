@@ -1,0 +1,375 @@
+//! The life of a shard from opening to closing, the same in a node of threads and in the simulator.
+//!
+//! Core 0 opens the data folder's layout and tells the others; each opens its own part; when all are open the layout is settled, the namespaces
+//! are read and told, and core 0 listens. At the end each core answers what is under way, and closes when all have.
+
+use super::admit::Admit;
+use super::conn::Conn;
+use super::mailbox::{Mail, Mailbox, MailboxEnds};
+use super::namespaces::{Durability, NamespaceTable};
+use super::signal::{KeyLocks, Signal};
+use super::stats::{self, Board, Stats};
+use super::{Shard, perform, session};
+use crate::base::metrics::Report;
+use crate::engine::{Engine, EngineConfig, EngineError, NodeLayout, Planted};
+use crate::io::{Class, Io, SocketAddr};
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// How often a shard publishes its figures.
+const PUBLISH_EVERY: Duration = Duration::from_millis(500);
+/// How often answers that wait for the log are looked through for passed deadlines.
+const OVERDUE_EVERY: Duration = Duration::from_millis(10);
+/// How long a closing shard waits for what is under way.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// What a node is to be: shared by its shards.
+pub struct Plan {
+    pub data: PathBuf,
+    pub listen: SocketAddr,
+    /// The host that clients are told.
+    pub host: String,
+    pub cores: u16,
+    /// Of a data folder that does not exist yet; None: the default, and whatever an existing folder has.
+    pub vnodes: Option<u32>,
+    pub durability: Durability,
+    pub secret: Option<Vec<u8>>,
+    /// Sizes of the engine: everything in it that is the same for all cores.
+    pub engine: EngineConfig,
+    pub board: Arc<Board>,
+    /// The port that was bound; 0 until then.
+    pub port: AtomicU16,
+    /// Set, and every core woken, to end the node.
+    pub stop: AtomicBool,
+    /// Cores whose requests are all answered.
+    pub drained: AtomicUsize,
+    /// Told once, by core 0, when the node serves.
+    pub ready: Box<dyn Fn(SocketAddr) + Send + Sync>,
+    /// A bug for the simulator to find.
+    pub planted: Option<Planted>,
+}
+
+/// What a shard knows of its node.
+pub struct NodeInfo {
+    pub vnodes: u32,
+    pub cores: u16,
+    pub node_id: u64,
+    pub cluster_id: [u8; 16],
+    pub host: String,
+    pub secret: Option<Vec<u8>>,
+    pub info: Box<dyn Fn() -> String>,
+    data: PathBuf,
+    plan: Arc<Plan>,
+}
+
+impl NodeInfo {
+    fn new(plan: &Arc<Plan>, layout: &NodeLayout) -> NodeInfo {
+        let board = plan.board.clone();
+        let head = format!("node_id:{:016x}\nvnodes:{}\ncores:{}\n", layout.node_id(), layout.vnodes(), plan.cores);
+        let info = move || {
+            let trouble = board.trouble().map_or_else(|| "state:ok\n".to_owned(), |why| format!("state:{why}\n"));
+            format!("{head}{trouble}{}", board.report().info())
+        };
+        NodeInfo {
+            vnodes: layout.vnodes(),
+            cores: plan.cores,
+            node_id: layout.node_id(),
+            cluster_id: layout.cluster_id(),
+            host: plan.host.clone(),
+            secret: plan.secret.clone(),
+            info: Box::new(info),
+            data: plan.data.clone(),
+            plan: plan.clone(),
+        }
+    }
+
+    /// The port of the native protocol.
+    pub fn port(&self) -> u16 {
+        self.plan.port.load(Ordering::Relaxed)
+    }
+
+    pub fn snapshot_dir(&self, name: &str) -> PathBuf {
+        self.data.join("snapshots").join(name)
+    }
+}
+
+/// Why a shard ended before its time.
+#[derive(Debug)]
+pub enum StartFailure {
+    Engine(EngineError),
+    /// The address that could not be bound.
+    Listen(SocketAddr, std::io::Error),
+    /// Another core failed first.
+    Other(String),
+}
+
+impl From<EngineError> for StartFailure {
+    fn from(error: EngineError) -> StartFailure {
+        StartFailure::Engine(error)
+    }
+}
+
+impl std::fmt::Display for StartFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StartFailure::Engine(error) => error.fmt(f),
+            StartFailure::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
+            StartFailure::Other(why) => f.write_str(why),
+        }
+    }
+}
+
+/// One core's whole life: returns when the node was stopped, or could not start.
+pub async fn run(io: Io, ends: MailboxEnds, plan: Arc<Plan>) -> Result<(), StartFailure> {
+    let mailbox = Rc::new(Mailbox::new(io.clone(), ends));
+    let (inbox, stop) = (mailbox.clone(), plan.clone());
+    let told = Rc::new(Cell::new(false));
+    let heard = told.clone();
+    io.set_inbox(Box::new(move || inbox.any_waiting() || (stop.stop.load(Ordering::Acquire) && !heard.get())));
+    let opened = open(&io, &mailbox, &plan).await;
+    let shard = match opened {
+        Ok(shard) => shard,
+        Err(failure) => {
+            tell_failure(&io, &mailbox, &failure);
+            return Err(failure);
+        }
+    };
+    spawn_services(&shard, &plan);
+    if io.core() == 0 {
+        listen(&shard, &plan).await?;
+    }
+    read_mail(&shard, &plan, &told).await;
+    drain(&shard, &plan).await;
+    shard.engine.close().await;
+    Ok(())
+}
+
+/// Opens this core's part, in step with the others.
+async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Shard>, StartFailure> {
+    let others = 1..usize::from(plan.cores);
+    let layout = if io.core() == 0 {
+        let layout = NodeLayout::open(io, &plan.data, plan.cores, plan.vnodes, io.wall_ms()).await?;
+        others.clone().for_each(|core| mailbox.send(core, Mail::Open(layout.clone())));
+        mailbox.wake();
+        layout
+    } else {
+        loop {
+            match next_mail(io, mailbox).await {
+                (_, Mail::Open(layout)) => break layout,
+                (_, Mail::Opened(Err(why))) => return Err(StartFailure::Other(why)),
+                _ => {}
+            }
+        }
+    };
+    let config = EngineConfig { core: io.core() as u16, cores: plan.cores, planted: plan.planted, ..plan.engine.clone() };
+    let (engine, _report) = Engine::open(io, &layout, config).await?;
+    let shard = Rc::new(assemble(io, mailbox, plan, engine, &layout));
+    if io.core() == 0 {
+        for _ in others.clone() {
+            if let Err(why) = next_opened(io, mailbox).await {
+                return Err(StartFailure::Other(why));
+            }
+        }
+        layout.settle(io).await?;
+        let table = load_namespaces(&shard, plan.durability).await?;
+        shard.publish_namespaces(Arc::new(table));
+        others.for_each(|core| mailbox.send(core, Mail::Serve));
+    } else {
+        mailbox.send(0, Mail::Opened(Ok(())));
+        mailbox.wake();
+        loop {
+            match next_mail(io, mailbox).await {
+                (_, Mail::Namespaces(table)) => shard.set_namespaces(table),
+                (_, Mail::Serve) => break,
+                (_, Mail::Opened(Err(why))) => return Err(StartFailure::Other(why)),
+                _ => {}
+            }
+        }
+    }
+    mailbox.wake();
+    Ok(shard)
+}
+
+fn assemble(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>, engine: Engine, layout: &NodeLayout) -> Shard {
+    Shard {
+        io: io.clone(),
+        mailbox: mailbox.clone(),
+        locks: KeyLocks::new(io.random_u64()),
+        admit: Admit::new(plan.engine.memory_bytes / 4),
+        stats: Stats::default(),
+        node: Rc::new(NodeInfo::new(plan, layout)),
+        core: io.core() as u16,
+        engine,
+        namespaces: RefCell::new(Arc::new(NamespaceTable::fresh(plan.durability))),
+        commits: RefCell::default(),
+        dirty: RefCell::default(),
+        closing: Cell::new(false),
+        connections: Cell::new(0),
+        open: RefCell::default(),
+        ended: Signal::default(),
+    }
+}
+
+async fn next_mail(io: &Io, mailbox: &Mailbox) -> (usize, Mail) {
+    loop {
+        for core in 0..mailbox.cores() {
+            if let Some(mail) = mailbox.pop(core) {
+                return (core, mail);
+            }
+        }
+        io.inbox().await;
+        // The stop flag also rings; it is seen when there is something to stop.
+        io.yield_now().await;
+    }
+}
+
+async fn next_opened(io: &Io, mailbox: &Mailbox) -> Result<(), String> {
+    loop {
+        if let (_, Mail::Opened(outcome)) = next_mail(io, mailbox).await {
+            return outcome;
+        }
+    }
+}
+
+fn tell_failure(io: &Io, mailbox: &Mailbox, failure: &StartFailure) {
+    for core in (0..mailbox.cores()).filter(|&core| core != io.core()) {
+        mailbox.send(core, Mail::Opened(Err(failure.to_string())));
+    }
+    mailbox.wake();
+}
+
+/// The namespaces as stored; a fresh node stores its default one first.
+async fn load_namespaces(shard: &Rc<Shard>, durability: Durability) -> Result<NamespaceTable, EngineError> {
+    let key = perform::table_key();
+    if let Some(value) = shard.engine.read_value(key, shard.io.wall_ms()).await? {
+        return NamespaceTable::decode(&value.bytes).map_err(|error| EngineError::corrupt("the namespace table", 0, error));
+    }
+    let table = NamespaceTable::fresh(durability);
+    perform::store_namespaces(shard, &table).await?;
+    Ok(table)
+}
+
+/// Everything a shard does beside answering: the log's news, deadlines, figures.
+fn spawn_services(shard: &Rc<Shard>, plan: &Arc<Plan>) {
+    let (weak, board, core): (Weak<Shard>, _, _) = (Rc::downgrade(shard), plan.board.clone(), shard.core());
+    shard.engine.on_durable(Box::new(move |outcome| {
+        if let Err(why) = &outcome {
+            board.stopped(core, why);
+        }
+        if let Some(shard) = weak.upgrade() {
+            shard.on_durable(outcome);
+        }
+    }));
+    let io = &shard.io;
+    let watched = shard.clone();
+    drop(io.spawn(Class::Foreground, async move {
+        while !watched.is_closing() {
+            watched.io.sleep(OVERDUE_EVERY).await;
+            watched.expire_held();
+        }
+    }));
+    let (published, board) = (shard.clone(), plan.board.clone());
+    drop(io.spawn(Class::Background, async move {
+        while !published.is_closing() {
+            board.publish(published.core(), report(&published));
+            published.io.sleep(PUBLISH_EVERY).await;
+        }
+    }));
+}
+
+fn report(shard: &Shard) -> Report {
+    let mut report = Report::new();
+    shard.stats.report(&mut report);
+    report.count(&stats::CONNECTIONS, &[], shard.connections() as u64);
+    report.count(&stats::WAITING, &[], shard.admit.waiting() as u64);
+    shard.engine.report(&mut report);
+    report
+}
+
+async fn listen(shard: &Rc<Shard>, plan: &Plan) -> Result<(), StartFailure> {
+    let listener = match shard.io.listen(plan.listen).await {
+        Ok(listener) => listener,
+        Err(error) => {
+            let failure = StartFailure::Listen(plan.listen, error);
+            tell_failure(&shard.io, &shard.mailbox, &failure);
+            return Err(failure);
+        }
+    };
+    let address = listener.address();
+    plan.port.store(address.port(), Ordering::Relaxed);
+    drop(shard.io.spawn(Class::Foreground, session::listen(shard.clone(), listener)));
+    (plan.ready)(address);
+    Ok(())
+}
+
+/// Carries out what other cores send, until the node is stopped.
+async fn read_mail(shard: &Rc<Shard>, plan: &Plan, told: &Cell<bool>) {
+    loop {
+        shard.io.inbox().await;
+        if plan.stop.load(Ordering::Acquire) {
+            told.set(true);
+            shard.close();
+            return;
+        }
+        if take_mail(shard) == MailEnd::Failed {
+            shard.close();
+            return;
+        }
+    }
+}
+
+#[derive(PartialEq)]
+enum MailEnd {
+    Taken,
+    Failed,
+}
+
+/// All that has come in, in one pass.
+fn take_mail(shard: &Rc<Shard>) -> MailEnd {
+    let mut end = MailEnd::Taken;
+    for core in 0..shard.mailbox.cores() {
+        while let Some(mail) = shard.mailbox.pop(core) {
+            match mail {
+                Mail::Request { ticket, kind, id, body } => shard.handle_forwarded(core as u16, ticket, kind, id, &body),
+                Mail::Reply { ticket, last, frame } => {
+                    let ticket = shard.mailbox.claim(core, ticket, last);
+                    shard.answer_frame(&ticket, frame, last);
+                }
+                Mail::Connection { parcel, id, rest } => {
+                    drop(shard.io.spawn(Class::Foreground, session::adopt(shard.clone(), parcel, id, rest)));
+                }
+                Mail::Namespaces(table) => shard.set_namespaces(table),
+                Mail::Opened(Err(_)) => end = MailEnd::Failed,
+                Mail::Open(_) | Mail::Opened(Ok(())) | Mail::Serve => {}
+            }
+        }
+    }
+    shard.settle();
+    end
+}
+
+/// Answers what is under way, here and for the other cores, and lets connections go.
+async fn drain(shard: &Rc<Shard>, plan: &Plan) {
+    let io = &shard.io;
+    let until = io.now().plus(DRAIN_MAX);
+    let step = Duration::from_millis(1);
+    while shard.admit.waiting() > 0 && io.now() < until {
+        take_mail(shard);
+        io.sleep(step).await;
+    }
+    plan.drained.fetch_add(1, Ordering::AcqRel);
+    while plan.drained.load(Ordering::Acquire) < usize::from(plan.cores) && io.now() < until {
+        take_mail(shard);
+        io.sleep(step).await;
+    }
+    shard.settle();
+    let conns: Vec<Rc<Conn>> = shard.open_connections();
+    while conns.iter().any(|conn| !conn.closed.get() && conn.out_bytes() > 0) && io.now() < until {
+        io.sleep(step).await;
+    }
+    conns.iter().for_each(|conn| conn.close());
+}

@@ -1,0 +1,149 @@
+//! What a shard counts, and the board on which all shards of a node publish it.
+
+use crate::base::metrics::{Kind, Meaning, Report};
+use crate::wire::command::{COMMANDS, ErrorCode};
+use std::cell::Cell;
+use std::sync::Mutex;
+
+/// Kinds of requests are small numbers; those of no command count at 0.
+const KINDS: usize = 64;
+const CODES: usize = 16;
+
+/// Counters of one core. Plain cells: nobody else touches them.
+pub struct Stats {
+    requests: [Cell<u64>; KINDS],
+    errors: [Cell<u64>; CODES],
+    forwarded: Cell<u64>,
+    memory_hits: Cell<u64>,
+    memory_misses: Cell<u64>,
+}
+
+impl Default for Stats {
+    fn default() -> Stats {
+        Stats {
+            requests: [const { Cell::new(0) }; KINDS],
+            errors: [const { Cell::new(0) }; CODES],
+            forwarded: Cell::new(0),
+            memory_hits: Cell::new(0),
+            memory_misses: Cell::new(0),
+        }
+    }
+}
+
+fn bump(cell: &Cell<u64>) {
+    cell.set(cell.get() + 1);
+}
+
+impl Stats {
+    #[inline]
+    pub fn request(&self, kind: u16) {
+        bump(&self.requests[if usize::from(kind) < KINDS { usize::from(kind) } else { 0 }]);
+    }
+
+    pub fn error(&self, code: ErrorCode) {
+        bump(&self.errors[code as usize % CODES]);
+    }
+
+    pub fn forwarded(&self) {
+        bump(&self.forwarded);
+    }
+
+    /// A read was answered from memory, or had to go on to a disk.
+    #[inline]
+    pub fn peeked(&self, hit: bool) {
+        bump(if hit { &self.memory_hits } else { &self.memory_misses });
+    }
+
+    /// Everything counted so far.
+    pub fn report(&self, report: &mut Report) {
+        for row in COMMANDS {
+            report.count(&REQUESTS, &[("command", row.name)], self.requests[usize::from(row.kind)].get());
+        }
+        for code in (1..).map_while(ErrorCode::from_u16) {
+            let count = self.errors[code as usize].get();
+            if count > 0 {
+                report.count(&ERRORS, &[("code", &format!("{code:?}"))], count);
+            }
+        }
+        report.count(&FORWARDED, &[], self.forwarded.get());
+        report.count(&MEMORY_HITS, &[], self.memory_hits.get());
+        report.count(&MEMORY_MISSES, &[], self.memory_misses.get());
+    }
+}
+
+const fn counter(name: &'static str, help: &'static str) -> Meaning {
+    Meaning { name, help, kind: Kind::Counter }
+}
+
+const fn gauge(name: &'static str, help: &'static str) -> Meaning {
+    Meaning { name, help, kind: Kind::Gauge }
+}
+
+static REQUESTS: Meaning = counter("requests_total", "Requests taken in, by command.");
+static ERRORS: Meaning = counter("errors_total", "Requests answered with an error, by code.");
+static FORWARDED: Meaning = counter("forwarded_total", "Requests sent on to the core that owns their key.");
+static MEMORY_HITS: Meaning = counter("memory_hits_total", "Reads answered from memory.");
+static MEMORY_MISSES: Meaning = counter("memory_misses_total", "Reads that memory could not answer.");
+/// Connections that are open.
+pub static CONNECTIONS: Meaning = gauge("connections", "Connections open.");
+/// Requests that wait for a disk, a lock, another core or the log.
+pub static WAITING: Meaning = gauge("requests_waiting", "Requests that wait for a disk, a lock, another core or the log.");
+
+const _: () = {
+    let mut index = 0;
+    while index < COMMANDS.len() {
+        assert!((COMMANDS[index].kind as usize) < KINDS);
+        index += 1;
+    }
+};
+
+/// Where the shards of a node publish what they count, for the control core and `info`.
+#[derive(Default)]
+pub struct Board {
+    rows: Mutex<Rows>,
+}
+
+#[derive(Default)]
+struct Rows {
+    reports: Vec<(u16, Report)>,
+    stopped: Vec<(u16, String)>,
+}
+
+impl Board {
+    fn rows(&self) -> std::sync::MutexGuard<'_, Rows> {
+        // Rows are replaced whole, so a panic elsewhere leaves nothing half done.
+        self.rows.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Replaces a core's report.
+    pub fn publish(&self, core: u16, report: Report) {
+        let mut rows = self.rows();
+        rows.reports.retain(|(other, _)| *other != core);
+        rows.reports.push((core, report));
+        rows.reports.sort_by_key(|(core, _)| *core);
+    }
+
+    /// A shard acknowledges nothing any more.
+    pub fn stopped(&self, core: u16, why: &str) {
+        let mut rows = self.rows();
+        if rows.stopped.iter().all(|(other, _)| *other != core) {
+            rows.stopped.push((core, why.to_owned()));
+        }
+    }
+
+    /// All shards' figures, labelled by core.
+    pub fn report(&self) -> Report {
+        let mut whole = Report::new();
+        for (core, report) in &self.rows().reports {
+            whole.absorb(report.clone(), ("core", &core.to_string()));
+        }
+        whole
+    }
+
+    /// The shards that stopped, in words.
+    pub fn trouble(&self) -> Option<String> {
+        let rows = self.rows();
+        let say = |(core, why): &(u16, String)| format!("core {core} stopped acknowledging: {why}");
+        (!rows.stopped.is_empty()).then(|| rows.stopped.iter().map(say).collect::<Vec<_>>().join("; "))
+    }
+}
