@@ -11,14 +11,15 @@ use super::net::Net;
 use crate::base::map::{Map, Seeded};
 use crate::base::prng::Prng;
 use crate::base::time::{Mono, WallMs};
-use crate::io::Io;
 use crate::io::driver::Driver;
 use crate::io::executor::{Executor, Turn};
 use crate::io::op::{Completion, Done, OpId};
 use crate::io::wakers::Wakers;
+use crate::io::{Class, Io};
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -459,9 +460,37 @@ impl World {
         }
     }
 
-    /// Runs for a time, or until nothing can happen any more.
-    pub fn run_for(&self, time: Duration) -> Stopped {
-        self.run_until(time, || false)
+    /// Runs for a time, which passes also where nothing happens.
+    pub fn run_for(&self, time: Duration) {
+        let until = self.now().plus(time).0;
+        self.run_until(time, || false);
+        self.with(|state| state.now = state.now.max(until));
+    }
+
+    /// Runs a future as a task of a new core, until it has ended and the core is gone.
+    ///
+    /// # Panics
+    /// When the task has not ended within `time`, or its machine fell meanwhile.
+    pub fn run_task<T: 'static, F: Future<Output = T> + 'static>(
+        &self,
+        machine: MachineId,
+        time: Duration,
+        task: impl FnOnce(Io) -> F,
+    ) -> T {
+        let io = self.spawn_core(machine, 0, &Wakers::new(1));
+        let slot = self.shared.executors.borrow().len() - 1;
+        let result = Rc::new(RefCell::new(None));
+        let (given, future) = (result.clone(), task(io.clone()));
+        drop(io.clone().spawn(Class::Foreground, async move {
+            *given.borrow_mut() = Some(future.await);
+        }));
+        let stopped = self.run_until(time, || result.borrow().is_some());
+        assert_eq!(stopped, Stopped::Reached, "the task has not ended");
+        io.shutdown();
+        drop(io);
+        self.with(|state| state.rouse(slot));
+        self.run_until(time, || !self.shared.state.borrow().cores[slot].alive);
+        result.take().expect("the run stopped at it")
     }
 
     pub fn now(&self) -> Mono {
