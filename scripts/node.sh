@@ -10,6 +10,7 @@ start_node() {
     local binary=$1 data=$2 waited=0 line=""
     shift 2
     mkdir -p "$data.log"
+    : >"$data.log/out"
     "$binary" --data "$data" --port 0 --admin-port 0 "$@" >"$data.log/out" 2>>"$data.log/err" &
     node_pid=$!
     while [ -z "$line" ]; do
