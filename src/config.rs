@@ -1,7 +1,7 @@
 //! What an operator decides: flags over a TOML file over defaults, and the words of the shell client.
 //!
-//! Everything here is a pure function of the arguments, of the file's text and of what the host says about itself: the one
-//! thing handed in is `Read`, which gives a file's text. So every refusal has a test. A refusal is one sentence that names the
+//! Everything here is a pure function of the arguments, of the file's text and of what the host says about itself (`Read` and
+//! `Host` are handed in). So every refusal has a test. A refusal is one sentence that names the
 //! key, and ends the process with `exit::CONFIG`; a configuration that stands is a plain `Config`.
 //!
 //! `tuning.md` has one row for each key; a test holds the table and the keys together.
@@ -9,6 +9,7 @@
 pub mod command;
 pub mod parse;
 
+pub use crate::wire::command::Durability;
 pub use command::{Client, Command, Condition, Namespaces, SimRun, Target, Word};
 
 use crate::io::SocketAddr;
@@ -66,16 +67,6 @@ impl Refusal {
     pub fn config(text: impl Into<String>) -> Refusal {
         Refusal { text: text.into(), code: exit::CONFIG }
     }
-}
-
-/// When a write is acknowledged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Durability {
-    /// When it is on disk.
-    #[default]
-    Sync,
-    /// When it is in memory; on disk at most 100 ms later.
-    Interval,
 }
 
 /// A node's configuration, checked.
@@ -275,7 +266,7 @@ pub fn spell(cpus: &[usize]) -> String {
     words.join(",")
 }
 
-/// What the host says about itself.
+/// What the host says about itself (the seam's `host` asks it).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     /// The CPUs this process may run on, ascending; never empty.
@@ -284,24 +275,10 @@ pub struct Host {
     pub memory_bytes: u64,
 }
 
-impl Host {
-    /// Reads `/proc` and `/sys/fs/cgroup`. What cannot be read is taken for one CPU, or for 1 GiB.
-    pub fn look(read: Read) -> Host {
-        let text = |path: &str| read(Path::new(path)).unwrap_or_default();
-        let status = text("/proc/self/status");
-        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
-        let cpus = list.and_then(|list| cores(list.trim()).ok()).unwrap_or_else(|| vec![0]);
-        let total = parse::meminfo_total(&text("/proc/meminfo")).unwrap_or(1 << 30);
-        let limits = parse::cgroup_limit_files(&text("/proc/self/cgroup"));
-        let limit = limits.iter().filter_map(|file| text(file).trim().parse::<u64>().ok()).min();
-        Host { cpus, memory_bytes: limit.map_or(total, |limit| limit.min(total)) }
-    }
-}
-
 /// From the arguments (the program's name first) to what is to be done.
 ///
-/// Errors: `Refusal`; also for `--help` and `--version`, with `exit::CLEAN`.
-pub fn load(args: impl IntoIterator<Item = std::ffi::OsString>, read: Read) -> Result<Command, Refusal> {
+/// `host` is only asked when a node is to serve. Errors: `Refusal`; also for `--help` and `--version`, with `exit::CLEAN`.
+pub fn load(args: impl IntoIterator<Item = std::ffi::OsString>, read: Read, host: impl FnOnce() -> Host) -> Result<Command, Refusal> {
     let (file, settings) = match command::parse(args)? {
         command::Parsed::Done(command) => return Ok(command),
         command::Parsed::Serve { file, settings } => (file, settings),
@@ -313,7 +290,7 @@ pub fn load(args: impl IntoIterator<Item = std::ffi::OsString>, read: Read) -> R
         }
         None => Settings::default(),
     };
-    Ok(Command::Serve(settings.over(under).resolve(&Host::look(read))?))
+    Ok(Command::Serve(settings.over(under).resolve(&host())?))
 }
 
 #[cfg(test)]

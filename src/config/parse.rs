@@ -94,37 +94,6 @@ pub fn version(text: &str) -> Result<Version, String> {
     }
 }
 
-/// Bytes of memory by the text of `/proc/meminfo`.
-pub fn meminfo_total(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
-/// The files that may hold a memory limit of this process, by the text of `/proc/self/cgroup` (cgroups(7)): for version 2 and
-/// version 1, its own group and every one above, and the root as a container sees it.
-pub fn cgroup_limit_files(text: &str) -> Vec<String> {
-    let mut files = Vec::new();
-    for line in text.lines() {
-        let mut fields = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
-        let (root, file) = match controllers {
-            "" => ("/sys/fs/cgroup", "memory.max"),
-            list if list.split(',').any(|name| name == "memory") => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-            _ => continue,
-        };
-        let mut group = path.trim_end_matches('/');
-        loop {
-            files.push(format!("{root}{group}/{file}"));
-            match group.rsplit_once('/') {
-                Some((above, _)) => group = above,
-                None => break,
-            }
-        }
-    }
-    files
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,19 +141,5 @@ mod tests {
         for wrong in ["ff", "+00000000000000000000000000000ff", "g00000000000000000000000000000ff"] {
             assert!(version(wrong).is_err());
         }
-    }
-
-    #[test]
-    fn limits_are_looked_for_in_every_group_above() {
-        assert_eq!(
-            cgroup_limit_files("0::/a/b\n"),
-            ["/sys/fs/cgroup/a/b/memory.max", "/sys/fs/cgroup/a/memory.max", "/sys/fs/cgroup/memory.max"]
-        );
-        assert_eq!(
-            cgroup_limit_files("9:name=systemd:/\n4:cpu,memory:/x\n"),
-            ["/sys/fs/cgroup/memory/x/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
-        );
-        assert_eq!(meminfo_total("MemTotal:       24576 kB\nMemFree: 1 kB\n"), Some(24576 * 1024));
-        assert_eq!(meminfo_total("nonsense"), None);
     }
 }

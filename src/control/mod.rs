@@ -9,12 +9,11 @@
 mod admin;
 mod page;
 mod signal;
-mod thread;
 
 pub use admin::{CONNECTIONS_MAX, HEAD_BYTES_MAX, IDLE_MAX};
 
 use crate::io::SocketAddr;
-use crate::io::admin::BoundListener;
+use crate::io::admin::{BoundListener, Thread};
 use glommio::{LocalExecutorBuilder, Placement};
 use signal::Signal;
 use std::sync::{Arc, mpsc};
@@ -74,7 +73,7 @@ impl std::error::Error for StartError {}
 pub struct ControlHandle {
     address: SocketAddr,
     stop: Arc<Signal>,
-    thread: Option<thread::Thread>,
+    thread: Option<Thread>,
 }
 
 impl ControlHandle {
@@ -129,13 +128,10 @@ pub fn start(config: ControlConfig) -> Result<ControlHandle, StartError> {
         let _ = started.send(Ok(()));
         executor.run(admin::serve(listener, config.source, config.idle_max, heard));
     };
-    let thread = thread::spawn("ringkv-control", run).map_err(StartError::Io)?;
+    let thread = Thread::spawn("ringkv-control", run).map_err(StartError::Io)?;
     match outcome.recv() {
         Ok(Ok(())) => Ok(ControlHandle { address, stop, thread: Some(thread) }),
         Ok(Err(why)) => Err(StartError::Runtime(why)),
         Err(_) => Err(StartError::Runtime("its thread ended at once".to_owned())),
     }
 }
-
-#[cfg(test)]
-mod tests;

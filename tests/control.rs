@@ -1,10 +1,11 @@
 //! The admin port over real loopback connections.
 
-use super::*;
+use ringkv::control::{CONNECTIONS_MAX, ControlConfig, ControlHandle, IDLE_MAX, Source, StartError, start};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 #[derive(Default)]
 struct Figures {

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# The one check, for people and for CI: if it passes here, it passes there.
+#
+#   scripts/check.sh            all steps
+#   scripts/check.sh NAME...    only these
+#
+# Each step's output goes to target/check/NAME.log and is shown when the step fails; the others run on. The last line counts
+# tests and steps: "N passed, N failed". With CI=true a skipped step is a failed one.
+#
+#   RINGKV_SEEDS   seeds that the simulator runs (50)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+logs=target/check
+mkdir -p "$logs"
+only=("$@")
+passed=0 failed=0 skipped=0
+
+wanted() {
+    [ ${#only[@]} -eq 0 ] && return 0
+    local name
+    for name in "${only[@]}"; do [ "$name" = "$1" ] && return 0; done
+    return 1
+}
+
+# step NAME SECONDS COMMAND...: a step passes if its command does, in time. Tests that it ran count one by one.
+step() {
+    local name=$1 seconds=$2 log=$logs/$1.log began=$SECONDS code=0 counts
+    shift 2
+    wanted "$name" || return 0
+    timeout --kill-after=10 "$seconds" "$@" >"$log" 2>&1 </dev/null || code=$?
+    counts=$(awk '/^test result:/ { for (i = 2; i <= NF; i++) { if ($i == "passed;") p += $(i - 1); if ($i == "failed;") f += $(i - 1) } }
+        END { print p + 0, f + 0 }' "$log")
+    local tests_passed=${counts% *} tests_failed=${counts#* } verdict=ok
+    passed=$((passed + tests_passed))
+    failed=$((failed + tests_failed))
+    if [ "$code" -eq 0 ]; then
+        passed=$((passed + 1))
+    else
+        # A step whose tests failed is counted by its tests.
+        [ "$tests_failed" -gt 0 ] || failed=$((failed + 1))
+        verdict="FAILED (code $code)"
+        [ "$code" -eq 124 ] && verdict="FAILED (over $seconds s)"
+    fi
+    local detail=""
+    [ $((tests_passed + tests_failed)) -gt 0 ] && detail="  $tests_passed tests passed, $tests_failed failed"
+    printf '%-12s %5d s  %s%s\n' "$name" $((SECONDS - began)) "$verdict" "$detail"
+    [ "$code" -eq 0 ] || { echo "--- $log, its end:"; tail -n 120 "$log"; echo "---"; }
+}
+
+skip() {
+    wanted "$1" || return 0
+    if [ "${CI:-}" = true ]; then
+        failed=$((failed + 1))
+        printf '%-12s          FAILED, must not be skipped here: %s\n' "$1" "$2"
+    else
+        skipped=$((skipped + 1))
+        printf '%-12s          skipped: %s\n' "$1" "$2"
+    fi
+}
+
+step format 60 cargo fmt --all --check
+step clippy 600 cargo clippy --locked --workspace --all-targets -- -D warnings
+step client 300 cargo check --locked --no-default-features --features client
+step tests 900 cargo test --locked --workspace --no-fail-fast
+
+node=target/debug/ringkv
+if ! command -v python3 >/dev/null; then
+    skip python "there is no python3"
+elif [ ! -f tests/native_client.py ]; then
+    skip python "there is no tests/native_client.py"
+else
+    step python 300 scripts/with_node.sh "$node" python3 tests/native_client.py HOST PORT
+fi
+step simulator 600 cargo run --locked --release --quiet -- sim --seeds "${RINGKV_SEEDS:-50}"
+
+[ "$skipped" -eq 0 ] || echo "$skipped skipped"
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
