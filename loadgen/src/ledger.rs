@@ -261,7 +261,20 @@ impl Ledger {
         if stamp.seq <= ticket.gone { Verdict::Wrong("a value past its deadline") } else { Verdict::Right }
     }
 
-    /// Whether the key must have been written at least once, by what is known.
+    /// Puts back what a journal says of a key.
+    pub(crate) fn restore_state(&self, key: u64, state: KeyState) {
+        let (mut stripe, at) = self.stripe(key);
+        stripe.states[at] = state;
+    }
+
+    /// Puts back a write of unknown outcome.
+    pub(crate) fn restore_unknown(&self, key: u64, write: Unknown) {
+        let (mut stripe, _) = self.stripe(key);
+        stripe.unknown.entry(key).or_default().push(write);
+        stripe.unknown_count += 1;
+    }
+
+    /// Whether a write of this key was ever issued.
     pub fn was_written(&self, key: u64) -> bool {
         self.is_tracked(key) && {
             let (stripe, at) = self.stripe(key);
