@@ -33,6 +33,8 @@ pub const TABLE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 pub const CONNECTION_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// `durability = interval` loses at most this much.
 pub const INTERVAL_MS_MAX: u64 = 100;
+/// The longest time to live, in milliseconds: some 3,000 years, so that adding it to a clock cannot overflow.
+pub const TTL_MS_MAX: u64 = 100_000_000_000_000;
 
 const _: () = assert!(BLOCK_BYTES.is_power_of_two());
 const _: () = assert!(WAL_SEGMENT_BYTES.is_multiple_of(BLOCK_BYTES));

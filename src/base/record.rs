@@ -42,6 +42,15 @@ pub fn vnode_of(token: Token, vnodes: u32) -> u32 {
     (token >> (64 - vnodes.trailing_zeros())) as u32
 }
 
+/// The core (index into a node's list of data cores) that owns a vnode.
+///
+/// Round robin: vnodes are equal arcs, so cores differ by one vnode at most, and nodes with equal core counts agree on every vnode's core.
+#[inline]
+pub fn core_of(vnode: u32, cores: u16) -> u16 {
+    debug_assert!(cores > 0);
+    (vnode % u32::from(cores)) as u16
+}
+
 /// A version: hybrid clock (64 bits), writer (16), term (20), seq (28), compared in this order. PROTOCOL.md "Versions".
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(pub u128);

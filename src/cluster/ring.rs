@@ -1,13 +1,6 @@
 //! Which core of a node owns a vnode. The same pure function everywhere, so that a client finds the core by itself.
 
-/// The core (index into the node's list of data cores) that owns a vnode.
-///
-/// Round robin: vnodes are equal arcs, so cores differ by one vnode at most, and nodes with equal core counts agree on every vnode's core.
-#[inline]
-pub fn core_of(vnode: u32, cores: u16) -> u16 {
-    debug_assert!(cores > 0);
-    (vnode % u32::from(cores)) as u16
-}
+pub use crate::base::record::core_of;
 
 #[cfg(test)]
 mod tests {

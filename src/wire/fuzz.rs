@@ -1,0 +1,45 @@
+//! Entry points for fuzzing: plain functions over arbitrary bytes that must neither panic nor grow. A unit test runs them for a fixed budget.
+
+use super::frame::{FrameReader, HEADER_BYTES};
+use super::native::{decode_reply, decode_request, encode_reply, encode_request};
+use crate::limits::FRAME_BYTES_MAX;
+
+/// A stream: however it is cut into chunks, the same frames and the same end come out.
+pub fn frame(bytes: &[u8]) {
+    let read = |step: usize| {
+        let mut reader = FrameReader::new(FRAME_BYTES_MAX);
+        let mut seen = Vec::new();
+        for chunk in bytes.chunks(step.max(1)) {
+            let mut ended = false;
+            for frame in reader.feed(chunk) {
+                ended |= frame.is_err();
+                seen.push(frame.map(|frame| (frame.kind, frame.flags, frame.id, frame.body.to_vec())));
+            }
+            assert!(reader.held_bytes() <= 2 * bytes.len() + 2 * 64 * 1024 + HEADER_BYTES, "memory follows what arrived");
+            if ended {
+                break;
+            }
+        }
+        seen
+    };
+    let whole = read(bytes.len());
+    let step = bytes.first().map_or(1, |&b| usize::from(b) + 1);
+    assert_eq!(whole, read(step));
+    assert_eq!(whole, read(1));
+}
+
+/// A kind (2 bytes, LE) and a body: what decodes survives another round.
+pub fn body(bytes: &[u8]) {
+    let Some((kind, body)) = bytes.split_first_chunk::<2>() else { return };
+    let kind = u16::from_le_bytes(*kind);
+    if let Ok(request) = decode_request(kind, body) {
+        let mut out = Vec::new();
+        encode_request(&mut out, 1, &request);
+        assert_eq!(decode_request(kind, &out[HEADER_BYTES..]).as_ref(), Ok(&request));
+    }
+    if let Ok(reply) = decode_reply(kind, body) {
+        let mut out = Vec::new();
+        encode_reply(&mut out, 1, &reply);
+        assert_eq!(decode_reply(kind, &out[HEADER_BYTES..]).as_ref(), Ok(&reply));
+    }
+}
