@@ -1,0 +1,185 @@
+//! One nonblocking connection: what waits to be sent, what is in flight, and the bytes on their way.
+
+use crate::ledger::{ReadTicket, WriteTicket};
+use crate::plan::OpKind;
+use crate::protocol::Greeted;
+use ringkv::wire::frame::FrameReader;
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::net::TcpStream;
+
+/// Bytes waiting for the kernel above which no further request is encoded.
+pub const OUT_BYTES_MAX: usize = 1 << 20;
+
+/// A request that is due, or will be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Planned {
+    pub at_ns: u64,
+    pub key: u64,
+    pub kind: OpKind,
+}
+
+/// A request in flight.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    pub planned: Planned,
+    pub write: WriteTicket,
+    pub read: ReadTicket,
+    generation: u32,
+    is_used: bool,
+}
+
+/// Requests in flight, found again by the id that their answers carry.
+#[derive(Debug)]
+pub struct Slots {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    /// When a slot last became free while all were taken.
+    pub freed_ns: u64,
+}
+
+impl Slots {
+    pub fn new(inflight_max: usize) -> Slots {
+        let planned = Planned { at_ns: 0, key: 0, kind: OpKind::Get };
+        let slot = Slot { planned, write: WriteTicket::default(), read: ReadTicket::default(), generation: 0, is_used: false };
+        Slots { slots: vec![slot; inflight_max], free: (0..inflight_max as u32).rev().collect(), freed_ns: 0 }
+    }
+
+    pub fn inflight(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub fn has_room(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    /// Takes a slot; there must be one. The id for the wire.
+    pub fn take(&mut self, planned: Planned, write: WriteTicket, read: ReadTicket) -> u64 {
+        let index = self.free.pop().expect("has_room was asked");
+        let slot = &mut self.slots[index as usize];
+        let generation = slot.generation.wrapping_add(1);
+        *slot = Slot { planned, write, read, generation, is_used: true };
+        u64::from(generation) << 32 | u64::from(index)
+    }
+
+    /// What is in flight under an id.
+    pub fn get(&self, id: u64) -> Option<Slot> {
+        let slot = self.slots.get((id & 0xFFFF_FFFF) as usize)?;
+        (slot.is_used && u64::from(slot.generation) == id >> 32).then_some(*slot)
+    }
+
+    /// Gives a slot back; `get` must have found it.
+    pub fn release(&mut self, id: u64, now_ns: u64) {
+        let index = (id & 0xFFFF_FFFF) as u32;
+        let slot = &mut self.slots[index as usize];
+        assert!(slot.is_used, "slot {index} is free already");
+        slot.is_used = false;
+        if self.free.is_empty() {
+            self.freed_ns = now_ns;
+        }
+        self.free.push(index);
+    }
+
+    /// Gives all slots back; what was in flight.
+    pub fn drain(&mut self) -> Vec<Slot> {
+        let lost = self.slots.iter().filter(|slot| slot.is_used).copied().collect();
+        self.slots.iter_mut().for_each(|slot| slot.is_used = false);
+        self.free = (0..self.slots.len() as u32).rev().collect();
+        lost
+    }
+}
+
+/// A connection. Without a stream it is lost and waits for the server.
+pub struct Connection {
+    /// Number among all connections of the run: the writer in values.
+    pub number: u32,
+    pub stream: Option<TcpStream>,
+    pub reader: FrameReader,
+    /// The server's core behind it.
+    pub core: u16,
+    pub slots: Slots,
+    pub backlog: VecDeque<Planned>,
+    pub out: Vec<u8>,
+    out_at: usize,
+    pub is_blocked: bool,
+    /// Already on the list of connections that may have something to send.
+    pub is_listed: bool,
+}
+
+impl Connection {
+    pub fn new(number: u32, greeted: Greeted, inflight_max: usize) -> Connection {
+        Connection {
+            number,
+            stream: Some(greeted.stream),
+            reader: greeted.reader,
+            core: greeted.core,
+            slots: Slots::new(inflight_max),
+            backlog: VecDeque::new(),
+            out: Vec::new(),
+            out_at: 0,
+            is_blocked: false,
+            is_listed: false,
+        }
+    }
+
+    /// Starts over on a new stream; nothing may be in flight.
+    pub fn revive(&mut self, greeted: Greeted) {
+        assert_eq!(self.slots.inflight(), 0);
+        (self.stream, self.reader, self.core) = (Some(greeted.stream), greeted.reader, greeted.core);
+        self.out.clear();
+        (self.out_at, self.is_blocked) = (0, false);
+    }
+
+    /// One more request may be encoded.
+    pub fn has_room(&self) -> bool {
+        self.stream.is_some() && self.slots.has_room() && self.out.len() - self.out_at < OUT_BYTES_MAX
+    }
+
+    /// Hands what waits to the kernel. False: it would not take all.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub fn flush(&mut self) -> io::Result<bool> {
+        let Some(stream) = self.stream.as_mut() else { return Ok(true) };
+        while self.out_at < self.out.len() {
+            match stream.write(&self.out[self.out_at..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(len) => self.out_at += len,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // Keep the buffer from growing behind what was sent.
+                    self.out.drain(..self.out_at);
+                    self.out_at = 0;
+                    return Ok(false);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.out.clear();
+        self.out_at = 0;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_finds_its_request_and_only_once() {
+        let mut slots = Slots::new(2);
+        let planned = |key| Planned { at_ns: 0, key, kind: OpKind::Get };
+        let first = slots.take(planned(1), WriteTicket::default(), ReadTicket::default());
+        let second = slots.take(planned(2), WriteTicket::default(), ReadTicket::default());
+        assert!(!slots.has_room());
+        assert_eq!(slots.get(first).unwrap().planned.key, 1);
+        slots.release(first, 77);
+        assert_eq!((slots.freed_ns, slots.inflight()), (77, 1));
+        assert!(slots.get(first).is_none(), "a second answer");
+        let third = slots.take(planned(3), WriteTicket::default(), ReadTicket::default());
+        assert!(slots.get(first).is_none() && slots.get(third).is_some(), "the slot is taken by another");
+        assert!(slots.get(999).is_none());
+        assert_eq!(slots.drain().len(), 2);
+        assert!(slots.get(second).is_none() && slots.inflight() == 0);
+    }
+}

@@ -1,0 +1,305 @@
+//! The command line, and how its numbers, sizes, times, mixes and lists are read.
+
+use crate::plan::Mix;
+use crate::value::Sizes;
+use crate::zipf::Shape;
+use clap::Parser;
+use std::path::PathBuf;
+
+/// Puts a ringkv node under load and prints its latencies.
+///
+/// Open loop (--rate): arrivals are independent and exponential, and latency counts from the planned time, so a slow server cannot hide
+/// its stalls. Closed loop (--closed, the default): --pipeline requests are kept in flight a connection.
+///
+/// Check mode (--check): every value proves its key and its write; `lost` counts acknowledged writes that are absent or older, `wrong`
+/// all else that was never written. Crash runs: `--check --journal FILE` keeps what was issued and acknowledged (and goes on from FILE if
+/// it is there already); when the server dies the run ends with code 3 and the journal written. After a restart `--verify-journal FILE`
+/// reads every key back. Or `--check --reconnect`: stay through the restart and read everything back at the end.
+///
+/// Exit codes: 0 all well; 1 wrong or lost answers; 2 bad command line; 3 the server went away during the run; 4 it could not be reached.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "loadgen", version, about, verbatim_doc_comment)]
+pub struct Options {
+    /// Where the node listens
+    #[arg(long, value_name = "native://HOST:PORT", default_value = "native://127.0.0.1:7400", value_parser = parse_target)]
+    pub target: String,
+    /// Open loop: requests a second over all connections (suffixes k, M)
+    #[arg(long, value_name = "N", value_parser = parse_rate, conflicts_with = "closed")]
+    pub rate: Option<f64>,
+    /// Closed loop (the default without --rate)
+    #[arg(long)]
+    pub closed: bool,
+    /// Weights of get, put and del
+    #[arg(long, value_name = "KIND=WEIGHT,…", default_value = "get=91,put=9", value_parser = parse_mix)]
+    pub mix: Mix,
+    /// How many keys there are (suffixes k, M, G)
+    #[arg(long, value_name = "N", default_value = "1M", value_parser = parse_count)]
+    pub keys: u64,
+    /// Bytes of a key
+    #[arg(long, value_name = "BYTES", default_value_t = 16)]
+    pub key_size: usize,
+    /// Bytes of a value, or a range A..B (suffixes K, M: powers of 1024)
+    #[arg(long, value_name = "SIZE", default_value = "100", value_parser = parse_sizes)]
+    pub value: Sizes,
+    /// Which keys: uniform, or zipf:EXPONENT
+    #[arg(long, value_name = "SHAPE", default_value = "uniform", value_parser = parse_shape)]
+    pub dist: Shape,
+    /// Connections, spread over the server's cores
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub conns: usize,
+    /// Requests in flight a connection: kept in closed loop (default 1), at most in open loop (default 1024)
+    #[arg(long, value_name = "N")]
+    pub pipeline: Option<usize>,
+    /// Cores of the generator, a pinned thread each: 0, or 0,2-5 (default: one thread, not pinned)
+    #[arg(long, value_name = "LIST", value_parser = parse_cores)]
+    pub cores: Option<CoreList>,
+    /// Load before anything is counted
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]
+    pub warmup: f64,
+    /// Load that is counted
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
+    pub seconds: f64,
+    /// Judge every answer
+    #[arg(long)]
+    pub check: bool,
+    /// Write the result here as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Credential of the hello: the file's content without its last newline
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
+    /// Write every key once, in random order, before the load
+    #[arg(long)]
+    pub preload: bool,
+    /// Only write every key once, in random order, and report
+    #[arg(long, conflicts_with_all = ["preload", "rate"])]
+    pub fill: bool,
+    /// Time to live of every put: 500ms, 10s, 5m, 1h
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration_ms)]
+    pub ttl: Option<u64>,
+    /// Deadline that requests carry
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration_ms)]
+    pub deadline: u64,
+    /// Seed of keys, arrivals and kinds
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Namespace to work in, by number (1: the default one)
+    #[arg(long, value_name = "N", default_value_t = ringkv::base::record::NAMESPACE_DEFAULT)]
+    pub namespace: u32,
+    /// Send each request over a connection to the core that owns its key (the default)
+    #[arg(long, conflicts_with = "any")]
+    pub routed: bool,
+    /// Send requests over any connection, so that most hop between the server's cores
+    #[arg(long)]
+    pub any: bool,
+    /// With --check: track at most this many keys (32 bytes each); values of the others must still prove their key
+    #[arg(long, value_name = "N", default_value = "16M", value_parser = parse_count)]
+    pub check_keys: u64,
+    /// With --check: keep the state of all writes in this file, and go on from it if it exists
+    #[arg(long, value_name = "FILE", requires = "check")]
+    pub journal: Option<PathBuf>,
+    /// Read every key of this journal back and count what is lost or wrong; no load
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["journal", "check", "fill", "preload", "rate", "reconnect"])]
+    pub verify_journal: Option<PathBuf>,
+    /// Stay when the server goes away and go on when it is back
+    #[arg(long)]
+    pub reconnect: bool,
+    /// With --check: read all tracked keys back at the end (--reconnect does so by itself)
+    #[arg(long, requires = "check")]
+    pub verify: bool,
+    /// Never sleep between arrivals: less lateness for a whole core
+    #[arg(long)]
+    pub spin: bool,
+    /// No progress lines
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// Cores to pin to, a thread each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CoreList(pub Vec<usize>);
+
+impl Options {
+    /// Requests in flight a connection.
+    pub fn inflight_max(&self) -> usize {
+        self.pipeline.unwrap_or(if self.rate.is_some() { 1024 } else { 1 })
+    }
+
+    /// Contradictions that no single flag shows.
+    ///
+    /// # Errors
+    /// A sentence that names the flag.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.conns == 0 || self.conns > 65_536 {
+            return Err(format!("--conns {} must lie between 1 and 65536", self.conns));
+        }
+        if self.inflight_max() == 0 || self.inflight_max() > 65_536 {
+            return Err(format!("--pipeline {} must lie between 1 and 65536", self.inflight_max()));
+        }
+        if self.keys == 0 {
+            return Err("--keys must be at least 1".into());
+        }
+        if self.value.bytes_max > ringkv::limits::VALUE_BYTES_MAX {
+            return Err(format!("--value {} is over the largest value, {}", self.value.bytes_max, ringkv::limits::VALUE_BYTES_MAX));
+        }
+        if self.check && self.value.bytes_min < crate::value::HEADER_BYTES {
+            return Err(format!("--check needs --value {} or more: a value must prove itself", crate::value::HEADER_BYTES));
+        }
+        if self.seconds <= 0.0 {
+            return Err("--seconds must be above 0".into());
+        }
+        if self.deadline > u64::from(u32::MAX) || self.ttl.is_some_and(|ttl| ttl == 0 || (self.check && ttl > u64::from(u32::MAX / 2))) {
+            return Err("--ttl or --deadline is too long, or zero".into());
+        }
+        crate::keys::KeyNames::new(self.key_size, self.keys).map(drop)
+    }
+}
+
+fn parse_target(text: &str) -> Result<String, String> {
+    let address = text.strip_prefix("native://").ok_or("a target looks like native://HOST:PORT")?.trim_end_matches('/');
+    match address.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(address.to_owned()),
+        _ => Err("a target looks like native://HOST:PORT".into()),
+    }
+}
+
+/// A number with an optional suffix out of `units`.
+fn scaled(text: &str, units: &[(&str, f64)]) -> Result<f64, String> {
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let number: f64 = text[..split].parse().map_err(|_| format!("{text:?} does not begin with a number"))?;
+    let suffix = &text[split..];
+    let (_, factor) = units.iter().find(|(unit, _)| *unit == suffix).ok_or_else(|| match suffix {
+        "" => format!("{text:?} needs a unit"),
+        _ => format!("{suffix:?} is no unit here"),
+    })?;
+    if number.is_finite() && number >= 0.0 { Ok(number * factor) } else { Err(format!("{text:?} must not be negative")) }
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let rate = scaled(text, &[("", 1.0), ("k", 1e3), ("K", 1e3), ("M", 1e6)])?;
+    if rate > 0.0 { Ok(rate) } else { Err("a rate must be above 0".into()) }
+}
+
+fn parse_count(text: &str) -> Result<u64, String> {
+    let count = scaled(text, &[("", 1.0), ("k", 1e3), ("K", 1e3), ("M", 1e6), ("G", 1e9)])?;
+    if count <= 1e15 { Ok(count.round() as u64) } else { Err(format!("{text:?} is too many")) }
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    scaled(text, &[("", 1.0), ("s", 1.0), ("ms", 1e-3), ("m", 60.0), ("h", 3600.0)])
+}
+
+fn parse_duration_ms(text: &str) -> Result<u64, String> {
+    Ok(scaled(text, &[("ms", 1.0), ("s", 1e3), ("m", 60e3), ("h", 3600e3), ("d", 86_400e3)])?.round() as u64)
+}
+
+fn parse_size(text: &str) -> Result<usize, String> {
+    const KIB: f64 = 1024.0;
+    let units = [("", 1.0), ("B", 1.0), ("k", KIB), ("K", KIB), ("KiB", KIB), ("M", KIB * KIB), ("MiB", KIB * KIB)];
+    Ok(scaled(text, &units)?.round() as usize)
+}
+
+fn parse_sizes(text: &str) -> Result<Sizes, String> {
+    let (bytes_min, bytes_max) = match text.split_once("..") {
+        Some((min, max)) => (parse_size(min)?, parse_size(max)?),
+        None => (parse_size(text)?, parse_size(text)?),
+    };
+    if bytes_min <= bytes_max { Ok(Sizes { bytes_min, bytes_max }) } else { Err(format!("{text:?} ends before it begins")) }
+}
+
+fn parse_shape(text: &str) -> Result<Shape, String> {
+    match text.split_once(':') {
+        None if text == "uniform" => Ok(Shape::Uniform),
+        None if text == "zipf" => Ok(Shape::Zipf(0.99)),
+        Some(("zipf", exponent)) => match exponent.parse::<f64>() {
+            Ok(exponent) if exponent > 0.0 && exponent <= 10.0 => Ok(Shape::Zipf(exponent)),
+            _ => Err("an exponent lies above 0 and up to 10".into()),
+        },
+        _ => Err("a shape is uniform or zipf:EXPONENT".into()),
+    }
+}
+
+fn parse_mix(text: &str) -> Result<Mix, String> {
+    let mut weights = [0u32; 3];
+    for part in text.split(',') {
+        let (kind, weight) = part.split_once('=').ok_or("a mix looks like get=91,put=9")?;
+        let kind =
+            crate::plan::OpKind::ALL.into_iter().find(|k| k.name() == kind).ok_or_else(|| format!("{kind:?} is not get, put or del"))?;
+        weights[kind as usize] =
+            weight.parse::<u32>().ok().filter(|&w| w <= 1_000_000).ok_or_else(|| format!("{weight:?} is no weight"))?;
+    }
+    if weights.iter().any(|&weight| weight > 0) { Ok(Mix { weights }) } else { Err("a mix needs a weight above 0".into()) }
+}
+
+/// Parses `0`, `0,2-5`.
+pub fn parse_cores(text: &str) -> Result<CoreList, String> {
+    let bad = || format!("{text:?} is no list of cores like 0,2-5");
+    let mut cores = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.trim().parse().map_err(|_| bad())?, last.trim().parse().map_err(|_| bad())?);
+        if first > last || last >= 1024 {
+            return Err(bad());
+        }
+        cores.extend(first..=last);
+    }
+    let mut sorted = cores.clone();
+    sorted.sort_unstable();
+    sorted.dedup();
+    if sorted.len() == cores.len() { Ok(CoreList(cores)) } else { Err(format!("{text:?} names a core twice")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, String> {
+        let options = Options::try_parse_from(std::iter::once("loadgen").chain(line.split_whitespace())).map_err(|e| e.to_string())?;
+        options.validate().map(|()| options)
+    }
+
+    #[test]
+    fn the_promised_command_line_is_understood() {
+        let line = "--target native://127.0.0.1:9 --rate 50k --mix get=91,put=9 --keys 4M --value 1KiB --dist zipf:0.99 --conns 8 \
+                    --pipeline 16 --cores 0,2-3 --warmup 2 --seconds 0.5 --check --json /tmp/x";
+        let options = parse(line).unwrap();
+        assert_eq!((options.target.as_str(), options.rate, options.keys), ("127.0.0.1:9", Some(50_000.0), 4_000_000));
+        assert_eq!(options.value, Sizes { bytes_min: 1024, bytes_max: 1024 });
+        assert_eq!(options.cores, Some(CoreList(vec![0, 2, 3])));
+        assert!(options.check && options.inflight_max() == 16 && options.mix.weights == [91, 9, 0]);
+        assert_eq!(parse("--closed").unwrap().inflight_max(), 1);
+        assert_eq!(parse("--rate 1").unwrap().inflight_max(), 1024);
+        assert_eq!(parse("--ttl 1.5s --value 32..64").unwrap().ttl, Some(1500));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for line in [
+            "--closed --rate 5",
+            "--rate 0",
+            "--mix get=0",
+            "--mix scan=1",
+            "--value 10 --check",
+            "--value 64..32",
+            "--dist zipf:-1",
+            "--target 127.0.0.1:7400",
+            "--target native://nowhere",
+            "--journal x",
+            "--conns 0",
+            "--key-size 2",
+            "--ttl 5",
+            "--value 17M",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn core_lists_are_read_and_bad_ones_refused() {
+        assert_eq!(parse_cores("0"), Ok(CoreList(vec![0])));
+        assert_eq!(parse_cores("0,2-5"), Ok(CoreList(vec![0, 2, 3, 4, 5])));
+        for bad in ["", "a", "3-1", "0,0", "1-3,2", "-1", "0,", "9999"] {
+            assert!(parse_cores(bad).is_err(), "{bad:?}");
+        }
+    }
+}
