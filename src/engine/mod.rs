@@ -1,6 +1,11 @@
 //! The storage engine of one core.
 
 pub mod format;
+pub mod signal;
+pub mod wal;
+mod wal_plan;
+mod wal_replay;
+mod wal_segments;
 
 use crate::base::codec::Malformed;
 
