@@ -1,6 +1,7 @@
 //! The storage engine of one core.
 
 pub mod format;
+pub mod fuzz;
 pub mod signal;
 pub mod wal;
 mod wal_plan;
@@ -9,20 +10,45 @@ mod wal_segments;
 
 use crate::base::codec::Malformed;
 
+/// A sequence of the write-ahead log: dense, from 1; 0 is nothing.
+pub type Seq = u64;
+
+/// Bugs that the simulator must find. Never reachable from a configuration file or a command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planted {
+    /// The log is written without sync.
+    SyncSkipped,
+    /// A torn group at the log's end is taken for a whole one.
+    TornTailAccepted,
+    /// A tombstone goes although older cells lie below it.
+    TombstoneDroppedEarly,
+    /// After a restart the clock starts where the wall clock stands.
+    ClockRestartedLow,
+}
+
 /// Why the engine could not do what it was asked.
 #[derive(Debug)]
 pub enum EngineError {
     Io(std::io::Error),
     /// Bytes on disk are not what was written: the file and where in it.
-    Corrupt { file: String, offset: u64, what: String },
+    Corrupt {
+        file: String,
+        offset: u64,
+        what: String,
+    },
     /// No room; reads and deletes go on.
     DiskFull,
     /// A sync failed earlier: this shard acknowledges nothing any more.
     Stopped(String),
     /// A bound is reached; try later.
     Overloaded,
+    /// One atomic write that does not fit into the log.
+    TooLarge,
     /// Too new for this build: the file and which feature.
-    Unsupported { file: String, what: String },
+    Unsupported {
+        file: String,
+        what: String,
+    },
 }
 
 impl EngineError {
@@ -45,6 +71,7 @@ impl std::fmt::Display for EngineError {
             EngineError::DiskFull => f.write_str("the disk is full"),
             EngineError::Stopped(why) => write!(f, "this shard stopped acknowledging: {why}"),
             EngineError::Overloaded => f.write_str("overloaded"),
+            EngineError::TooLarge => f.write_str("one write larger than the log takes"),
             EngineError::Unsupported { file, what } => write!(f, "{file} needs {what}, which this build does not know"),
         }
     }

@@ -395,25 +395,32 @@ mod tests {
     #[test]
     fn the_bytes_of_records_are_frozen() {
         let record = example_batch();
-        assert_eq!(
-            hex(&record),
-            concat!(
-                "01",
-                "0012000000010102030405060708",
-                "6b65790001001611000000000000000500060000000000",
-                "0076616c7565",
-                "11026602",
-                "11160000000000000007",
-                "0006000000000000"
-            )
-            .replace("1102660211", "1102026611")
+        let expected = concat!(
+            "01",
+            "00",
+            "12000000010102030405060708",
+            "6b6579000100",
+            "16",
+            "1100000000000000050006000000000000",
+            "76616c7565",
+            "11",
+            "020266",
+            "11",
+            "1600000000000000070006000000000000",
         );
+        assert_eq!(hex(&record), expected);
         let mut out = Vec::new();
         let v = Version::put(1, 2);
-        put_vnodes(&mut out, &VnodeRecord { namespace: 1, first_vnode: 2, last_vnode: 3, floor: v, promised_term: 9, ..Default::default() });
+        put_vnodes(
+            &mut out,
+            &VnodeRecord { namespace: 1, first_vnode: 2, last_vnode: 3, floor: v, promised_term: 9, ..Default::default() },
+        );
         put_ceiling(&mut out, 77);
         assert_eq!(out[0], 2);
-        assert_eq!(hex(&out[13..]), format!("{}{}{}{}{}{}", "00".repeat(16), "00".repeat(16), hex(&v.to_bytes()), "09000000", "00".repeat(8), "034d00000000000000"));
+        assert_eq!(
+            hex(&out[13..]),
+            format!("{}{}{}{}{}{}", "00".repeat(16), "00".repeat(16), hex(&v.to_bytes()), "09000000", "00".repeat(8), "034d00000000000000")
+        );
     }
 
     #[test]
@@ -429,10 +436,10 @@ mod tests {
         assert_eq!(
             hex(&block[..80]),
             concat!(
-                "CHECKSUM",
+                "6e6060411aa97aad",
                 "524b5742",
                 "0100",
-                "5100",
+                "4b00",
                 "00000000",
                 "04000000",
                 "0300000000000000",
@@ -447,7 +454,10 @@ mod tests {
         );
         let mut header = Vec::new();
         put_segment_header(&mut header, identity, 6, 1 << 20);
-        assert_eq!(hex(&header), "HEADER");
+        assert_eq!(
+            hex(&header),
+            "52494e474b56574c01000000000000000000000000000000000000000000000001000000000000000200000000000000060000000000000000001000000000007e1efeba3eb6bfcf"
+        );
         assert_eq!(check_segment_header(&header, identity, 6), Ok(()));
         assert!(check_segment_header(&header, identity, 7).is_err());
         assert!(check_segment_header(&header, WalIdentity { cluster: 1, node: 3 }, 6).is_err());
