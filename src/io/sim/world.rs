@@ -1,0 +1,649 @@
+//! The simulated world: its clock, its machines, and the loop that turns the cores.
+//!
+//! One thread, one seed. Time stands still while a core has something to do (but for `TURN_NS` a turn, so that a loop which waits for
+//! time to pass ends) and then jumps to the next event: a completion, a segment's arrival, a core's timer. Which of the cores that can
+//! turn does so next is drawn.
+
+use super::disk::Disk;
+use super::driver::{Handle, InFlight, SimDriver};
+use super::faults::{Faults, Stats};
+use super::net::Net;
+use crate::base::map::{Map, Seeded};
+use crate::base::prng::Prng;
+use crate::base::time::{Mono, WallMs};
+use crate::io::op::{Completion, Done, OpId};
+use crate::io::wakers::Wakers;
+use std::cell::RefCell;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// What a turn costs, in nanoseconds.
+const TURN_NS: u64 = 100;
+/// How many turns go by until the clock's creeping is held against timers and events.
+const TURNS_BETWEEN_EVENTS: u32 = 16;
+/// Wall time at the world's beginning: 2024-01-01.
+const WALL_START_MS: u64 = 1_704_067_200_000;
+
+/// A machine of the world, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MachineId(pub usize);
+
+/// Where in an operation of the disk a crash falls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrashSite {
+    /// The operation never happens.
+    Before,
+    /// It happens in part: a write is torn. Its completion never comes.
+    During,
+    /// It is done, durable if it was to be; its completion never comes.
+    After,
+}
+
+/// What a core answers after a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turned {
+    /// It has more to do now.
+    Again,
+    /// Nothing to do until a completion, a wake, or this time.
+    Idle(Option<Mono>),
+    /// It has ended and can be dropped.
+    Ended,
+}
+
+/// What the world turns: an executor.
+pub trait Turning {
+    /// Runs what can run now; never waits.
+    fn turn(&mut self) -> Turned;
+}
+
+/// Why a run came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// The condition holds.
+    Reached,
+    /// The time is over.
+    TimedOut,
+    /// Nothing will ever happen again.
+    Idle,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Doom {
+    /// The power fails.
+    Crash,
+    /// The processes are killed; the system lives on.
+    Kill,
+}
+
+pub(super) struct Machine {
+    pub(super) disk: Disk,
+    pub(super) faults: Faults,
+    pub(super) up: bool,
+    pub(super) doom: Option<Doom>,
+    pub(super) crash_at: Option<(u64, CrashSite)>,
+    pub(super) disk_ops: u64,
+    wall_offset_ms: i64,
+    wall_drift_ppm: i64,
+}
+
+pub(super) struct Core {
+    pub(super) machine: usize,
+    core: usize,
+    pub(super) alive: bool,
+    pub(super) handles: Vec<Option<Handle>>,
+    pub(super) handles_free: Vec<u32>,
+    pub(super) ops: Map<OpId, InFlight>,
+    pub(super) ready: VecDeque<Completion>,
+    pub(super) in_flight: usize,
+    queued: bool,
+    timer: Option<u64>,
+    /// The core's own time where it is ahead of the world's: it was held up.
+    pub(super) local: u64,
+    wakers: Wakers,
+}
+
+/// What happens at a time.
+#[derive(Clone, Copy)]
+pub(super) enum Event {
+    Disk { slot: usize, id: OpId },
+    Resume { slot: usize },
+    Syn { slot: usize, id: OpId, machine: usize, port: u16 },
+    ConnectFailed { slot: usize, id: OpId, code: i32 },
+    Connected { slot: usize, id: OpId, conn: u64 },
+    Arrive { conn: u64, side: usize },
+    Reset { conn: u64, side: usize },
+    StallCheck { conn: u64, side: usize, since: u64 },
+}
+
+struct Timed {
+    at: u64,
+    seq: u64,
+    event: Event,
+}
+
+impl PartialEq for Timed {
+    fn eq(&self, other: &Timed) -> bool {
+        (self.at, self.seq) == (other.at, other.seq)
+    }
+}
+impl Eq for Timed {}
+impl PartialOrd for Timed {
+    fn partial_cmp(&self, other: &Timed) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Timed {
+    fn cmp(&self, other: &Timed) -> std::cmp::Ordering {
+        (self.at, self.seq).cmp(&(other.at, other.seq))
+    }
+}
+
+pub(super) struct State {
+    pub(super) now: u64,
+    pub(super) rng: Prng,
+    pub(super) stats: Stats,
+    pub(super) machines: Vec<Machine>,
+    pub(super) cores: Vec<Core>,
+    pub(super) net: Net,
+    fingerprint: u64,
+    events: BinaryHeap<Reverse<Timed>>,
+    events_seq: u64,
+    runnable: Vec<usize>,
+    turning: bool,
+    turns: u32,
+}
+
+impl State {
+    pub(super) fn at(&mut self, at: u64, event: Event) {
+        self.events_seq += 1;
+        self.events.push(Reverse(Timed { at, seq: self.events_seq, event }));
+    }
+
+    pub(super) fn note(&mut self, word: u64) {
+        self.fingerprint = (self.fingerprint ^ word).wrapping_mul(0x9FB2_1C65_1E98_DF25).rotate_left(29);
+    }
+
+    /// Makes a core turn at the present time.
+    pub(super) fn rouse(&mut self, slot: usize) {
+        let core = &mut self.cores[slot];
+        if core.alive && !core.queued {
+            core.queued = true;
+            self.runnable.push(slot);
+        }
+    }
+
+    /// Gives a completion to a core, if it still lives.
+    pub(super) fn complete(&mut self, slot: usize, id: OpId, result: io::Result<Done>, more: bool) {
+        let Some(core) = self.cores.get_mut(slot).filter(|core| core.alive) else { return };
+        let word = match &result {
+            Ok(Done::Received(chunk)) => xxhash_rust::xxh3::xxh3_64(chunk),
+            Ok(Done::Read(_, bytes)) => *bytes as u64,
+            Ok(_) => 1,
+            Err(error) => error.raw_os_error().unwrap_or(0) as u64 + (1 << 32),
+        };
+        core.ready.push_back(Completion { id, result, more });
+        self.note(self.now ^ (slot as u64) << 56 ^ id << 24);
+        self.note(word);
+        self.rouse(slot);
+    }
+
+    pub(super) fn wake(&mut self, machine: usize, core: usize) {
+        let found = self.cores.iter().rposition(|at| at.alive && at.machine == machine && at.core == core);
+        if let Some(slot) = found {
+            self.rouse(slot);
+        }
+    }
+
+    /// The power fails, or the processes are killed, as soon as the core that turns has finished.
+    pub(super) fn doom(&mut self, machine: usize, doom: Doom) {
+        let machine = &mut self.machines[machine];
+        if machine.doom != Some(Doom::Crash) {
+            machine.doom = Some(doom);
+        }
+    }
+
+    /// The next thing that happens, if there is one, and everything else that is due by then.
+    fn advance(&mut self, until: u64) -> bool {
+        let timers = self.cores.iter().filter(|core| core.alive).filter_map(|core| core.timer.map(|at| at.max(core.local))).min();
+        let event = self.events.peek().map(|Reverse(timed)| timed.at);
+        let Some(next) = timers.into_iter().chain(event).min() else { return false };
+        self.now = self.now.max(next.min(until));
+        self.fire();
+        true
+    }
+
+    /// Everything that is due.
+    fn fire(&mut self) {
+        while self.events.peek().is_some_and(|Reverse(timed)| timed.at <= self.now) {
+            let Reverse(timed) = self.events.pop().expect("peeked");
+            match timed.event {
+                Event::Disk { slot, id } => self.disk_done(slot, id),
+                Event::Resume { slot } => self.rouse(slot),
+                Event::Syn { slot, id, machine, port } => self.net_syn(slot, id, machine, port),
+                Event::ConnectFailed { slot, id, code } => self.net_connect_failed(slot, id, code),
+                Event::Connected { slot, id, conn } => self.net_connected(slot, id, conn),
+                Event::Arrive { conn, side } => self.net_arrive(conn, side),
+                Event::Reset { conn, side } => self.net_reset_end(conn, side),
+                Event::StallCheck { conn, side, since } => self.net_stall_check(conn, side, since),
+            }
+        }
+        for slot in 0..self.cores.len() {
+            let core = &mut self.cores[slot];
+            if core.alive && core.timer.is_some_and(|at| at <= self.now) {
+                core.timer = None;
+                self.rouse(slot);
+            }
+        }
+    }
+
+    /// Draws the core that turns next.
+    fn choose(&mut self) -> Option<usize> {
+        while !self.runnable.is_empty() {
+            let at = if self.runnable.len() == 1 { 0 } else { self.rng.below(self.runnable.len() as u64) as usize };
+            let slot = self.runnable.swap_remove(at);
+            let core = &mut self.cores[slot];
+            core.queued = false;
+            if !core.alive {
+                continue;
+            }
+            if core.local > self.now {
+                let local = core.local;
+                // The core stays away until its own time has come; who rouses it meanwhile rouses it then.
+                core.queued = true;
+                self.at(local, Event::Resume { slot });
+                self.cores[slot].queued = false;
+                continue;
+            }
+            let one_in = self.machines[core.machine].faults.pause_one_in;
+            let pause_us_max = self.machines[core.machine].faults.pause_us_max;
+            if one_in > 0 && self.rng.one_in(one_in) {
+                self.stats.add("core pause");
+                let pause_us = self.rng.below(pause_us_max.max(1));
+                self.cores[slot].local = self.now + pause_us * 1000;
+            }
+            return Some(slot);
+        }
+        None
+    }
+
+    /// The machine's cores and what they had under way are gone; its disk keeps what it keeps.
+    fn fall(&mut self, machine: usize, doom: Doom) {
+        let slots: Vec<usize> = (0..self.cores.len()).filter(|slot| self.cores[*slot].alive && self.cores[*slot].machine == machine).collect();
+        for slot in slots {
+            self.cores[slot].alive = false;
+            self.cores[slot].ready.clear();
+            self.disk_abandon(slot, doom);
+            self.cores[slot].handles.clear();
+        }
+        let State { machines, rng, stats, .. } = self;
+        let fallen = &mut machines[machine];
+        fallen.doom = None;
+        fallen.crash_at = None;
+        match doom {
+            Doom::Crash => {
+                stats.add("crash");
+                fallen.disk.crash(rng, stats);
+                fallen.up = false;
+            }
+            Doom::Kill => {
+                stats.add("kill");
+                fallen.disk.kill();
+            }
+        }
+        self.net_fall(machine, doom);
+        self.note(machine as u64);
+    }
+}
+
+struct Shared {
+    state: Rc<RefCell<State>>,
+    bodies: RefCell<Vec<Option<Box<dyn Turning>>>>,
+}
+
+/// The handle to a simulated world. Cheap to clone; belongs to one thread.
+#[derive(Clone)]
+pub struct World {
+    shared: Rc<Shared>,
+}
+
+impl World {
+    /// An empty world. The faults are those of every machine that is added.
+    pub fn new(seed: u64) -> World {
+        let state = State {
+            now: 0,
+            rng: Prng::new(seed),
+            stats: Stats::default(),
+            machines: Vec::new(),
+            cores: Vec::new(),
+            net: Net::default(),
+            fingerprint: 0,
+            events: BinaryHeap::new(),
+            events_seq: 0,
+            runnable: Vec::new(),
+            turning: false,
+            turns: 0,
+        };
+        World { shared: Rc::new(Shared { state: Rc::new(RefCell::new(state)), bodies: RefCell::new(Vec::new()) }) }
+    }
+
+    fn with<T>(&self, run: impl FnOnce(&mut State) -> T) -> T {
+        run(&mut self.shared.state.borrow_mut())
+    }
+
+    /// A machine with an empty disk, at `World::ip(machine)`.
+    pub fn add_machine(&self, faults: Faults) -> MachineId {
+        self.with(|state| {
+            state.machines.push(Machine {
+                disk: Disk::new(),
+                faults,
+                up: true,
+                doom: None,
+                crash_at: None,
+                disk_ops: 0,
+                wall_offset_ms: 0,
+                wall_drift_ppm: 0,
+            });
+            MachineId(state.machines.len() - 1)
+        })
+    }
+
+    /// The machine's address: 10.0.0.1 is the first machine's.
+    pub fn ip(machine: MachineId) -> IpAddr {
+        let number = machine.0 as u32 + 1;
+        IpAddr::V4(Ipv4Addr::from(0x0A00_0000 + number))
+    }
+
+    /// The driver of a new core of a machine, which starts the machine if it is down. `turning` is made by `make` around it.
+    pub fn spawn<T>(&self, machine: MachineId, core: usize, wakers: &Wakers, make: impl FnOnce(SimDriver) -> (Box<dyn Turning>, T)) -> T {
+        let slot = self.with(|state| {
+            assert!(state.machines[machine.0].doom.is_none(), "a core is spawned on a machine that is about to fall");
+            state.machines[machine.0].up = true;
+            let seed = state.rng.next_u64();
+            state.cores.push(Core {
+                machine: machine.0,
+                core,
+                alive: true,
+                handles: Vec::new(),
+                handles_free: Vec::new(),
+                ops: Map::with_hasher(Seeded(seed)),
+                ready: VecDeque::new(),
+                in_flight: 0,
+                queued: false,
+                timer: None,
+                local: 0,
+                wakers: wakers.clone(),
+            });
+            state.cores.len() - 1
+        });
+        let rng = self.with(|state| state.rng.fork());
+        let (body, given) = make(SimDriver::new(self.shared.state.clone(), slot, rng));
+        let mut bodies = self.shared.bodies.borrow_mut();
+        assert_eq!(bodies.len(), slot);
+        bodies.push(Some(body));
+        drop(bodies);
+        self.with(|state| state.rouse(slot));
+        given
+    }
+
+    /// Lets machines fall that are to, turns one core or advances the clock, at most to `until`. False where nothing can happen any more.
+    fn step(&self, until: u64) -> bool {
+        self.apply_dooms();
+        let mut state = self.shared.state.borrow_mut();
+        state.turns += 1;
+        if state.turns.is_multiple_of(TURNS_BETWEEN_EVENTS) {
+            state.fire();
+        }
+        let Some(slot) = state.choose() else { return state.advance(until) };
+        state.turning = true;
+        state.now += TURN_NS;
+        state.note(slot as u64);
+        let core = &mut state.cores[slot];
+        core.timer = None;
+        core.wakers.get_up(core.core);
+        drop(state);
+        let mut body = self.shared.bodies.borrow_mut()[slot].take().expect("a core that lives has a body");
+        let turned = body.turn();
+        let mut state = self.shared.state.borrow_mut();
+        state.turning = false;
+        let core = &mut state.cores[slot];
+        match turned {
+            Turned::Again => state.rouse(slot),
+            Turned::Idle(until) => {
+                core.timer = until.map(|at| at.0);
+                core.wakers.lie_down(core.core);
+                if !core.ready.is_empty() {
+                    state.rouse(slot);
+                }
+            }
+            Turned::Ended => {
+                state.end_core(slot);
+                drop(state);
+                drop(body);
+                return true;
+            }
+        }
+        drop(state);
+        self.shared.bodies.borrow_mut()[slot] = Some(body);
+        true
+    }
+
+    fn apply_dooms(&self) {
+        let doomed: Vec<(usize, Doom)> = {
+            let state = self.shared.state.borrow();
+            state.machines.iter().enumerate().filter_map(|(at, machine)| machine.doom.map(|doom| (at, doom))).collect()
+        };
+        for (machine, doom) in doomed {
+            let mut bodies = Vec::new();
+            self.with(|state| {
+                let mut all = self.shared.bodies.borrow_mut();
+                for (slot, core) in state.cores.iter().enumerate() {
+                    if core.alive && core.machine == machine {
+                        bodies.push(all[slot].take());
+                    }
+                }
+                state.fall(machine, doom);
+            });
+            // Dropping an executor drops its tasks, whose handles speak to a driver that no longer listens.
+            drop(bodies);
+        }
+    }
+
+    /// Runs until `done` says so (asked after every step), at most for `time`.
+    pub fn run_until(&self, time: Duration, mut done: impl FnMut() -> bool) -> Stopped {
+        let until = self.now().plus(time).0;
+        loop {
+            if done() {
+                self.apply_dooms();
+                return Stopped::Reached;
+            }
+            if self.now().0 >= until {
+                return Stopped::TimedOut;
+            }
+            if !self.step(until) {
+                return Stopped::Idle;
+            }
+        }
+    }
+
+    /// Runs for a time, or until nothing can happen any more.
+    pub fn run_for(&self, time: Duration) -> Stopped {
+        self.run_until(time, || false)
+    }
+
+    pub fn now(&self) -> Mono {
+        Mono(self.shared.state.borrow().now)
+    }
+}
+
+// What a test does to the world.
+impl World {
+    /// The power of a machine fails: now, or, called by a task, when the core that runs it has finished its turn.
+    pub fn crash(&self, machine: MachineId) {
+        self.fall(machine, Doom::Crash);
+    }
+
+    /// The processes of a machine are killed; what they wrote is in the system's hands and stays.
+    pub fn kill(&self, machine: MachineId) {
+        self.fall(machine, Doom::Kill);
+    }
+
+    fn fall(&self, machine: MachineId, doom: Doom) {
+        let turning = self.with(|state| {
+            state.doom(machine.0, doom);
+            state.turning
+        });
+        if !turning {
+            self.apply_dooms();
+        }
+    }
+
+    /// The power of a machine fails at its `n`th operation of the disk, counted from its first (see `disk_ops`).
+    pub fn crash_at_op(&self, machine: MachineId, n: u64, site: CrashSite) {
+        self.with(|state| state.machines[machine.0].crash_at = Some((n, site)));
+    }
+
+    /// Operations that the machine's disk was asked for until now.
+    pub fn disk_ops(&self, machine: MachineId) -> u64 {
+        self.shared.state.borrow().machines[machine.0].disk_ops
+    }
+
+    /// Whether the machine has power: false from a crash until a core is spawned on it.
+    pub fn is_up(&self, machine: MachineId) -> bool {
+        self.shared.state.borrow().machines[machine.0].up
+    }
+
+    /// Cores of the machine that live.
+    pub fn cores(&self, machine: MachineId) -> usize {
+        self.shared.state.borrow().cores.iter().filter(|core| core.alive && core.machine == machine.0).count()
+    }
+
+    /// Changes a machine's faults from now on.
+    pub fn faults(&self, machine: MachineId, change: impl FnOnce(&mut Faults)) {
+        self.with(|state| change(&mut state.machines[machine.0].faults));
+    }
+
+    /// The disk takes this many bytes; what is there above it stays.
+    pub fn set_capacity(&self, machine: MachineId, bytes: u64) {
+        self.with(|state| state.machines[machine.0].disk.capacity_blocks = bytes / crate::limits::BLOCK_BYTES as u64);
+    }
+
+    /// Flips a drawn bit of the byte at `offset` of a file, on the medium and in what readers see.
+    ///
+    /// # Errors
+    /// `ENOENT` where nothing was written there.
+    pub fn rot(&self, machine: MachineId, path: &Path, offset: u64) -> io::Result<()> {
+        self.with(|state| {
+            let bit = state.rng.below(8) as u8;
+            state.machines[machine.0].disk.rot(path, offset, bit)?;
+            state.stats.add("bit rot");
+            Ok(())
+        })
+    }
+
+    /// Bytes allocated on the machine's disk.
+    pub fn disk_bytes(&self, machine: MachineId) -> u64 {
+        self.shared.state.borrow().machines[machine.0].disk.used_bytes()
+    }
+
+    /// Every path of the machine's disk with its length, in order; folders end in `/`.
+    pub fn tree(&self, machine: MachineId) -> BTreeMap<String, u64> {
+        self.shared.state.borrow().machines[machine.0].disk.tree()
+    }
+
+    /// A file as readers see it.
+    ///
+    /// # Errors
+    /// `ENOENT`, `ENOTDIR`, `EISDIR`.
+    pub fn file_bytes(&self, machine: MachineId, path: &Path) -> io::Result<Vec<u8>> {
+        self.with(|state| {
+            let disk = &mut state.machines[machine.0].disk;
+            let ino = disk.open(path, crate::io::op::OpenHow::Read)?;
+            let mut bytes = vec![0; disk.size(ino) as usize];
+            disk.read(ino, 0, &mut bytes);
+            disk.close(ino);
+            Ok(bytes)
+        })
+    }
+
+    /// The machine's wall clock is off by this much.
+    pub fn set_wall_offset_ms(&self, machine: MachineId, offset_ms: i64) {
+        self.with(|state| {
+            state.machines[machine.0].wall_offset_ms = offset_ms;
+            state.stats.add("wall clock jump");
+        });
+    }
+
+    /// The machine's wall clock gains this many microseconds a second, counted from the world's beginning.
+    pub fn set_wall_drift_ppm(&self, machine: MachineId, drift_ppm: i64) {
+        self.with(|state| state.machines[machine.0].wall_drift_ppm = drift_ppm);
+    }
+
+    /// The machine's wall clock.
+    pub fn wall_ms(&self, machine: MachineId) -> WallMs {
+        self.shared.state.borrow().wall_ms(machine.0)
+    }
+
+    /// Bytes from `a` to `b` no longer arrive (the other direction is not touched).
+    pub fn cut(&self, a: MachineId, b: MachineId) {
+        self.with(|state| state.net_cut(a.0, b.0));
+    }
+
+    /// Bytes from `a` to `b` arrive again, those that waited too.
+    pub fn heal(&self, a: MachineId, b: MachineId) {
+        self.with(|state| state.net_heal(a.0, b.0));
+    }
+
+    /// Resets every connection between two machines (which may be the same).
+    pub fn reset_connections(&self, a: MachineId, b: MachineId) {
+        self.with(|state| state.net_reset_between(a.0, b.0));
+    }
+
+    /// Makes a core turn now, as a message from outside does.
+    pub fn wake(&self, machine: MachineId, core: usize) {
+        self.with(|state| state.wake(machine.0, core));
+    }
+
+    /// How often each fault happened.
+    pub fn stats(&self) -> BTreeMap<&'static str, u64> {
+        self.shared.state.borrow().stats.counts.clone()
+    }
+
+    /// How often a crash at an operation happened, by site, operation and kind of file: "during write wal".
+    pub fn crash_sites(&self) -> BTreeMap<String, u64> {
+        self.shared.state.borrow().stats.sites.clone()
+    }
+
+    /// A hash over everything that has happened: equal for equal seeds, in the same program.
+    pub fn fingerprint(&self) -> u64 {
+        self.shared.state.borrow().fingerprint
+    }
+
+    /// A number drawn from the world's seed.
+    pub fn random_u64(&self) -> u64 {
+        self.with(|state| state.rng.next_u64())
+    }
+}
+
+impl State {
+    pub(super) fn wall_ms(&self, machine: usize) -> WallMs {
+        let machine = &self.machines[machine];
+        let drift_ns = i128::from(self.now) * i128::from(machine.wall_drift_ppm) / 1_000_000;
+        let elapsed_ms = (i128::from(self.now) + drift_ns) / 1_000_000;
+        (i128::from(WALL_START_MS) + elapsed_ms + i128::from(machine.wall_offset_ms)).max(0) as u64
+    }
+
+    /// A core ended by itself: its handles are closed as a process's are.
+    fn end_core(&mut self, slot: usize) {
+        for fd in 0..self.cores[slot].handles.len() {
+            self.close_handle(slot, fd as u32);
+        }
+        self.disk_abandon(slot, Doom::Kill);
+        self.cores[slot].alive = false;
+        self.cores[slot].ready.clear();
+    }
+}
