@@ -5,6 +5,7 @@ pub mod buffer;
 pub mod driver;
 pub mod executor;
 pub mod op;
+pub mod sim;
 mod stream;
 mod sys;
 mod tasks;

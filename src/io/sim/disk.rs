@@ -85,19 +85,9 @@ impl Content {
 
 /// A change of a file that is not yet durable.
 enum Change {
-    Write {
-        first: usize,
-        blocks: Vec<Option<Block>>,
-        end: u64,
-        tear: bool,
-    },
-    Resize {
-        bytes: u64,
-    },
-    Punch {
-        first: usize,
-        count: usize,
-    },
+    Write { first: usize, blocks: Vec<Option<Block>>, end: u64, tear: bool },
+    Resize { bytes: u64 },
+    Punch { first: usize, count: usize },
 }
 
 #[derive(Default)]

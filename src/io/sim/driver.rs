@@ -19,7 +19,10 @@ pub(super) enum Handle {
     /// The inode and the leading letters of the name by which it was opened.
     File(Ino, Rc<str>),
     Listener(u16),
-    Socket { conn: u64, side: usize },
+    Socket {
+        conn: u64,
+        side: usize,
+    },
 }
 
 /// An operation under way.
@@ -69,8 +72,7 @@ impl SimDriver {
 
     /// The world's time, or the core's own where it was held up.
     pub fn now(&self) -> Mono {
-        let state = self.state.borrow();
-        Mono(state.now.max(state.cores[self.slot].local))
+        self.state.borrow_mut().look(self.slot)
     }
 
     pub fn wall_ms(&self) -> WallMs {

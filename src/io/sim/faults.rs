@@ -78,13 +78,7 @@ impl Faults {
 
     /// `rough`, and failing reads, writes, syncs and connections.
     pub fn hostile() -> Faults {
-        Faults {
-            read_error_one_in: 2_000,
-            write_error_one_in: 5_000,
-            sync_error_one_in: 5_000,
-            reset_one_in: 5_000,
-            ..Faults::rough()
-        }
+        Faults { read_error_one_in: 2_000, write_error_one_in: 5_000, sync_error_one_in: 5_000, reset_one_in: 5_000, ..Faults::rough() }
     }
 }
 

@@ -33,4 +33,4 @@ mod tests;
 pub use disk::SECTOR_BYTES;
 pub use driver::SimDriver;
 pub use faults::Faults;
-pub use world::{CrashSite, MachineId, Stopped, Turned, Turning, World};
+pub use world::{CrashSite, MachineId, Stopped, World};

@@ -1,8 +1,8 @@
 //! The simulated world: its clock, its machines, and the loop that turns the cores.
 //!
-//! One thread, one seed. Time stands still while a core has something to do (but for `TURN_NS` a turn, so that a loop which waits for
-//! time to pass ends) and then jumps to the next event: a completion, a segment's arrival, a core's timer. Which of the cores that can
-//! turn does so next is drawn.
+//! One thread, one seed. Time creeps while a core has something to do (`LOOK_NS` each time one looks at the clock, so that slices end and
+//! a loop which waits for time to pass does too) and otherwise jumps to the next event: a completion, a segment's arrival, a core's
+//! timer. Which of the cores that can turn does so next is drawn.
 
 use super::disk::Disk;
 use super::driver::{Handle, InFlight, SimDriver};
@@ -11,6 +11,9 @@ use super::net::Net;
 use crate::base::map::{Map, Seeded};
 use crate::base::prng::Prng;
 use crate::base::time::{Mono, WallMs};
+use crate::io::Io;
+use crate::io::driver::Driver;
+use crate::io::executor::{Executor, Turn};
 use crate::io::op::{Completion, Done, OpId};
 use crate::io::wakers::Wakers;
 use std::cell::RefCell;
@@ -22,8 +25,8 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// What a turn costs, in nanoseconds.
-const TURN_NS: u64 = 100;
+/// What passes between two looks at the clock, in nanoseconds.
+const LOOK_NS: u64 = 100;
 /// How many turns go by until the clock's creeping is held against timers and events.
 const TURNS_BETWEEN_EVENTS: u32 = 16;
 /// Wall time at the world's beginning: 2024-01-01.
@@ -42,23 +45,6 @@ pub enum CrashSite {
     During,
     /// It is done, durable if it was to be; its completion never comes.
     After,
-}
-
-/// What a core answers after a turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turned {
-    /// It has more to do now.
-    Again,
-    /// Nothing to do until a completion, a wake, or this time.
-    Idle(Option<Mono>),
-    /// It has ended and can be dropped.
-    Ended,
-}
-
-/// What the world turns: an executor.
-pub trait Turning {
-    /// Runs what can run now; never waits.
-    fn turn(&mut self) -> Turned;
 }
 
 /// Why a run came back.
@@ -104,7 +90,6 @@ pub(super) struct Core {
     timer: Option<u64>,
     /// The core's own time where it is ahead of the world's: it was held up.
     pub(super) local: u64,
-    wakers: Wakers,
 }
 
 /// What happens at a time.
@@ -193,10 +178,26 @@ impl State {
     }
 
     pub(super) fn wake(&mut self, machine: usize, core: usize) {
-        let found = self.cores.iter().rposition(|at| at.alive && at.machine == machine && at.core == core);
-        if let Some(slot) = found {
-            self.rouse(slot);
+        // Where two processes of a machine have a core of that number, both turn: a wake too many is allowed.
+        for slot in 0..self.cores.len() {
+            if (self.cores[slot].machine, self.cores[slot].core) == (machine, core) {
+                self.rouse(slot);
+            }
         }
+    }
+
+    /// A core looks at the clock: the world's, or its own where it was held up.
+    pub(super) fn look(&mut self, slot: usize) -> Mono {
+        self.now += LOOK_NS;
+        let machine = self.cores[slot].machine;
+        let Faults { pause_one_in, pause_us_max, .. } = self.machines[machine].faults;
+        let mut now = self.now.max(self.cores[slot].local);
+        if pause_one_in > 0 && self.cores[slot].alive && self.rng.one_in(pause_one_in) {
+            self.stats.add("core pause");
+            now += self.rng.below(pause_us_max.max(1)) * 1000;
+            self.cores[slot].local = now;
+        }
+        Mono(now)
     }
 
     /// The power fails, or the processes are killed, as soon as the core that turns has finished.
@@ -253,18 +254,9 @@ impl State {
             }
             if core.local > self.now {
                 let local = core.local;
-                // The core stays away until its own time has come; who rouses it meanwhile rouses it then.
-                core.queued = true;
+                // It stays away until its own time has come.
                 self.at(local, Event::Resume { slot });
-                self.cores[slot].queued = false;
                 continue;
-            }
-            let one_in = self.machines[core.machine].faults.pause_one_in;
-            let pause_us_max = self.machines[core.machine].faults.pause_us_max;
-            if one_in > 0 && self.rng.one_in(one_in) {
-                self.stats.add("core pause");
-                let pause_us = self.rng.below(pause_us_max.max(1));
-                self.cores[slot].local = self.now + pause_us * 1000;
             }
             return Some(slot);
         }
@@ -273,7 +265,8 @@ impl State {
 
     /// The machine's cores and what they had under way are gone; its disk keeps what it keeps.
     fn fall(&mut self, machine: usize, doom: Doom) {
-        let slots: Vec<usize> = (0..self.cores.len()).filter(|slot| self.cores[*slot].alive && self.cores[*slot].machine == machine).collect();
+        let slots: Vec<usize> =
+            (0..self.cores.len()).filter(|slot| self.cores[*slot].alive && self.cores[*slot].machine == machine).collect();
         for slot in slots {
             self.cores[slot].alive = false;
             self.cores[slot].ready.clear();
@@ -302,7 +295,7 @@ impl State {
 
 struct Shared {
     state: Rc<RefCell<State>>,
-    bodies: RefCell<Vec<Option<Box<dyn Turning>>>>,
+    executors: RefCell<Vec<Option<Executor>>>,
 }
 
 /// The handle to a simulated world. Cheap to clone; belongs to one thread.
@@ -328,7 +321,7 @@ impl World {
             turning: false,
             turns: 0,
         };
-        World { shared: Rc::new(Shared { state: Rc::new(RefCell::new(state)), bodies: RefCell::new(Vec::new()) }) }
+        World { shared: Rc::new(Shared { state: Rc::new(RefCell::new(state)), executors: RefCell::new(Vec::new()) }) }
     }
 
     fn with<T>(&self, run: impl FnOnce(&mut State) -> T) -> T {
@@ -358,9 +351,10 @@ impl World {
         IpAddr::V4(Ipv4Addr::from(0x0A00_0000 + number))
     }
 
-    /// The driver of a new core of a machine, which starts the machine if it is down. `turning` is made by `make` around it.
-    pub fn spawn<T>(&self, machine: MachineId, core: usize, wakers: &Wakers, make: impl FnOnce(SimDriver) -> (Box<dyn Turning>, T)) -> T {
-        let slot = self.with(|state| {
+    /// Starts an executor on a machine, and the machine if it is down: core `core` of those that `wakers` knows. Tasks are spawned through
+    /// what it gives; it ends when one of them calls `shutdown`, or with its machine.
+    pub fn spawn_core(&self, machine: MachineId, core: usize, wakers: &Wakers) -> Io {
+        let (slot, rng) = self.with(|state| {
             assert!(state.machines[machine.0].doom.is_none(), "a core is spawned on a machine that is about to fall");
             state.machines[machine.0].up = true;
             let seed = state.rng.next_u64();
@@ -376,18 +370,17 @@ impl World {
                 queued: false,
                 timer: None,
                 local: 0,
-                wakers: wakers.clone(),
             });
-            state.cores.len() - 1
+            (state.cores.len() - 1, state.rng.fork())
         });
-        let rng = self.with(|state| state.rng.fork());
-        let (body, given) = make(SimDriver::new(self.shared.state.clone(), slot, rng));
-        let mut bodies = self.shared.bodies.borrow_mut();
-        assert_eq!(bodies.len(), slot);
-        bodies.push(Some(body));
-        drop(bodies);
+        let driver = Driver::Sim(SimDriver::new(self.shared.state.clone(), slot, rng));
+        let executor = Executor::new(driver, core, wakers.clone());
+        let io = executor.handle();
         self.with(|state| state.rouse(slot));
-        given
+        let mut executors = self.shared.executors.borrow_mut();
+        assert_eq!(executors.len(), slot, "cores are spawned one after the other");
+        executors.push(Some(executor));
+        io
     }
 
     /// Lets machines fall that are to, turns one core or advances the clock, at most to `until`. False where nothing can happen any more.
@@ -400,35 +393,31 @@ impl World {
         }
         let Some(slot) = state.choose() else { return state.advance(until) };
         state.turning = true;
-        state.now += TURN_NS;
         state.note(slot as u64);
-        let core = &mut state.cores[slot];
-        core.timer = None;
-        core.wakers.get_up(core.core);
+        state.cores[slot].timer = None;
         drop(state);
-        let mut body = self.shared.bodies.borrow_mut()[slot].take().expect("a core that lives has a body");
-        let turned = body.turn();
+        let mut executor = self.shared.executors.borrow_mut()[slot].take().expect("a core that lives has its executor");
+        let turn = executor.turn();
+        let ended = executor.is_finished();
         let mut state = self.shared.state.borrow_mut();
         state.turning = false;
-        let core = &mut state.cores[slot];
-        match turned {
-            Turned::Again => state.rouse(slot),
-            Turned::Idle(until) => {
-                core.timer = until.map(|at| at.0);
-                core.wakers.lie_down(core.core);
-                if !core.ready.is_empty() {
+        if ended {
+            state.end_core(slot);
+            drop(state);
+            drop(executor);
+            return true;
+        }
+        match turn {
+            Turn::Busy => state.rouse(slot),
+            Turn::Idle { until } => {
+                state.cores[slot].timer = until.map(|at| at.0);
+                if !state.cores[slot].ready.is_empty() {
                     state.rouse(slot);
                 }
             }
-            Turned::Ended => {
-                state.end_core(slot);
-                drop(state);
-                drop(body);
-                return true;
-            }
         }
         drop(state);
-        self.shared.bodies.borrow_mut()[slot] = Some(body);
+        self.shared.executors.borrow_mut()[slot] = Some(executor);
         true
     }
 
@@ -438,18 +427,18 @@ impl World {
             state.machines.iter().enumerate().filter_map(|(at, machine)| machine.doom.map(|doom| (at, doom))).collect()
         };
         for (machine, doom) in doomed {
-            let mut bodies = Vec::new();
+            let mut fallen = Vec::new();
             self.with(|state| {
-                let mut all = self.shared.bodies.borrow_mut();
+                let mut all = self.shared.executors.borrow_mut();
                 for (slot, core) in state.cores.iter().enumerate() {
                     if core.alive && core.machine == machine {
-                        bodies.push(all[slot].take());
+                        fallen.push(all[slot].take());
                     }
                 }
                 state.fall(machine, doom);
             });
             // Dropping an executor drops its tasks, whose handles speak to a driver that no longer listens.
-            drop(bodies);
+            drop(fallen);
         }
     }
 
