@@ -7,6 +7,8 @@ pub mod wal;
 mod wal_plan;
 mod wal_replay;
 mod wal_segments;
+#[cfg(test)]
+mod wal_tests;
 
 use crate::base::codec::Malformed;
 

@@ -6,10 +6,11 @@
 //! known (Rebello et al., "Can Applications Recover from fsync Failures?", 2020), so nothing is tried again.
 
 use super::format::wal::{
-    GroupHead, RECORD_BYTES_MAX, WAL_BLOCK_PAYLOAD_BYTES, WalIdentity, blocks_of, fill_group, put_framed, set_ceiling, start_payload,
+    GROUP_HEADER_BYTES, GroupHead, RECORD_BYTES_MAX, WAL_BLOCK_PAYLOAD_BYTES, WalIdentity, blocks_of, fill_group, put_framed, set_ceiling,
+    start_payload,
 };
 use super::signal::{Signal, race};
-use super::wal_replay::{self, Found, Replay};
+use super::wal_replay::{Replay, WalReader};
 use super::wal_segments::{Ring, Segment, is_disk_full, prepare};
 use super::{EngineError, Planted, Seq};
 use crate::base::time::Mono;
@@ -25,6 +26,8 @@ use std::time::Duration;
 const INTERVAL: Duration = Duration::from_millis(INTERVAL_MS_MAX / 2);
 /// A group takes no further record once its payload is this long: a longer write would make those behind it wait for longer.
 const GROUP_BYTES_MAX: usize = 1024 * 1024;
+/// The most that a record takes beside itself in a group.
+const FRAME_BYTES: usize = 10;
 /// How long to wait before a segment is tried again that did not fit on the disk.
 const DISK_FULL_RETRY: Duration = Duration::from_millis(200);
 /// Free segments kept ready.
@@ -101,6 +104,7 @@ struct State {
     lap_next: u64,
     incarnation: u32,
     number_next: u64,
+    group_bytes_max: usize,
     next: Seq,
     durable: Seq,
     /// The highest urgent sequence.
@@ -141,19 +145,29 @@ impl Wal {
     /// # Errors
     /// `Corrupt` with file and offset where something acknowledged is damaged; whatever `replay` says; I/O errors.
     pub async fn open(io: &Io, dir: &Path, config: WalConfig, replay: &mut Replay<'_>) -> Result<(Wal, WalReport), EngineError> {
+        let mut reader = WalReader::open(io, dir, config.identity, config.released, config.planted).await?;
+        while reader.next_group(replay).await? {}
+        Wal::start(io, dir, config, reader).await
+    }
+
+    /// Starts the writer of a log that was replayed to its end.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub async fn start(io: &Io, dir: &Path, config: WalConfig, reader: WalReader) -> Result<(Wal, WalReport), EngineError> {
         assert!(config.segment_bytes.is_multiple_of(BLOCK_BYTES) && config.segment_bytes >= 4 * BLOCK_BYTES);
         assert!(config.segments_max >= 2);
-        let found = wal_replay::recover(io, dir, config.identity, config.released, config.planted, replay).await?;
+        reader.settle(dir).await?;
         let report = WalReport {
-            records: found.records,
-            bytes: found.bytes,
-            last: found.plan.last,
-            ceiling: found.ceiling,
-            torn_groups: u32::from(found.plan.torn.is_some()),
-            torn_blocks: found.plan.torn.map_or(0, |(_, blocks)| blocks),
-            segments: found.segments.len(),
+            records: reader.records,
+            bytes: reader.bytes,
+            last: reader.plan.last,
+            ceiling: reader.ceiling,
+            torn_groups: u32::from(reader.plan.torn.is_some()),
+            torn_blocks: reader.plan.torn.map_or(0, |(_, blocks)| blocks),
+            segments: reader.segments.len(),
         };
-        let state = RefCell::new(State::from(found, &config));
+        let state = RefCell::new(State::from(reader, &config));
         let inner = Inner { io: io.clone(), dir: dir.to_owned(), config, state, work: Signal::new(), progress: Signal::new() };
         let inner = Rc::new(inner);
         if inner.state.borrow().ring.room_blocks() == 0 {
@@ -288,7 +302,7 @@ impl Drop for Wal {
 }
 
 impl State {
-    fn from(found: Found, config: &WalConfig) -> State {
+    fn from(found: WalReader, config: &WalConfig) -> State {
         let mut ring = Ring { segments: found.segments, ..Ring::default() };
         ring.current = found.plan.tail.map(|at| (at.segment, at.block));
         ring.release(config.released);
@@ -298,6 +312,7 @@ impl State {
             lap_next: found.plan.lap_max + 1,
             incarnation: found.plan.incarnation_max + 1,
             number_next,
+            group_bytes_max: GROUP_BYTES_MAX.min((config.segment_bytes / BLOCK_BYTES - 1) * WAL_BLOCK_PAYLOAD_BYTES),
             next: found.plan.last + 1,
             durable: found.plan.last,
             urgent: 0,
@@ -316,7 +331,7 @@ impl State {
     }
 
     fn may_append(&self, bytes: usize, config: &WalConfig) -> Result<(), EngineError> {
-        let blocks = blocks_of(bytes + 32) as u64;
+        let blocks = blocks_of(GROUP_HEADER_BYTES + bytes + FRAME_BYTES) as u64;
         if bytes > RECORD_BYTES_MAX || blocks >= (config.segment_bytes / BLOCK_BYTES) as u64 {
             return Err(EngineError::TooLarge);
         }
@@ -329,22 +344,45 @@ impl State {
         if !self.pending.is_empty() && self.pending_bytes + bytes > config.pending_bytes_max {
             return Err(EngineError::Overloaded);
         }
-        let pending = self.pending_bytes.div_ceil(WAL_BLOCK_PAYLOAD_BYTES) as u64 + self.pending.len() as u64;
-        if self.ring.room_blocks() < pending + blocks {
-            if self.disk_full {
-                return Err(EngineError::DiskFull);
-            }
-            if self.ring.segments.len() >= config.segments_max {
-                return Err(EngineError::Overloaded);
-            }
+        if self.has_room(bytes, config) {
+            Ok(())
+        } else if self.disk_full {
+            Err(EngineError::DiskFull)
+        } else {
+            Err(EngineError::Overloaded)
         }
-        Ok(())
+    }
+
+    /// All groups that wait, and a record of `bytes` behind them, find room: what was accepted must never wait for a release.
+    fn has_room(&self, bytes: usize, config: &WalConfig) -> bool {
+        let whole = (config.segment_bytes / BLOCK_BYTES) as u32;
+        let growth = if self.disk_full { 0 } else { config.segments_max.saturating_sub(self.ring.segments.len()) };
+        let free = self.ring.free.iter().map(|&index| self.ring.segments[index].blocks);
+        if free.clone().filter(|&blocks| blocks >= whole).count() + growth > self.pending.len() {
+            return true;
+        }
+        let mut bins: VecDeque<u32> = free.chain(std::iter::repeat_n(whole, growth)).collect();
+        let mut left = self.ring.current.map_or(0, |(index, at)| self.ring.segments[index].blocks - at);
+        let mut groups: Vec<usize> = self.pending.iter().map(|group| group.payload.len()).collect();
+        match groups.last_mut() {
+            Some(last) if *last + bytes + FRAME_BYTES <= self.group_bytes_max => *last += bytes + FRAME_BYTES,
+            _ => groups.push(GROUP_HEADER_BYTES + bytes + FRAME_BYTES),
+        }
+        groups.into_iter().all(|payload| {
+            let blocks = blocks_of(payload) as u32;
+            if blocks > left {
+                let Some(bin) = bins.iter().position(|&bin| bin > blocks) else { return false };
+                left = bins.remove(bin).expect("just found") - 1;
+            }
+            left -= blocks;
+            true
+        })
     }
 
     fn push(&mut self, record: &[u8], now: Mono) -> Seq {
         let seq = self.next;
         self.next += 1;
-        let joins = self.pending.back().is_some_and(|last| last.payload.len() + record.len() < GROUP_BYTES_MAX);
+        let joins = self.pending.back().is_some_and(|last| last.payload.len() + record.len() + FRAME_BYTES <= self.group_bytes_max);
         if !joins {
             let mut payload = Vec::new();
             start_payload(&mut payload);
@@ -373,7 +411,7 @@ impl State {
         let (index, start, new_lap) = self.ring.place(blocks, self.lap_next)?;
         self.lap_next += u64::from(new_lap);
         let Pending { mut payload, first, records, .. } = self.pending.pop_front().expect("looked at above");
-        self.pending_bytes -= payload.len() - super::format::wal::GROUP_HEADER_BYTES;
+        self.pending_bytes -= payload.len() - GROUP_HEADER_BYTES;
         set_ceiling(&mut payload, self.ceiling);
         let segment = &mut self.ring.segments[index];
         let head = GroupHead { lap: segment.lap, incarnation: self.incarnation, first, blocks, records };
