@@ -1,6 +1,7 @@
 //! The storage engine of one core.
 
 pub mod format;
+pub mod memtable;
 
 use crate::base::codec::Malformed;
 
@@ -9,7 +10,11 @@ use crate::base::codec::Malformed;
 pub enum EngineError {
     Io(std::io::Error),
     /// Bytes on disk are not what was written: the file and where in it.
-    Corrupt { file: String, offset: u64, what: String },
+    Corrupt {
+        file: String,
+        offset: u64,
+        what: String,
+    },
     /// No room; reads and deletes go on.
     DiskFull,
     /// A sync failed earlier: this shard acknowledges nothing any more.
@@ -17,7 +22,10 @@ pub enum EngineError {
     /// A bound is reached; try later.
     Overloaded,
     /// Too new for this build: the file and which feature.
-    Unsupported { file: String, what: String },
+    Unsupported {
+        file: String,
+        what: String,
+    },
 }
 
 impl EngineError {
