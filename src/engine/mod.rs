@@ -1,6 +1,7 @@
 //! The storage engine of one core.
 
 pub mod format;
+pub mod manifest;
 pub mod memtable;
 
 use crate::base::codec::Malformed;
