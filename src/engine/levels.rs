@@ -235,21 +235,20 @@ impl<T> Levels<T> {
 
     /// What no tree shows any more, in order. Call it after a commit and whenever reads have ended.
     pub fn release(&self) -> Vec<Release<T>> {
+        let retired = self.retired.take();
+        let mut versions: BTreeMap<TableId, usize> = BTreeMap::new();
+        retired.iter().for_each(|one| *versions.entry(one.table.record.id).or_default() += 1);
+        // An open iterator holds the table itself, beside its retired versions.
+        let is_read = |one: &Retired<T>| one.is_gone && Rc::strong_count(&one.table.table) > versions[&one.table.record.id];
+        let is_held = |one: &Retired<T>| Rc::strong_count(&one.table) > 1 || is_read(one);
+        // While any older version of a table is shown, its front up to that version's start is read.
+        let held: BTreeSet<TableId> = retired.iter().filter(|one| is_held(one)).map(|one| one.table.record.id).collect();
+        let (waiting, free): (VecDeque<_>, VecDeque<_>) = retired.into_iter().partition(|one| held.contains(&one.table.record.id));
         let mut released = Vec::new();
-        let mut held: BTreeSet<TableId> = BTreeSet::new();
-        let mut waiting = VecDeque::new();
-        for Retired { table, is_gone } in self.retired.borrow_mut().drain(..) {
-            let id = table.record.id;
-            let is_free = !held.contains(&id) && Rc::strong_count(&table) == 1;
-            // An open iterator holds the table itself. One that only changed is held by its next version too.
-            if !is_free || is_gone && Rc::strong_count(&table.table) > 1 {
-                held.insert(id);
-                waiting.push_back(Retired { table, is_gone });
-                continue;
-            }
+        for Retired { table, is_gone } in free {
             if is_gone {
                 released.push(Release::Remove(table.file.clone()));
-            } else if let Some(now) = self.tables.borrow().get(&id).filter(|now| !now.record.shared && !now.record.linked) {
+            } else if let Some(now) = self.tables.borrow().get(&table.record.id).filter(|now| !now.record.shared && !now.record.linked) {
                 released.push(Release::Punch(now.clone()));
             }
         }
@@ -339,13 +338,14 @@ mod tests {
         apply(&levels, &mut state, &[Edit::RaiseFrom { id, from: b"m".to_vec() }]).unwrap();
         assert!(levels.release().is_empty());
         assert_eq!((numbers(&before, "d", 0), numbers(&levels.current(), "d", 0)), (vec![5, 4, 3, 1], vec![5, 4, 1]));
-        drop(between);
-        assert!(levels.release().is_empty(), "the oldest tree still shows the front");
         drop(before);
+        assert!(levels.release().is_empty(), "an older tree still shows a part of the front");
+        drop(between);
         let released = levels.release();
         assert!(matches!(&released[..], [Release::Punch(a), Release::Punch(b)] if a.start() == b"m" && b.start() == b"m"));
         drop(released);
         let reader = levels.current();
+        apply(&levels, &mut state, &[Edit::RaiseFrom { id, from: b"n".to_vec() }]).unwrap();
         apply(&levels, &mut state, &[Edit::RemoveTable(id)]).unwrap();
         assert!(levels.release().is_empty());
         drop(reader);
