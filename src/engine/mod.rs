@@ -9,6 +9,10 @@ mod wal_replay;
 mod wal_segments;
 #[cfg(test)]
 mod wal_tests;
+pub mod levels;
+pub mod manifest;
+pub mod memtable;
+pub mod pick;
 
 use crate::base::codec::Malformed;
 
