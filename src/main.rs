@@ -1,1 +1,55 @@
-fn main() {}
+//! The process: reads the command line and goes where it says.
+
+use ringkv::config::{self, Command, exit};
+use ringkv::io::host;
+use std::io::Write;
+
+fn main() {
+    std::process::exit(run());
+}
+
+fn run() -> i32 {
+    match config::load(std::env::args_os(), &|path| host::read_to_string(path)) {
+        Err(refusal) if refusal.code == exit::CLEAN => {
+            println!("{}", refusal.text);
+            exit::CLEAN
+        }
+        Err(refusal) => {
+            eprintln!("ringkv: {}", refusal.text);
+            refusal.code
+        }
+        Ok(Command::Serve(config)) => serve(&config),
+        Ok(Command::Client(client)) => shell(&client),
+        Ok(Command::Verify(dir)) => ringkv::verify::run(&dir, &|line| println!("{line}")),
+        Ok(Command::Sim(run)) => ringkv::sim::run(&run, &mut |line| println!("{line}")),
+    }
+}
+
+fn serve(config: &config::Config) -> i32 {
+    let say = |line: &str| {
+        println!("{line}");
+        let _ = std::io::stdout().flush();
+    };
+    ringkv::node::serve(config, &say, &|line| eprintln!("{line}"))
+}
+
+fn shell(client: &config::Client) -> i32 {
+    let credential = match &client.target.secret_file {
+        None => Vec::new(),
+        Some(path) => match host::read_to_string(path) {
+            Ok(text) => text.trim_end_matches(['\n', '\r']).as_bytes().to_vec(),
+            Err(error) => {
+                eprintln!("ringkv: secret-file {} cannot be read: {error}", path.display());
+                return exit::CONFIG;
+            }
+        },
+    };
+    let mut out = std::io::stdout().lock();
+    match ringkv::shell::run(&client.target, &client.word, credential, &mut out) {
+        Ok(code) => code,
+        Err(why) => {
+            eprintln!("ringkv: {why}");
+            exit::FAILED
+        }
+    }
+}

@@ -24,7 +24,7 @@ pub mod wakers;
 use crate::base::time::{Mono, WallMs};
 use buffer::{Buf, Chunk};
 use executor::{Inbox, Inner, OpFuture, Sleep};
-use op::{Done, Entry, Fd, Op, OpenHow, Parcel};
+use op::{Done, Entry, Fd, Op, OpenHow};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::path::Path;
@@ -34,6 +34,7 @@ use std::task::Poll;
 use std::time::Duration;
 use stream::{Arrivals, Found};
 
+pub use op::Parcel;
 pub use std::net::SocketAddr;
 pub use tasks::Task;
 

@@ -245,6 +245,7 @@ pub fn engine_error(shard: &Shard, ticket: &Ticket, error: &EngineError) {
         EngineError::DiskFull => ErrorCode::DiskFull,
         EngineError::Overloaded => ErrorCode::Overloaded,
         EngineError::Stopped(_) => ErrorCode::Stopped,
+        EngineError::TooLarge => ErrorCode::TooLarge,
         EngineError::Io(_) | EngineError::Corrupt { .. } | EngineError::Unsupported { .. } => ErrorCode::Failed,
     };
     shard.fail(ticket, code, &error.to_string());

@@ -64,9 +64,9 @@ async fn greet(shard: Rc<Shard>, socket: Socket, turn: u16) {
             let rest = said.split_off(used);
             if core == shard.core() {
                 serve(&shard, socket, id, rest).await;
-            } else if let Ok((parcel, chunks)) = io.hand_over(socket).await {
+            } else if let Ok((parcel, unread)) = io.detach(socket).await {
                 let mut rest = rest;
-                chunks.iter().for_each(|chunk| rest.extend_from_slice(chunk));
+                rest.extend_from_slice(&unread);
                 shard.mailbox.send(usize::from(core), Mail::Connection { parcel, id, rest });
                 shard.mailbox.wake();
             }
@@ -133,7 +133,7 @@ fn same_secret(ours: &[u8], theirs: &[u8]) -> bool {
 /// A connection from core 0.
 pub async fn adopt(shard: Rc<Shard>, parcel: Parcel, id: u64, rest: Vec<u8>) {
     let _counted = Counted::new(&shard);
-    if let Ok(socket) = shard.io.adopt(parcel).await {
+    if let Ok(socket) = shard.io.attach(parcel).await {
         serve(&shard, socket, id, rest).await;
     }
 }

@@ -1,0 +1,261 @@
+//! A node of threads: one pinned thread a data core, the control core beside them, and the process's beginning and end.
+
+use crate::base::metrics::Report;
+use crate::config::{Config, exit};
+use crate::control::{self, ControlConfig, ControlHandle, IDLE_MAX, Source};
+use crate::engine::{EngineConfig, EngineError};
+use crate::io::driver::Driver;
+use crate::io::executor::Executor;
+use crate::io::uring::{UringConfig, UringDriver};
+use crate::io::wakers::Wakers;
+use crate::io::{SocketAddr, host};
+use crate::shard::mailbox::{self, MailboxEnds};
+use crate::shard::start::{self, Plan, StartFailure};
+use crate::shard::stats::Board;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+/// What a data core's thread tells the main thread.
+enum News {
+    /// The node serves at this address.
+    Serving(SocketAddr),
+    /// A core runs with less than it could: a line that says what that costs and what mends it.
+    Degraded(String),
+    /// A core ended; an error unless it was told to.
+    Ended(Result<(), Failure>),
+}
+
+/// Why a core ended: words, and the exit code.
+struct Failure {
+    text: String,
+    code: i32,
+}
+
+impl Failure {
+    fn new(code: i32, text: impl Into<String>) -> Failure {
+        Failure { text: text.into(), code }
+    }
+}
+
+impl From<StartFailure> for Failure {
+    fn from(failure: StartFailure) -> Failure {
+        let code = match &failure {
+            StartFailure::Listen(..) => exit::ADDRESS_IN_USE,
+            StartFailure::Engine(EngineError::Corrupt { .. } | EngineError::Unsupported { .. }) => exit::DATA_DAMAGED,
+            StartFailure::Engine(_) | StartFailure::Other(_) => exit::FAILED,
+        };
+        let text = match &failure {
+            StartFailure::Listen(address, error) => format!("cannot listen on {address} ({error}); --port moves it"),
+            other => other.to_string(),
+        };
+        Failure { text, code }
+    }
+}
+
+/// Serves until a signal ends it; the exit code. `say` prints a line on standard output, `warn` on standard error.
+pub fn serve(config: &Config, say: &dyn Fn(&str), warn: &dyn Fn(&str)) -> i32 {
+    match try_serve(config, say, warn) {
+        Ok(code) => code,
+        Err(failure) => {
+            warn(&failure.text);
+            failure.code
+        }
+    }
+}
+
+fn try_serve(config: &Config, say: &dyn Fn(&str), warn: &dyn Fn(&str)) -> Result<i32, Failure> {
+    let os = |what: &str, error: std::io::Error| Failure::new(exit::FAILED, format!("{what}: {error}"));
+    host::block_signals().map_err(|error| os("signals", error))?;
+    if let Err(error) = host::raise_nofile() {
+        warn(&format!("the limit of open files stays as it is ({error}); ulimit -n raises it"));
+    }
+    host::create_dirs(&config.data).map_err(|error| os(&config.data.display().to_string(), error))?;
+    let _lock = host::lock_dir(&config.data).map_err(|error| Failure::new(exit::DATA_IN_USE, error.to_string()))?;
+    let secret = read_secret(config)?;
+    let (tell, news) = mpsc::channel();
+    let plan = Arc::new(plan(config, secret, tell.clone()));
+    let wakers = Wakers::new(config.cores.len());
+    let mut threads = Vec::new();
+    for (core, ends) in mailbox::mesh(config.cores.len()).into_iter().enumerate() {
+        let (plan, wakers, tell, cpu) = (plan.clone(), wakers.clone(), tell.clone(), config.cores[core]);
+        let strict = config.strict_start;
+        let body = move || {
+            let outcome = run_core(core, cpu, strict, ends, plan, wakers, &tell);
+            // The main thread has gone only when the process is ending anyway.
+            let _ = tell.send(News::Ended(outcome));
+        };
+        threads.push(host::spawn_thread(&format!("ringkv-{core}"), body).map_err(|error| os("a core's thread", error))?);
+    }
+    let outcome = watch(config, &plan, &wakers, &news, threads.len(), say, warn);
+    for thread in threads {
+        let _ = thread.join();
+    }
+    outcome
+}
+
+fn read_secret(config: &Config) -> Result<Option<Vec<u8>>, Failure> {
+    let Some(path) = &config.secret_file else { return Ok(None) };
+    let text = host::read_to_string(path)
+        .map_err(|error| Failure::new(exit::CONFIG, format!("secret-file {} cannot be read: {error}", path.display())))?;
+    let secret = text.trim_end_matches(['\n', '\r']).as_bytes().to_vec();
+    if secret.is_empty() {
+        return Err(Failure::new(exit::CONFIG, format!("secret-file {} is empty", path.display())));
+    }
+    Ok(Some(secret))
+}
+
+fn plan(config: &Config, secret: Option<Vec<u8>>, tell: mpsc::Sender<News>) -> Plan {
+    let cores = config.cores.len();
+    let engine = EngineConfig::for_budget((config.memory_bytes as usize) / cores, host::random_u64());
+    Plan {
+        data: config.data.clone(),
+        listen: config.native,
+        host: config.native.ip().to_string(),
+        cores: cores as u16,
+        vnodes: config.vnodes,
+        durability: config.durability,
+        secret,
+        engine,
+        board: Arc::new(Board::default()),
+        port: 0.into(),
+        stop: false.into(),
+        drained: 0.into(),
+        ready: Box::new(move |address| drop(tell.send(News::Serving(address)))),
+        planted: None,
+    }
+}
+
+fn run_core(
+    core: usize,
+    cpu: usize,
+    strict: bool,
+    ends: MailboxEnds,
+    plan: Arc<Plan>,
+    wakers: Wakers,
+    tell: &mpsc::Sender<News>,
+) -> Result<(), Failure> {
+    if let Err(error) = host::pin_to_cpu(cpu) {
+        let line = format!("core {core} is not pinned to CPU {cpu} ({error}): other threads may push it aside");
+        degrade(strict, line, tell)?;
+    }
+    let driver = UringDriver::new(UringConfig::default(), core, &wakers).map_err(|error| Failure::new(exit::FAILED, error.to_string()))?;
+    for line in driver.degraded() {
+        degrade(strict, line, tell)?;
+    }
+    let mut executor = Executor::new(Driver::Uring(driver), core, wakers);
+    let io = executor.handle();
+    executor.run(async move { start::run(io, ends, plan).await }).map_err(Failure::from)
+}
+
+fn degrade(strict: bool, line: String, tell: &mpsc::Sender<News>) -> Result<(), Failure> {
+    if strict {
+        return Err(Failure::new(exit::FAILED, format!("--strict-start: {line}")));
+    }
+    let _ = tell.send(News::Degraded(line));
+    Ok(())
+}
+
+/// The main thread's work: the ready line, the control core, signals, the end.
+fn watch(
+    config: &Config,
+    plan: &Arc<Plan>,
+    wakers: &Wakers,
+    news: &mpsc::Receiver<News>,
+    cores: usize,
+    say: &dyn Fn(&str),
+    warn: &dyn Fn(&str),
+) -> Result<i32, Failure> {
+    let mut control: Option<ControlHandle> = None;
+    let mut failure: Option<Failure> = None;
+    let mut said = Vec::new();
+    let mut ended = 0;
+    let mut stopping = false;
+    let mut stop = |why: Option<Failure>, failure: &mut Option<Failure>| {
+        // The first reason is the cause; the others follow from it.
+        if failure.is_none() {
+            *failure = why;
+        }
+        if !std::mem::replace(&mut stopping, true) {
+            plan.stop.store(true, Ordering::Release);
+            (0..cores).for_each(|core| wakers.wake_from_outside(core));
+        }
+    };
+    while ended < cores {
+        match news.recv_timeout(Duration::from_millis(20)) {
+            Ok(News::Degraded(line)) if !said.contains(&line) => {
+                warn(&line);
+                said.push(line);
+            }
+            Ok(News::Degraded(_)) => {}
+            Ok(News::Serving(address)) => match start_control(config, plan) {
+                Ok(handle) => {
+                    say(&format!("ready native={address} admin={}", handle.address()));
+                    hints(address, handle.address(), warn);
+                    control = Some(handle);
+                }
+                Err(why) => stop(Some(why), &mut failure),
+            },
+            Ok(News::Ended(outcome)) => {
+                ended += 1;
+                stop(outcome.err(), &mut failure);
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                if host::wait_for_signal(Some(Duration::ZERO)).is_some() {
+                    stop(None, &mut failure);
+                }
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    drop(control);
+    match (failure, plan.board.trouble()) {
+        (Some(failure), _) => Err(failure),
+        (None, Some(trouble)) => Err(Failure::new(exit::SHARD_STOPPED, trouble)),
+        (None, None) => Ok(exit::CLEAN),
+    }
+}
+
+fn start_control(config: &Config, plan: &Arc<Plan>) -> Result<ControlHandle, Failure> {
+    // A CPU that no data core has, if there is one.
+    let free = host::allowed_cpus().into_iter().find(|cpu| !config.cores.contains(cpu));
+    let source = Arc::new(Figures { plan: plan.clone() });
+    let control = ControlConfig { address: config.admin, cpu: free, shares: free.is_none(), idle_max: IDLE_MAX, source };
+    control::start(control).map_err(|error| {
+        let code = if matches!(error, control::StartError::AddressInUse(_)) { exit::ADDRESS_IN_USE } else { exit::FAILED };
+        Failure::new(code, error.to_string())
+    })
+}
+
+fn hints(native: SocketAddr, admin: SocketAddr, warn: &dyn Fn(&str)) {
+    let port = if native.port() == crate::config::PORT_DEFAULT { String::new() } else { format!(" --port {}", native.port()) };
+    warn(&format!("try: ringkv put greeting hello{port}"));
+    warn(&format!("     ringkv get greeting{port}"));
+    warn(&format!("     curl http://{admin}/metrics"));
+}
+
+/// What the control core shows.
+struct Figures {
+    plan: Arc<Plan>,
+}
+
+impl Figures {
+    fn report(&self) -> Report {
+        self.plan.board.report()
+    }
+}
+
+impl Source for Figures {
+    fn metrics(&self) -> String {
+        self.report().prometheus()
+    }
+
+    fn health(&self) -> Result<(), String> {
+        self.plan.board.trouble().map_or(Ok(()), Err)
+    }
+
+    fn info(&self) -> String {
+        let state = self.plan.board.trouble().unwrap_or_else(|| "ok".to_owned());
+        format!("state:{state}\ncores:{}\n{}", self.plan.cores, self.report().info())
+    }
+}
