@@ -66,10 +66,10 @@ step tests 900 cargo test --locked --workspace --no-fail-fast
 node=target/debug/ringkv
 if ! command -v python3 >/dev/null; then
     skip python "there is no python3"
-elif [ ! -f tests/native_client.py ]; then
-    skip python "there is no tests/native_client.py"
+elif [ ! -f tests/ringkv_client.py ]; then
+    skip python "there is no tests/ringkv_client.py"
 else
-    step python 300 scripts/with_node.sh "$node" python3 tests/native_client.py HOST PORT
+    step python 300 scripts/with_node.sh "$node" python3 tests/ringkv_client.py HOST PORT
 fi
 step simulator 600 cargo run --locked --release --quiet -- sim --seeds "${RINGKV_SEEDS:-50}"
 

@@ -25,3 +25,6 @@ pub mod sim;
 
 #[cfg(feature = "server")]
 pub mod config;
+
+#[cfg(feature = "server")]
+pub mod shell;

@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Of io: its thread, its listening socket and its addresses.
     ("control", &["base", "limits", "wire", "cluster", "io"]),
     ("config", &["base", "limits", "wire", "io"]),
+    ("shell", &["base", "limits", "wire", "client", "config"]),
     ("node", &["base", "limits", "wire", "io", "cluster", "engine", "shard", "control", "config"]),
     ("sim", &["base", "limits", "wire", "io", "cluster", "engine", "shard", "control", "config", "node", "client"]),
 ];

@@ -2,6 +2,7 @@
 
 use super::{Durability, HOST_DEFAULT, PORT_DEFAULT, Refusal, Settings, parse};
 use crate::base::record::Version;
+use crate::wire::command::Condition;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -41,15 +42,6 @@ pub struct Target {
     /// Namespace
     #[arg(long, value_name = "NAME", default_value = "default")]
     pub namespace: String,
-}
-
-/// When a put is carried out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
-    Always,
-    IfAbsent,
-    IfPresent,
-    IfVersion(Version),
 }
 
 /// A request of the shell client. Keys and values are the argument's bytes as they are.
