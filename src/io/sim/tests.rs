@@ -315,7 +315,7 @@ fn slow_operations_and_pauses_take_long_and_slices_end() {
 }
 
 #[test]
-#[should_panic(expected = "unaligned")]
+#[should_panic(expected = "whole blocks")]
 fn an_unaligned_operation_is_a_mistake_of_ours() {
     let (world, machine) = world(1);
     world.run_task(machine, LONG, |io| async move {
@@ -439,6 +439,7 @@ fn a_connection_is_refused_times_out_or_is_reset() {
     world.faults(client, |faults| faults.reset_one_in = 1);
     assert_eq!(code(world.run_task(client, LONG, |io| talk(io, address, 10))), libc::ECONNRESET);
     world.faults(client, |faults| faults.reset_one_in = 0);
+    world.crash(server);
     for doom in 0..3 {
         echo(&world, server, LONG);
         let inner = world.clone();
@@ -591,4 +592,33 @@ fn the_same_seed_gives_the_same_world_and_another_seed_another() {
     assert_eq!(first, life(1));
     assert_ne!(first.0, life(2).0);
     assert!(first.1.len() > 20, "{:?}", first.1);
+}
+
+#[test]
+fn zz_speed() {
+    let (world, server) = world(9);
+    let client = world.add_machine(Faults::default());
+    let address = echo(&world, server, Duration::ZERO);
+    let start = std::time::Instant::now();
+    for _ in 0..4 {
+        let io = world.spawn_core(client, 0, &Wakers::new(1));
+        let task = io.clone();
+        io.spawn(Class::Foreground, async move {
+            let socket = task.connect(address).await.unwrap();
+            for _ in 0..25_000 {
+                task.send(&socket, vec![1; 100]).await.unwrap();
+                task.receive(&socket).await.unwrap();
+            }
+        });
+    }
+    world.run_for(LONG);
+    eprintln!("100k echoes {:?}", start.elapsed());
+    let start = std::time::Instant::now();
+    world.run_task(client, LONG * 10, |io| async move {
+        let file = make(&io, 1).await;
+        for at in 0..100_000u64 {
+            put(&io, &file, at % 4096, 1, at as u8, true).await.unwrap();
+        }
+    });
+    eprintln!("100k writes {:?}", start.elapsed());
 }

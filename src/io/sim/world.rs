@@ -135,6 +135,8 @@ pub(super) struct State {
     pub(super) stats: Stats,
     pub(super) machines: Vec<Machine>,
     pub(super) cores: Vec<Core>,
+    /// The cores that live, in the order of their spawning.
+    live: Vec<usize>,
     pub(super) net: Net,
     fingerprint: u64,
     events: BinaryHeap<Reverse<Timed>>,
@@ -142,6 +144,8 @@ pub(super) struct State {
     runnable: Vec<usize>,
     turning: bool,
     turns: u32,
+    /// A machine is to fall.
+    doomed: bool,
 }
 
 impl State {
@@ -180,7 +184,8 @@ impl State {
 
     pub(super) fn wake(&mut self, machine: usize, core: usize) {
         // Where two processes of a machine have a core of that number, both turn: a wake too many is allowed.
-        for slot in 0..self.cores.len() {
+        for at in 0..self.live.len() {
+            let slot = self.live[at];
             if (self.cores[slot].machine, self.cores[slot].core) == (machine, core) {
                 self.rouse(slot);
             }
@@ -203,6 +208,7 @@ impl State {
 
     /// The power fails, or the processes are killed, as soon as the core that turns has finished.
     pub(super) fn doom(&mut self, machine: usize, doom: Doom) {
+        self.doomed = true;
         let machine = &mut self.machines[machine];
         if machine.doom != Some(Doom::Crash) {
             machine.doom = Some(doom);
@@ -211,7 +217,8 @@ impl State {
 
     /// The next thing that happens, if there is one, and everything else that is due by then.
     fn advance(&mut self, until: u64) -> bool {
-        let timers = self.cores.iter().filter(|core| core.alive).filter_map(|core| core.timer.map(|at| at.max(core.local))).min();
+        let live = self.live.iter().map(|slot| &self.cores[*slot]);
+        let timers = live.filter_map(|core| core.timer.map(|at| at.max(core.local))).min();
         let event = self.events.peek().map(|Reverse(timed)| timed.at);
         let Some(next) = timers.into_iter().chain(event).min() else { return false };
         self.now = self.now.max(next.min(until));
@@ -234,9 +241,11 @@ impl State {
                 Event::StallCheck { conn, side, since } => self.net_stall_check(conn, side, since),
             }
         }
-        for slot in 0..self.cores.len() {
+        self.net_drop_parcels();
+        for at in 0..self.live.len() {
+            let slot = self.live[at];
             let core = &mut self.cores[slot];
-            if core.alive && core.timer.is_some_and(|at| at <= self.now) {
+            if core.timer.is_some_and(|at| at <= self.now) {
                 core.timer = None;
                 self.rouse(slot);
             }
@@ -266,8 +275,8 @@ impl State {
 
     /// The machine's cores and what they had under way are gone; its disk keeps what it keeps.
     fn fall(&mut self, machine: usize, doom: Doom) {
-        let slots: Vec<usize> =
-            (0..self.cores.len()).filter(|slot| self.cores[*slot].alive && self.cores[*slot].machine == machine).collect();
+        let (slots, live): (Vec<usize>, Vec<usize>) = self.live.iter().partition(|slot| self.cores[**slot].machine == machine);
+        self.live = live;
         for slot in slots {
             self.cores[slot].alive = false;
             self.cores[slot].ready.clear();
@@ -314,6 +323,7 @@ impl World {
             stats: Stats::default(),
             machines: Vec::new(),
             cores: Vec::new(),
+            live: Vec::new(),
             net: Net::default(),
             fingerprint: 0,
             events: BinaryHeap::new(),
@@ -321,6 +331,7 @@ impl World {
             runnable: Vec::new(),
             turning: false,
             turns: 0,
+            doomed: false,
         };
         World { shared: Rc::new(Shared { state: Rc::new(RefCell::new(state)), executors: RefCell::new(Vec::new()) }) }
     }
@@ -372,7 +383,9 @@ impl World {
                 timer: None,
                 local: 0,
             });
-            (state.cores.len() - 1, state.rng.fork())
+            let slot = state.cores.len() - 1;
+            state.live.push(slot);
+            (slot, state.rng.fork())
         });
         let driver = Driver::Sim(SimDriver::new(self.shared.state.clone(), slot, rng));
         let executor = Executor::new(driver, core, wakers.clone());
@@ -424,18 +437,18 @@ impl World {
 
     fn apply_dooms(&self) {
         let doomed: Vec<(usize, Doom)> = {
-            let state = self.shared.state.borrow();
+            let mut state = self.shared.state.borrow_mut();
+            if !std::mem::take(&mut state.doomed) {
+                return;
+            }
             state.machines.iter().enumerate().filter_map(|(at, machine)| machine.doom.map(|doom| (at, doom))).collect()
         };
         for (machine, doom) in doomed {
             let mut fallen = Vec::new();
             self.with(|state| {
                 let mut all = self.shared.executors.borrow_mut();
-                for (slot, core) in state.cores.iter().enumerate() {
-                    if core.alive && core.machine == machine {
-                        fallen.push(all[slot].take());
-                    }
-                }
+                let of_machine = state.live.iter().filter(|slot| state.cores[**slot].machine == machine);
+                fallen.extend(of_machine.map(|slot| all[*slot].take()));
                 state.fall(machine, doom);
             });
             // Dropping an executor drops its tasks, whose handles speak to a driver that no longer listens.
@@ -537,7 +550,8 @@ impl World {
 
     /// Cores of the machine that live.
     pub fn cores(&self, machine: MachineId) -> usize {
-        self.shared.state.borrow().cores.iter().filter(|core| core.alive && core.machine == machine.0).count()
+        let state = self.shared.state.borrow();
+        state.live.iter().filter(|slot| state.cores[**slot].machine == machine.0).count()
     }
 
     /// Changes a machine's faults from now on.
@@ -661,6 +675,7 @@ impl State {
             self.close_handle(slot, fd as u32);
         }
         self.disk_abandon(slot, Doom::Kill);
+        self.live.retain(|live| *live != slot);
         self.cores[slot].alive = false;
         self.cores[slot].ready.clear();
     }
