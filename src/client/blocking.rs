@@ -639,7 +639,7 @@ impl Client {
     }
 
     /// Several puts, each item's version in the order of the items. Split by core; what goes to one core goes in requests of at most the
-    /// server's bound of keys, and such a request is atomic. Where parts fail, the first error comes back and other parts may have been stored.
+    /// server's bound of keys, and such a request is atomic. Where parts fail, the first error comes back and others may have been stored.
     pub fn multi_put(&mut self, items: &[PutItem<'_>]) -> Result<Vec<Version>, ClientError> {
         let parts = self.parts(items.iter().map(|item| item.key));
         let lists: Vec<Vec<PutItem<'_>>> = parts.iter().map(|part| part.iter().map(|&index| items[index]).collect()).collect();
