@@ -4,8 +4,8 @@
 //! length u32 LE (of the body) | kind u16 LE | flags u16 LE | request id u64 LE | body
 //! ```
 //!
-//! A frame that lies whole in a chunk is used where it lies. Only a frame that crosses chunks is assembled, once, in a buffer that grows with
-//! what has arrived, never by an announced length. A stream that does not begin like ours (HTTP, Redis, TLS, typed text) is recognized
+//! A frame that lies whole in a chunk is used where it lies. Only a frame that crosses chunks is assembled, once, in a buffer that grows
+//! with what has arrived, never by an announced length. A stream that does not begin like ours (HTTP, Redis, TLS, typed text) is recognized
 //! by its length field, which would be absurd, and gets one human sentence.
 
 /// Bytes of a header.

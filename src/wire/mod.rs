@@ -5,3 +5,6 @@ pub mod command;
 pub mod frame;
 pub mod fuzz;
 pub mod native;
+
+#[cfg(test)]
+mod tests;

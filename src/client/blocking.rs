@@ -1,0 +1,753 @@
+//! A blocking client over std's sockets: a connection a core, a key straight to the core that owns it, pipelines, reconnect, retries.
+//!
+//! Connections are opened when first needed. A request that certainly did nothing, and a write whose version is known, are tried again
+//! (`ClientConfig::retries`); any other unanswered write is handed to the caller as `Unknown`.
+
+use super::answer::{Answer, ClientError, NamespaceInfo, OwnedPage, OwnedValue, ServerInfo, TimeToLive, VersionedBytes};
+use super::core::{Core, Event, backoff};
+use crate::base::map::{Map, Seeded};
+use crate::base::prng::Prng;
+use crate::base::record::{NAMESPACE_DEFAULT, NamespaceId, Version, core_of, token_of, vnode_of};
+use crate::base::time::Mono;
+use crate::wire::command::*;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+/// Requests of one connection in flight.
+const IN_FLIGHT_MAX: usize = 1024;
+/// Output that may wait before a pipeline reads answers again.
+const OUTPUT_BYTES_MAX: usize = 256 * 1024;
+const READ_BYTES: usize = 256 * 1024;
+/// A send that is stuck this long looks whether the server waits for us to read.
+const STUCK: Duration = Duration::from_millis(20);
+
+/// How to reach a server and how patient to be.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// `host:port`, tried in turn.
+    pub addresses: Vec<String>,
+    pub credential: Vec<u8>,
+    pub client_name: String,
+    /// By name.
+    pub namespace: String,
+    pub connect_timeout: Duration,
+    /// Of one try.
+    pub request_timeout: Duration,
+    /// Further tries of what may safely be tried again.
+    pub retries: u32,
+    /// Asks to be told the version of each write before it is stored, so that an unanswered one can be retried. Costs a frame a write.
+    pub announce: bool,
+    pub backoff_min: Duration,
+    pub backoff_max: Duration,
+    /// Everything over one connection, whatever core the server hands it to.
+    pub single_connection: bool,
+}
+
+impl Default for ClientConfig {
+    fn default() -> ClientConfig {
+        ClientConfig {
+            addresses: vec!["127.0.0.1:7400".into()],
+            credential: Vec::new(),
+            client_name: "ringkv-rust".into(),
+            namespace: "default".into(),
+            connect_timeout: Duration::from_secs(2),
+            request_timeout: Duration::from_secs(5),
+            retries: 2,
+            announce: false,
+            backoff_min: Duration::from_millis(20),
+            backoff_max: Duration::from_secs(2),
+            single_connection: false,
+        }
+    }
+}
+
+/// What a put may carry beside key and value.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PutOptions {
+    /// `None` takes the namespace's default.
+    pub ttl: Option<Duration>,
+    pub condition: Condition,
+    /// From an earlier try.
+    pub version: Option<Version>,
+}
+
+/// What a delete may carry beside its key.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DeleteOptions {
+    pub condition: Condition,
+    /// From an earlier try.
+    pub version: Option<Version>,
+}
+
+type Outcome = Result<Answer, ClientError>;
+
+/// One open connection.
+struct Connection {
+    stream: TcpStream,
+    core: Core,
+    /// Parts of answers, and answers that nobody has fetched.
+    answers: Map<u64, Outcome>,
+    finished: Vec<u64>,
+    buffer: Vec<u8>,
+    read_timeout: Duration,
+    last_received: Mono,
+    /// Everything in flight was ended; nothing more can be sent.
+    lost: bool,
+}
+
+/// The place of one core's connection.
+#[derive(Default)]
+struct Slot {
+    connection: Option<Connection>,
+    /// Connects that failed in a row.
+    failures: u32,
+    not_before: Mono,
+}
+
+/// A client of one node.
+pub struct Client {
+    config: ClientConfig,
+    start: Instant,
+    prng: Prng,
+    server: ServerInfo,
+    namespace: NamespaceId,
+    slots: Vec<Slot>,
+    next_address: usize,
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A time to live in whole milliseconds; one that is there is at least 1.
+fn ttl_ms(ttl: Option<Duration>) -> u64 {
+    ttl.map_or(0, |ttl| ms(ttl).max(1))
+}
+
+fn is_timeout(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
+}
+
+fn gone(error: impl std::fmt::Display) -> ClientError {
+    ClientError::Disconnected(error.to_string())
+}
+
+const UNEXPECTED: ClientError = ClientError::Protocol("an answer of another kind than asked");
+
+impl Connection {
+    /// Connects and says hello.
+    fn open(address: &str, core: u16, config: &ClientConfig, start: Instant) -> Result<(Connection, ServerInfo), ClientError> {
+        let mut error = gone("the address names no host");
+        for target in address.to_socket_addrs().map_err(gone)? {
+            match TcpStream::connect_timeout(&target, config.connect_timeout) {
+                Ok(stream) => return Connection::hello(stream, core, config, start),
+                Err(why) => error = gone(format!("{target}: {why}")),
+            }
+        }
+        Err(error)
+    }
+
+    fn hello(stream: TcpStream, core: u16, config: &ClientConfig, start: Instant) -> Result<(Connection, ServerInfo), ClientError> {
+        stream.set_nodelay(true).map_err(gone)?;
+        stream.set_write_timeout(Some(STUCK)).map_err(gone)?;
+        stream.set_read_timeout(Some(config.request_timeout)).map_err(gone)?;
+        let mut connection = Connection {
+            stream,
+            core: Core::new(IN_FLIGHT_MAX),
+            answers: Map::with_hasher(Seeded(0)),
+            finished: Vec::new(),
+            buffer: vec![0; READ_BYTES],
+            read_timeout: config.request_timeout,
+            last_received: mono(start),
+            lost: false,
+        };
+        let hello = Hello {
+            version_min: PROTOCOL_VERSION_MIN,
+            version_max: PROTOCOL_VERSION,
+            core,
+            credential: &config.credential,
+            client_name: &config.client_name,
+        };
+        let now = mono(start);
+        let id = connection.core.submit(now, now.plus(config.connect_timeout), 0, Command::Hello(hello))?;
+        match connection.wait(id, start, config.request_timeout)? {
+            Answer::Hello(info) if info.cores > 0 && info.vnodes.is_power_of_two() && info.vnodes > 1 => Ok((connection, *info)),
+            _ => Err(UNEXPECTED),
+        }
+    }
+
+    /// Sends and reads until `id` is answered, one way or the other.
+    fn wait(&mut self, id: u64, start: Instant, patience: Duration) -> Outcome {
+        loop {
+            if let Some(outcome) = self.take(id) {
+                return outcome;
+            }
+            if let Err(why) = self.turn(start, patience) {
+                self.lose(&why.to_string());
+            }
+        }
+    }
+
+    /// The outcome of a finished request.
+    fn take(&mut self, id: u64) -> Option<Outcome> {
+        let at = self.finished.iter().position(|&other| other == id)?;
+        self.finished.swap_remove(at);
+        self.answers.remove(&id)
+    }
+
+    /// Sends what waits, then reads once.
+    fn turn(&mut self, start: Instant, patience: Duration) -> Result<(), ClientError> {
+        self.flush(start, patience)?;
+        let now = mono(start);
+        let left = self.core.next_deadline().map_or(patience, |deadline| deadline.since(now));
+        self.read(left.min(patience), start)?;
+        let now = mono(start);
+        let mut expired = false;
+        let (answers, finished) = (&mut self.answers, &mut self.finished);
+        self.core.expire(now, |event| {
+            expired = true;
+            keep(answers, finished, event);
+        });
+        if expired && now.since(self.last_received) >= patience {
+            return Err(gone("the server is silent"));
+        }
+        Ok(())
+    }
+
+    /// Sends all output. Where the server does not take it, it may be waiting for us to read, so that is tried in between.
+    fn flush(&mut self, start: Instant, patience: Duration) -> Result<(), ClientError> {
+        let mut progress = mono(start);
+        while !self.core.output().is_empty() {
+            match self.stream.write(self.core.output()) {
+                Ok(0) => return Err(gone("the server closed the connection")),
+                Ok(bytes) => {
+                    self.core.mark_sent(bytes);
+                    progress = mono(start);
+                }
+                Err(error) if is_timeout(error.kind()) => {
+                    self.read(Duration::from_millis(1), start)?;
+                    if mono(start).since(progress) > patience {
+                        return Err(gone("the server takes nothing in"));
+                    }
+                }
+                Err(error) => return Err(gone(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for bytes, at most about `patience`.
+    fn read(&mut self, patience: Duration, start: Instant) -> Result<(), ClientError> {
+        // Setting the timeout is a system call: a little longer than needed is as good.
+        let wanted = patience.max(Duration::from_millis(1));
+        if wanted > self.read_timeout || wanted < self.read_timeout.mul_f64(0.9) {
+            self.stream.set_read_timeout(Some(wanted)).map_err(gone)?;
+            self.read_timeout = wanted;
+        }
+        match self.stream.read(&mut self.buffer) {
+            Ok(0) => Err(gone("the server closed the connection")),
+            Ok(bytes) => {
+                self.last_received = mono(start);
+                let (answers, finished) = (&mut self.answers, &mut self.finished);
+                self.core.receive(&self.buffer[..bytes], |event| keep(answers, finished, event))
+            }
+            Err(error) if is_timeout(error.kind()) => Ok(()),
+            Err(error) => Err(gone(error)),
+        }
+    }
+
+    /// Ends everything in flight.
+    fn lose(&mut self, why: &str) {
+        self.lost = true;
+        _ = self.stream.shutdown(std::net::Shutdown::Both);
+        let (answers, finished) = (&mut self.answers, &mut self.finished);
+        self.core.disconnect(why, |event| keep(answers, finished, event));
+    }
+}
+
+/// Keeps an event's answer until it is fetched.
+fn keep(answers: &mut Map<u64, Outcome>, finished: &mut Vec<u64>, event: Event<'_>) {
+    match event.outcome {
+        Ok(reply) => {
+            if let Some(answer) = Answer::of(&reply) {
+                match answers.get_mut(&event.id) {
+                    Some(Ok(all)) => all.extend(answer),
+                    _ => _ = answers.insert(event.id, Ok(answer)),
+                }
+            }
+        }
+        Err(error) => _ = answers.insert(event.id, Err(error)),
+    }
+    if event.last {
+        finished.push(event.id);
+    }
+}
+
+fn mono(start: Instant) -> Mono {
+    Mono(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX))
+}
+
+impl Client {
+    /// Connects to the first address that answers, and learns cores and topology. Tries as long as `retries` allows.
+    pub fn connect(config: ClientConfig) -> Result<Client, ClientError> {
+        let start = Instant::now();
+        let seed = u64::from(std::process::id()) << 32 ^ &raw const config as u64;
+        let mut prng = Prng::new(seed);
+        let mut error = gone("no address given");
+        for attempt in 0..=config.retries {
+            if attempt > 0 {
+                std::thread::sleep(backoff(attempt, config.backoff_min, config.backoff_max, prng.unit()));
+            }
+            for (index, address) in config.addresses.iter().enumerate() {
+                match Connection::open(address, CORE_ANY, &config, start) {
+                    Ok((connection, server)) => {
+                        let slots = Vec::new();
+                        let namespace = NAMESPACE_DEFAULT;
+                        let mut client = Client { config, start, prng, server, namespace, slots, next_address: index };
+                        client.adopt(connection);
+                        client.find_namespace()?;
+                        return Ok(client);
+                    }
+                    Err(why @ ClientError::Failed { .. }) => return Err(why),
+                    Err(why) => error = why,
+                }
+            }
+        }
+        Err(error)
+    }
+
+    /// Makes slots for the server's cores, the first connection in the slot of its core.
+    fn adopt(&mut self, connection: Connection) {
+        let count = if self.config.single_connection { 1 } else { usize::from(self.server.cores) };
+        self.slots.resize_with(count, Slot::default);
+        let at = usize::from(self.server.core) % count;
+        self.slots[at] = Slot { connection: Some(connection), ..Slot::default() };
+    }
+
+    fn find_namespace(&mut self) -> Result<(), ClientError> {
+        if self.config.namespace == "default" {
+            return Ok(());
+        }
+        let found = self.namespaces()?.into_iter().find(|row| row.name == self.config.namespace);
+        let code = ErrorCode::NoSuchNamespace;
+        let missing = || ClientError::Failed { code, message: format!("no namespace is called '{}'", self.config.namespace) };
+        self.namespace = found.ok_or_else(missing)?.id;
+        Ok(())
+    }
+
+    /// What the last hello told.
+    pub fn server(&self) -> &ServerInfo {
+        &self.server
+    }
+
+    /// The namespace in use.
+    pub fn namespace_id(&self) -> NamespaceId {
+        self.namespace
+    }
+
+    fn slot_of_key(&self, key: &[u8]) -> usize {
+        let vnode = vnode_of(token_of(key), self.server.vnodes);
+        usize::from(core_of(vnode, self.server.cores)) % self.slots.len()
+    }
+
+    fn slot_of(&self, command: &Command<'_>) -> usize {
+        let first = match command {
+            Command::MultiGet { keys } => keys.first().copied(),
+            Command::MultiPut(multi) => multi.items.first().map(|item| item.key),
+            Command::Scan(scan) => return usize::from(core_of(scan.vnode, self.server.cores)) % self.slots.len(),
+            other => other.key(),
+        };
+        first.map_or(0, |key| self.slot_of_key(key))
+    }
+
+    /// Opens the connection of a slot where there is none, waiting out the backoff. The slot to use: the server may have other cores now.
+    fn ensure(&mut self, at: usize, deadline: Mono) -> Result<usize, ClientError> {
+        loop {
+            let at = at % self.slots.len();
+            if self.slots[at].connection.is_some() {
+                return Ok(at);
+            }
+            let wait = self.slots[at].not_before.since(mono(self.start));
+            if mono(self.start).plus(wait) >= deadline {
+                return Err(gone("no connection in time"));
+            }
+            std::thread::sleep(wait);
+            let core = if self.config.single_connection { CORE_ANY } else { at as u16 };
+            let address = &self.config.addresses[self.next_address % self.config.addresses.len()];
+            match Connection::open(address, core, &self.config, self.start) {
+                Ok((connection, server)) => {
+                    let same = server.cores == self.server.cores;
+                    self.server = server;
+                    if same {
+                        self.slots[at] = Slot { connection: Some(connection), ..Slot::default() };
+                    } else {
+                        self.slots.clear();
+                        self.adopt(connection);
+                    }
+                }
+                Err(error @ ClientError::Failed { .. }) => return Err(error),
+                Err(_) => {
+                    self.next_address += 1;
+                    let (min, max) = (self.config.backoff_min, self.config.backoff_max);
+                    let slot = &mut self.slots[at];
+                    slot.failures += 1;
+                    slot.not_before = mono(self.start).plus(backoff(slot.failures, min, max, self.prng.unit()));
+                }
+            }
+        }
+    }
+
+    /// One try of one command.
+    fn try_once(&mut self, command: Command<'_>) -> Outcome {
+        let (start, patience) = (self.start, self.config.request_timeout);
+        let deadline = mono(start).plus(patience);
+        let at = self.ensure(self.slot_of(&command), deadline)?;
+        let connection = self.slots[at].connection.as_mut().expect("ensured");
+        let id = connection.core.submit(mono(start), deadline, self.namespace, command)?;
+        let outcome = connection.wait(id, start, patience);
+        self.drop_if_lost(at);
+        outcome
+    }
+
+    /// Forgets a connection that was lost.
+    fn drop_if_lost(&mut self, at: usize) {
+        let slot = &mut self.slots[at];
+        if slot.connection.as_ref().is_some_and(|connection| connection.lost) {
+            slot.connection = None;
+        }
+    }
+
+    /// Tries a command, and again where that cannot act twice.
+    fn call(&mut self, command: Command<'_>) -> Outcome {
+        let command = self.prepared(command);
+        let first = self.try_once(command.clone());
+        self.retry(command, first)
+    }
+
+    fn prepared<'a>(&self, mut command: Command<'a>) -> Command<'a> {
+        if let Some(write) = write_of(&mut command) {
+            write.announce |= self.config.announce;
+        }
+        command
+    }
+
+    fn retry(&mut self, mut command: Command<'_>, mut outcome: Outcome) -> Outcome {
+        for attempt in 1..=self.config.retries {
+            match &outcome {
+                Err(ClientError::Unknown { version: Some(version) }) => match write_of(&mut command) {
+                    Some(write) => write.version = Some(*version),
+                    None => break,
+                },
+                Err(error) if error.is_harmless() => {}
+                _ => break,
+            }
+            std::thread::sleep(backoff(attempt, self.config.backoff_min, self.config.backoff_max, self.prng.unit()));
+            let next = self.try_once(command.clone());
+            // Only a success tells more than what the first try left unknown: a refusal now says nothing about it.
+            outcome = match (outcome, next) {
+                (Err(ClientError::Unknown { .. }), Err(ClientError::Unknown { version: Some(version) })) => {
+                    Err(ClientError::Unknown { version: Some(version) })
+                }
+                (Err(unknown @ ClientError::Unknown { .. }), Err(_)) => Err(unknown),
+                (_, next) => next,
+            };
+        }
+        outcome
+    }
+
+    /// Runs many commands, each on the connection of its key's core.
+    fn run(&mut self, commands: Vec<Command<'_>>) -> Vec<Outcome> {
+        let (start, patience) = (self.start, self.config.request_timeout);
+        let commands: Vec<_> = commands.into_iter().map(|command| self.prepared(command)).collect();
+        let mut outcomes: Vec<Option<Outcome>> = commands.iter().map(|_| None).collect();
+        let mut queues: Vec<Queue> = Vec::new();
+        for (index, command) in commands.iter().enumerate() {
+            match self.ensure(self.slot_of(command), mono(start).plus(patience)) {
+                Ok(at) => {
+                    queues.resize_with(queues.len().max(at + 1), Queue::default);
+                    queues[at].waiting.push_back(index);
+                }
+                Err(error) => outcomes[index] = Some(Err(error)),
+            }
+        }
+        // The first window of every connection leaves before the first answer is waited for.
+        for end in [false, true] {
+            for (at, queue) in queues.iter_mut().enumerate() {
+                if let Some(connection) = self.slots.get_mut(at).and_then(|slot| slot.connection.as_mut()) {
+                    let clock = (start, patience);
+                    queue.pump(connection, self.namespace, &commands, &mut outcomes, clock, end);
+                }
+                if end && at < self.slots.len() {
+                    self.drop_if_lost(at);
+                }
+            }
+        }
+        let lost = || Err(gone("the connection was lost before it was sent"));
+        let outcomes: Vec<_> = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(lost)).collect();
+        outcomes.into_iter().zip(commands).map(|(outcome, command)| self.retry(command, outcome)).collect()
+    }
+}
+
+/// What is still to be sent on, and answered by, one connection of a pipeline.
+#[derive(Default)]
+struct Queue {
+    waiting: std::collections::VecDeque<usize>,
+    /// Request id and index of the command.
+    flying: Vec<(u64, usize)>,
+}
+
+impl Queue {
+    /// Sends a window, and to the `end` if so wanted.
+    fn pump(
+        &mut self,
+        connection: &mut Connection,
+        namespace: NamespaceId,
+        commands: &[Command<'_>],
+        outcomes: &mut [Option<Outcome>],
+        (start, patience): (Instant, Duration),
+        end: bool,
+    ) {
+        loop {
+            while !connection.lost && connection.core.output().len() < OUTPUT_BYTES_MAX {
+                let Some(&index) = self.waiting.front() else { break };
+                let now = mono(start);
+                match connection.core.submit(now, now.plus(patience), namespace, commands[index].clone()) {
+                    Ok(id) => self.flying.push((id, index)),
+                    Err(ClientError::Full) => break,
+                    Err(error) => outcomes[index] = Some(Err(error)),
+                }
+                self.waiting.pop_front();
+            }
+            if let Err(why) = if end { connection.turn(start, patience) } else { connection.flush(start, patience) } {
+                connection.lose(&why.to_string());
+            }
+            let mut done: Map<u64, Outcome> = Map::with_hasher(Seeded(0));
+            for id in connection.finished.drain(..) {
+                done.extend(connection.answers.remove(&id).map(|outcome| (id, outcome)));
+            }
+            self.flying.retain(|&(id, index)| match done.remove(&id) {
+                Some(outcome) => {
+                    outcomes[index] = Some(outcome);
+                    false
+                }
+                None => true,
+            });
+            if !end || self.flying.is_empty() && (self.waiting.is_empty() || connection.lost) {
+                return;
+            }
+        }
+    }
+}
+
+fn write_of<'c>(command: &'c mut Command<'_>) -> Option<&'c mut WriteOptions> {
+    match command {
+        Command::Put(put) => Some(&mut put.write),
+        Command::Delete(delete) => Some(&mut delete.write),
+        Command::MultiPut(multi) => Some(&mut multi.write),
+        Command::Expire { write, .. } | Command::Persist { write, .. } => Some(write),
+        _ => None,
+    }
+}
+
+/// The commands, one method each. Errors are `ClientError`'s; a write's result is its version.
+impl Client {
+    /// Any command; for what the methods below do not cover.
+    pub fn command(&mut self, command: Command<'_>) -> Result<Answer, ClientError> {
+        self.call(command)
+    }
+
+    /// Several commands at once: sent together, each to the core of its key, and answered in the order they were added.
+    pub fn pipeline<'a>(&mut self) -> Pipeline<'_, 'a> {
+        Pipeline { client: self, commands: Vec::new() }
+    }
+
+    pub fn ping(&mut self) -> Result<(), ClientError> {
+        expect(self.call(Command::Ping)?, |answer| matches!(answer, Answer::Pong).then_some(()))
+    }
+
+    /// Lines of `key:value` about the node.
+    pub fn info(&mut self) -> Result<String, ClientError> {
+        expect(self.call(Command::Info)?, text_of)
+    }
+
+    /// `None` where the key is absent.
+    pub fn get(&mut self, key: &[u8]) -> Result<Option<OwnedValue>, ClientError> {
+        expect(self.call(Command::Get { key })?, |answer| match answer {
+            Answer::Value(value) => Some(Some(value)),
+            Answer::Absent => Some(None),
+            _ => None,
+        })
+    }
+
+    pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<Version, ClientError> {
+        self.put_with(key, value, PutOptions::default())
+    }
+
+    /// A put with a time to live, a condition, or the version of an earlier try.
+    pub fn put_with(&mut self, key: &[u8], value: &[u8], options: PutOptions) -> Result<Version, ClientError> {
+        let write = WriteOptions { version: options.version, announce: false };
+        let put = Put { key, value, ttl_ms: ttl_ms(options.ttl), condition: options.condition, write };
+        expect(self.call(Command::Put(put))?, done_of)
+    }
+
+    /// Also succeeds where there was no such key.
+    pub fn delete(&mut self, key: &[u8]) -> Result<Version, ClientError> {
+        self.delete_with(key, DeleteOptions::default())
+    }
+
+    /// A delete with a condition, or the version of an earlier try.
+    pub fn delete_with(&mut self, key: &[u8], options: DeleteOptions) -> Result<Version, ClientError> {
+        let write = WriteOptions { version: options.version, announce: false };
+        expect(self.call(Command::Delete(Delete { key, condition: options.condition, write }))?, done_of)
+    }
+
+    /// Gives a key a time to live. `None` where the key is absent.
+    pub fn expire(&mut self, key: &[u8], ttl: Duration) -> Result<Option<Version>, ClientError> {
+        let command = Command::Expire { key, ttl_ms: ttl_ms(Some(ttl)), write: WriteOptions::default() };
+        expect(self.call(command)?, done_or_absent)
+    }
+
+    /// Takes a key's time to live away. `None` where the key is absent.
+    pub fn persist(&mut self, key: &[u8]) -> Result<Option<Version>, ClientError> {
+        expect(self.call(Command::Persist { key, write: WriteOptions::default() })?, done_or_absent)
+    }
+
+    pub fn ttl(&mut self, key: &[u8]) -> Result<TimeToLive, ClientError> {
+        expect(self.call(Command::Ttl { key })?, |answer| match answer {
+            Answer::Ttl(None) => Some(TimeToLive::Never),
+            Answer::Ttl(Some(remaining)) => Some(TimeToLive::Remaining(remaining)),
+            Answer::Absent => Some(TimeToLive::Absent),
+            _ => None,
+        })
+    }
+
+    /// Values in the order of the keys. Split by core and in parts of at most the server's bound; not one snapshot across them.
+    pub fn multi_get(&mut self, keys: &[&[u8]]) -> Result<Vec<Option<VersionedBytes>>, ClientError> {
+        let parts = self.parts(keys.iter().copied());
+        let lists: Vec<Vec<&[u8]>> = parts.iter().map(|part| part.iter().map(|&index| keys[index]).collect()).collect();
+        let outcomes = self.run(lists.iter().map(|keys| Command::MultiGet { keys: List::Borrowed(keys) }).collect());
+        let mut values = vec![None; keys.len()];
+        for (part, outcome) in parts.iter().zip(outcomes) {
+            let part_values = expect(outcome?, |answer| match answer {
+                Answer::Values(values) if values.len() == part.len() => Some(values),
+                _ => None,
+            })?;
+            part.iter().zip(part_values).for_each(|(&index, value)| values[index] = value);
+        }
+        Ok(values)
+    }
+
+    /// Several puts, each item's version in the order of the items. Split by core; what goes to one core goes in requests of at most the
+    /// server's bound of keys, and such a request is atomic. Where parts fail, the first error comes back and others may have been stored.
+    pub fn multi_put(&mut self, items: &[PutItem<'_>]) -> Result<Vec<Version>, ClientError> {
+        let parts = self.parts(items.iter().map(|item| item.key));
+        let lists: Vec<Vec<PutItem<'_>>> = parts.iter().map(|part| part.iter().map(|&index| items[index]).collect()).collect();
+        let write = WriteOptions::default();
+        let command = |items| Command::MultiPut(MultiPut { items: List::Borrowed(items), write });
+        let outcomes = self.run(lists.iter().map(|items| command(items)).collect());
+        let mut versions = vec![Version::ZERO; items.len()];
+        for (part, outcome) in parts.iter().zip(outcomes) {
+            let version = expect(outcome?, done_of)?;
+            part.iter().for_each(|&index| versions[index] = version);
+        }
+        Ok(versions)
+    }
+
+    /// Indexes of keys by core, in parts of what one request may name.
+    fn parts<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) -> Vec<Vec<usize>> {
+        let mut by_core: Vec<Vec<usize>> = vec![Vec::new(); usize::from(self.server.cores)];
+        for (index, key) in keys.enumerate() {
+            let vnode = vnode_of(token_of(key), self.server.vnodes);
+            by_core[usize::from(core_of(vnode, self.server.cores))].push(index);
+        }
+        let bound = (self.server.limits.multi_keys_max as usize).max(1);
+        by_core.iter().flat_map(|indexes| indexes.chunks(bound).map(<[usize]>::to_vec)).collect()
+    }
+
+    /// One page of a vnode's keys; an empty cursor starts, and an empty one in the page says that the vnode is through.
+    pub fn scan(&mut self, vnode: u32, cursor: &[u8], limit: u32, with_values: bool) -> Result<OwnedPage, ClientError> {
+        expect(self.call(Command::Scan(Scan { vnode, cursor, limit, with_values }))?, |answer| match answer {
+            Answer::Page(page) => Some(page),
+            _ => None,
+        })
+    }
+
+    pub fn namespaces(&mut self) -> Result<Vec<NamespaceInfo>, ClientError> {
+        expect(self.call(Command::NamespaceList)?, namespaces_of)
+    }
+
+    /// A zero TTL is none.
+    pub fn namespace_create(&mut self, name: &str, default_ttl: Duration, durability: Durability) -> Result<NamespaceInfo, ClientError> {
+        let command = Command::NamespaceCreate { name, default_ttl_ms: ms(default_ttl), durability };
+        expect(self.call(command)?, |answer| namespaces_of(answer)?.pop())
+    }
+
+    /// `None` leaves as it is.
+    pub fn namespace_alter(
+        &mut self,
+        name: &str,
+        default_ttl: Option<Duration>,
+        durability: Option<Durability>,
+    ) -> Result<NamespaceInfo, ClientError> {
+        let command = Command::NamespaceAlter { name, default_ttl_ms: default_ttl.map(ms), durability };
+        expect(self.call(command)?, |answer| namespaces_of(answer)?.pop())
+    }
+
+    /// A snapshot on the node under this name; lines of `key:value` about it.
+    pub fn snapshot(&mut self, name: &str) -> Result<String, ClientError> {
+        expect(self.call(Command::Snapshot { name })?, text_of)
+    }
+}
+
+fn expect<T>(answer: Answer, f: impl FnOnce(Answer) -> Option<T>) -> Result<T, ClientError> {
+    f(answer).ok_or(UNEXPECTED)
+}
+
+fn done_of(answer: Answer) -> Option<Version> {
+    if let Answer::Done(version) = answer { Some(version) } else { None }
+}
+
+fn done_or_absent(answer: Answer) -> Option<Option<Version>> {
+    if answer == Answer::Absent { Some(None) } else { done_of(answer).map(Some) }
+}
+
+fn text_of(answer: Answer) -> Option<String> {
+    if let Answer::Text(text) = answer { Some(text) } else { None }
+}
+
+fn namespaces_of(answer: Answer) -> Option<Vec<NamespaceInfo>> {
+    if let Answer::Namespaces(rows) = answer { Some(rows) } else { None }
+}
+
+/// Commands gathered to be run together.
+pub struct Pipeline<'c, 'a> {
+    client: &'c mut Client,
+    commands: Vec<Command<'a>>,
+}
+
+impl<'a> Pipeline<'_, 'a> {
+    /// Adds any command; its index in the results.
+    pub fn add(&mut self, command: Command<'a>) -> usize {
+        self.commands.push(command);
+        self.commands.len() - 1
+    }
+
+    pub fn get(&mut self, key: &'a [u8]) -> usize {
+        self.add(Command::Get { key })
+    }
+
+    pub fn put(&mut self, key: &'a [u8], value: &'a [u8]) -> usize {
+        let write = WriteOptions::default();
+        self.add(Command::Put(Put { key, value, ttl_ms: 0, condition: Condition::Always, write }))
+    }
+
+    pub fn delete(&mut self, key: &'a [u8]) -> usize {
+        self.add(Command::Delete(Delete { key, condition: Condition::Always, write: WriteOptions::default() }))
+    }
+
+    /// Sends all, waits for all. Commands on one key are executed in no promised order.
+    pub fn run(self) -> Vec<Result<Answer, ClientError>> {
+        self.client.run(self.commands)
+    }
+}
