@@ -1,6 +1,10 @@
 //! The storage engine of one core.
 
 pub mod format;
+pub mod levels;
+pub mod manifest;
+pub mod memtable;
+pub mod pick;
 
 use crate::base::codec::Malformed;
 

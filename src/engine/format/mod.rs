@@ -1,5 +1,7 @@
 //! Every byte on disk. Nothing else in the engine builds or takes apart a structure that outlives the process.
 
+pub mod manifest;
+
 use crate::base::codec::{Malformed, Reader};
 use crate::base::record::{Body, Cell, CollectionType, Expiry, Kind, NamespaceId, Token, Version};
 
