@@ -204,12 +204,12 @@ impl<'a> Worker<'a> {
         random.below(self.conns.len() as u64) as usize
     }
 
-    /// Fills all connections that have room and hands their bytes over.
-    fn fill(&mut self, now_ns: u64) {
+    /// Fills all connections that have room and hands their bytes over. Writes take their time, so the plan is looked at again after each.
+    fn fill(&mut self, mut now_ns: u64) {
         let ledger_ms = self.ledger_ms();
         let may_start = now_ns < self.books.window.until_ns;
-        let listed = std::mem::take(&mut self.listed);
-        for &at in &listed {
+        let mut listed = std::mem::take(&mut self.listed);
+        for at in listed.drain(..) {
             self.conns[at].is_listed = false;
             let mut hungry = false;
             while self.conns[at].has_room() {
@@ -225,17 +225,17 @@ impl<'a> Worker<'a> {
             if hungry {
                 self.list(at);
             }
+            if !self.sendable_ns.is_empty() {
+                now_ns = self.now_ns();
+                for sendable_ns in self.sendable_ns.drain(..) {
+                    self.books.tally.lateness.record(now_ns.saturating_sub(sendable_ns));
+                }
+                self.plan(now_ns);
+            }
         }
         if self.listed.is_empty() {
             // Keep the allocation.
             self.listed = listed;
-            self.listed.clear();
-        }
-        if !self.sendable_ns.is_empty() {
-            let sent_ns = self.now_ns();
-            for sendable_ns in self.sendable_ns.drain(..) {
-                self.books.tally.lateness.record(sent_ns.saturating_sub(sendable_ns));
-            }
         }
     }
 
