@@ -45,8 +45,8 @@ fn shell(client: &config::Client) -> i32 {
         },
     };
     let mut out = std::io::stdout().lock();
-    match ringkv::shell::run(&client.target, &client.word, credential, &mut out) {
-        Ok(code) => code,
+    match ringkv::shell::run(client, credential, &mut out) {
+        Ok(()) => exit::CLEAN,
         Err(why) => {
             eprintln!("ringkv: {why}");
             exit::FAILED

@@ -104,7 +104,8 @@ impl Mailbox {
     }
 
     /// Sends a request on, or gives the ticket back where too many are on their way to that core.
-    pub fn forward(&self, core: usize, ticket: super::Ticket, kind: u16, id: u64, body: Vec<u8>) -> Result<(), super::Ticket> {
+    pub fn forward(&self, core: usize, ticket: super::Ticket, kind: u16, body: Vec<u8>) -> Result<(), super::Ticket> {
+        let id = ticket.id;
         let peer = self.peers[core].as_ref().expect("a core does not forward to itself");
         if peer.outstanding.get() >= FORWARDS_MAX {
             return Err(ticket);

@@ -1,1 +1,158 @@
-//! sim
+//! Whole nodes in one thread, from a seed, under a checker: production code of every room over `io::sim`.
+//!
+//! `scenario` is one run; `workload` its clients; `checker` knows what answers may be; `final_look` reads everything at the end; `rot` flips bits;
+//! `minimize` makes a failing run smaller. A seed is a bug report: the same seed gives the same bytes.
+
+pub mod checker;
+mod final_look;
+pub mod minimize;
+mod rot;
+pub mod scenario;
+pub mod workload;
+
+use crate::config::{SimRun, exit};
+use crate::engine::Planted;
+use crate::io::host;
+use scenario::{FaultSet, Outcome, Setup};
+use std::collections::BTreeMap;
+
+/// Commands of one seed.
+pub const COMMANDS: u64 = 2_400;
+/// Seeds when nothing is said.
+const SEEDS_DEFAULT: u64 = 50;
+
+/// What happened over many seeds.
+#[derive(Default)]
+struct Summary {
+    seeds: u64,
+    commands: u64,
+    acknowledged: u64,
+    crashes: u64,
+    flushes: u64,
+    compactions: u64,
+    faults: BTreeMap<String, u64>,
+    crash_sites: BTreeMap<String, u64>,
+    errors: BTreeMap<String, u64>,
+    thin: Vec<String>,
+}
+
+/// Faults that every long enough run must have seen.
+const FAULTS_WANTED: &[&str] = &[];
+
+/// Runs what the command line asks for; the exit code.
+pub fn run(asked: &SimRun, say: &mut dyn FnMut(&str)) -> i32 {
+    let planted = match asked.planted.as_deref().map(planted_by_name).transpose() {
+        Ok(planted) => planted,
+        Err(why) => {
+            say(&why);
+            return exit::CONFIG;
+        }
+    };
+    let (first, count) = match asked.seed {
+        Some(seed) => (seed, 1),
+        None => (1, asked.seeds.unwrap_or(SEEDS_DEFAULT)),
+    };
+    let started = host::mono();
+    let mut summary = Summary::default();
+    for seed in first..first + count {
+        let setup = Setup { seed, cores: asked.cores, planted, commands: COMMANDS, faults: FaultSet::ALL };
+        let outcome = scenario::run(&setup);
+        if asked.seed.is_some() {
+            tell(&outcome, say);
+        }
+        if !outcome.failures.is_empty() {
+            return failed(&setup, &outcome, seed - first + 1, say);
+        }
+        summary.add(&outcome);
+    }
+    let seconds = host::mono().since(started).as_secs_f64();
+    summary.tell(seconds, say);
+    match planted {
+        Some(planted) => {
+            say(&format!("the planted bug {planted:?} was not found in {count} seeds"));
+            exit::FAILED
+        }
+        None if asked.seed.is_none() && !summary.is_complete(say) => exit::FAILED,
+        None => exit::CLEAN,
+    }
+}
+
+fn failed(setup: &Setup, outcome: &Outcome, after: u64, say: &mut dyn FnMut(&str)) -> i32 {
+    if let Some(planted) = setup.planted {
+        say(&format!("found {planted:?} after {after} seeds (seed {}): {}", setup.seed, outcome.failures[0]));
+        return exit::CLEAN;
+    }
+    say(&format!("seed {} failed: {}", setup.seed, outcome.failures[0]));
+    let (small, outcome) = minimize::minimize(setup);
+    say(&format!("smallest: {} commands, faults {:?}", small.commands, small.faults));
+    outcome.timeline.iter().for_each(|line| say(line));
+    outcome.failures.iter().for_each(|line| say(&format!("  {line}")));
+    say(&format!("again: ringkv sim --seed {}", setup.seed));
+    exit::FAILED
+}
+
+fn planted_by_name(name: &str) -> Result<Planted, String> {
+    Planted::ALL.iter().copied().find(|planted| planted.name() == name).ok_or_else(|| {
+        let names: Vec<_> = Planted::ALL.iter().map(|planted| planted.name()).collect();
+        format!("no planted bug is called {name}; there are {}", names.join(", "))
+    })
+}
+
+fn tell(outcome: &Outcome, say: &mut dyn FnMut(&str)) {
+    outcome.timeline.iter().for_each(|line| say(line));
+    say(&format!(
+        "seed {} commands {} acknowledged {} crashes {} flushes {} compactions {} fingerprint {:016x}",
+        outcome.seed, outcome.commands, outcome.acknowledged, outcome.crashes, outcome.flushes, outcome.compactions, outcome.fingerprint
+    ));
+}
+
+impl Summary {
+    fn add(&mut self, outcome: &Outcome) {
+        self.seeds += 1;
+        self.commands += outcome.commands;
+        self.acknowledged += outcome.acknowledged;
+        self.crashes += outcome.crashes;
+        self.flushes += outcome.flushes;
+        self.compactions += outcome.compactions;
+        let pairs = [(&mut self.faults, &outcome.faults), (&mut self.crash_sites, &outcome.crash_sites), (&mut self.errors, &outcome.errors)];
+        for (sum, part) in pairs {
+            part.iter().for_each(|(name, count)| *sum.entry(name.clone()).or_default() += count);
+        }
+        let least = [
+            ("commands", outcome.commands, 2_000),
+            ("crashes", outcome.crashes, 3),
+            ("flushes", outcome.flushes, 3),
+            ("compactions", outcome.compactions, 1),
+        ];
+        for (what, had, wanted) in least {
+            if had < wanted {
+                self.thin.push(format!("seed {}: {had} {what}, fewer than {wanted}", outcome.seed));
+            }
+        }
+    }
+
+    fn tell(&self, seconds: f64, say: &mut dyn FnMut(&str)) {
+        say(&format!(
+            "{} seeds, {} commands ({:.0} a second), {} writes acknowledged, {} crashes, {} flushes, {} compactions",
+            self.seeds,
+            self.commands,
+            self.commands as f64 / seconds,
+            self.acknowledged,
+            self.crashes,
+            self.flushes,
+            self.compactions
+        ));
+        for (title, counts) in [("faults", &self.faults), ("crash sites", &self.crash_sites), ("errors answered", &self.errors)] {
+            let words: Vec<_> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+            say(&format!("{title}: {}", words.join(", ")));
+        }
+    }
+
+    /// A kind of fault that never happened was not tested.
+    fn is_complete(&self, say: &mut dyn FnMut(&str)) -> bool {
+        let missing: Vec<_> = FAULTS_WANTED.iter().filter(|name| self.faults.get(**name).is_none_or(|count| *count == 0)).collect();
+        missing.iter().for_each(|name| say(&format!("never happened: {name}")));
+        self.thin.iter().for_each(|line| say(line));
+        missing.is_empty() && self.thin.is_empty()
+    }
+}

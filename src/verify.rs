@@ -1,0 +1,44 @@
+//! `ringkv verify DIR`: reads every byte of a data folder that no node holds, and says what is damaged where.
+
+use crate::config::exit;
+use crate::engine;
+use crate::io::driver::Driver;
+use crate::io::executor::Executor;
+use crate::io::host;
+use crate::io::uring::{UringConfig, UringDriver};
+use crate::io::wakers::Wakers;
+use std::path::Path;
+
+/// Verifies a folder; the exit code.
+pub fn run(dir: &Path, say: &dyn Fn(&str)) -> i32 {
+    let _lock = match host::lock_dir(dir) {
+        Ok(lock) => lock,
+        Err(error) => {
+            say(&format!("{}: {error}", dir.display()));
+            return if error.kind() == std::io::ErrorKind::WouldBlock { exit::DATA_IN_USE } else { exit::FAILED };
+        }
+    };
+    let wakers = Wakers::new(1);
+    let driver = match UringDriver::new(UringConfig::default(), 0, &wakers) {
+        Ok(driver) => driver,
+        Err(error) => {
+            say(&error.to_string());
+            return exit::FAILED;
+        }
+    };
+    let mut executor = Executor::new(Driver::Uring(driver), 0, wakers);
+    let io = executor.handle();
+    let path = dir.to_owned();
+    let report = executor.run(async move { engine::verify::verify_folder(&io, &path).await });
+    match report {
+        Err(error) => {
+            say(&format!("{}: {error}", dir.display()));
+            exit::DATA_DAMAGED
+        }
+        Ok(report) => {
+            report.lines.iter().for_each(|line| say(line));
+            report.damage.iter().for_each(|line| say(&format!("damaged: {line}")));
+            if report.damage.is_empty() { exit::CLEAN } else { exit::DATA_DAMAGED }
+        }
+    }
+}
