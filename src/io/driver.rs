@@ -5,6 +5,7 @@
 //! did all the same); completions of one operation come in order. Sends of one socket go out in the order of submission.
 
 use super::op::{Completion, Op, OpId};
+use super::sim::SimDriver;
 use super::uring::UringDriver;
 use crate::base::time::{Mono, WallMs};
 
@@ -12,7 +13,8 @@ use crate::base::time::{Mono, WallMs};
 pub enum Driver {
     /// The real world through io_uring.
     Uring(Box<UringDriver>),
-    // The simulated world: Sim(super::sim::SimDriver)
+    /// The simulated world.
+    Sim(SimDriver),
 }
 
 impl Driver {
@@ -20,6 +22,7 @@ impl Driver {
     pub fn submit(&mut self, id: OpId, op: Op) {
         match self {
             Driver::Uring(driver) => driver.submit(id, op),
+            Driver::Sim(driver) => driver.submit(id, op),
         }
     }
 
@@ -27,6 +30,7 @@ impl Driver {
     pub fn cancel(&mut self, id: OpId) {
         match self {
             Driver::Uring(driver) => driver.cancel(id),
+            Driver::Sim(driver) => driver.cancel(id),
         }
     }
 
@@ -34,6 +38,7 @@ impl Driver {
     pub fn poll(&mut self, out: &mut Vec<Completion>) {
         match self {
             Driver::Uring(driver) => driver.poll(out),
+            Driver::Sim(driver) => driver.poll(out),
         }
     }
 
@@ -41,6 +46,7 @@ impl Driver {
     pub fn park(&mut self, until: Option<Mono>) {
         match self {
             Driver::Uring(driver) => driver.park(until),
+            Driver::Sim(_) => panic!("the world turns a simulated core; it never parks"),
         }
     }
 
@@ -48,6 +54,7 @@ impl Driver {
     pub fn now(&self) -> Mono {
         match self {
             Driver::Uring(driver) => driver.now(),
+            Driver::Sim(driver) => driver.now(),
         }
     }
 
@@ -55,6 +62,7 @@ impl Driver {
     pub fn wall_ms(&self) -> WallMs {
         match self {
             Driver::Uring(driver) => driver.wall_ms(),
+            Driver::Sim(driver) => driver.wall_ms(),
         }
     }
 
@@ -62,6 +70,7 @@ impl Driver {
     pub fn random_u64(&mut self) -> u64 {
         match self {
             Driver::Uring(driver) => driver.random_u64(),
+            Driver::Sim(driver) => driver.random_u64(),
         }
     }
 
@@ -69,6 +78,7 @@ impl Driver {
     pub fn in_flight(&self) -> usize {
         match self {
             Driver::Uring(driver) => driver.in_flight(),
+            Driver::Sim(driver) => driver.in_flight(),
         }
     }
 }
