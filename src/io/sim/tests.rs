@@ -1,6 +1,7 @@
 //! Every fault of the model happens, and leaves what the model says; and the same seed gives the same world.
 
 use super::*;
+use crate::io::contract::SCENARIOS;
 use crate::io::op::OpenHow;
 use crate::io::wakers::Wakers;
 use crate::io::{Class, File, Io, SocketAddr};
@@ -548,6 +549,21 @@ fn a_wake_turns_the_core_it_names() {
     });
     world.run_for(LONG);
     assert!(seen_at.get() >= 1_000_000_000 && seen_at.get() < 1_001_000_000, "{}", seen_at.get());
+}
+
+#[test]
+fn the_driver_keeps_the_contract_in_fair_and_rough_weather() {
+    for (seed, faults) in [Faults::default(), Faults::rough()].into_iter().enumerate() {
+        for (name, scenario) in SCENARIOS {
+            let world = World::new(seed as u64);
+            let machine = world.add_machine(Faults::default());
+            world.run_task(machine, LONG, |io| async move { io.make_dir(Path::new("/data")).await.unwrap() });
+            world.faults(machine, |of_machine| *of_machine = faults.clone());
+            let task = world.start(machine, 0, &Wakers::new(1), |io| scenario(io, "/data".into()));
+            let stopped = world.run_until(LONG, || world.cores(machine) == 0);
+            assert!(task.is_done() && world.cores(machine) == 0, "{name}: {stopped:?}");
+        }
+    }
 }
 
 /// A little life with everything in it: its fingerprint, and what was seen.

@@ -15,7 +15,7 @@ use crate::io::driver::Driver;
 use crate::io::executor::{Executor, Turn};
 use crate::io::op::{Completion, Done, OpId};
 use crate::io::wakers::Wakers;
-use crate::io::{Class, Io};
+use crate::io::{Io, Task};
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -363,38 +363,34 @@ impl World {
         IpAddr::V4(Ipv4Addr::from(0x0A00_0000 + number))
     }
 
-    /// Starts an executor on a machine, and the machine if it is down: core `core` of those that `wakers` knows. Tasks are spawned through
-    /// what it gives; it ends when one of them calls `shutdown`, or with its machine.
+    /// Starts an executor on a machine, and the machine if it is down: core `core` of those that `wakers` knows. It runs `main`, as
+    /// `Executor::run` does, and is gone when that has ended and everything in flight has.
+    pub fn start<T: 'static, F: Future<Output = T> + 'static>(
+        &self,
+        machine: MachineId,
+        core: usize,
+        wakers: &Wakers,
+        main: impl FnOnce(Io) -> F,
+    ) -> Task<T> {
+        let mut executor = self.add_core(machine, core, wakers);
+        let task = executor.start(main(executor.handle()));
+        self.shared.executors.borrow_mut().push(Some(executor));
+        task
+    }
+
+    /// Starts an executor without a main task: tasks are spawned through what this gives; it is gone when one of them called `shutdown`
+    /// and everything in flight has ended.
     pub fn spawn_core(&self, machine: MachineId, core: usize, wakers: &Wakers) -> Io {
-        let (slot, rng) = self.with(|state| {
-            assert!(state.machines[machine.0].doom.is_none(), "a core is spawned on a machine that is about to fall");
-            state.machines[machine.0].up = true;
-            let seed = state.rng.next_u64();
-            state.cores.push(Core {
-                machine: machine.0,
-                core,
-                alive: true,
-                handles: Vec::new(),
-                handles_free: Vec::new(),
-                ops: Map::with_hasher(Seeded(seed)),
-                ready: VecDeque::new(),
-                in_flight: 0,
-                queued: false,
-                timer: None,
-                local: 0,
-            });
-            let slot = state.cores.len() - 1;
-            state.live.push(slot);
-            (slot, state.rng.fork())
-        });
-        let driver = Driver::Sim(SimDriver::new(self.shared.state.clone(), slot, rng));
-        let executor = Executor::new(driver, core, wakers.clone());
+        let executor = self.add_core(machine, core, wakers);
         let io = executor.handle();
-        self.with(|state| state.rouse(slot));
-        let mut executors = self.shared.executors.borrow_mut();
-        assert_eq!(executors.len(), slot, "cores are spawned one after the other");
-        executors.push(Some(executor));
+        self.shared.executors.borrow_mut().push(Some(executor));
         io
+    }
+
+    fn add_core(&self, machine: MachineId, core: usize, wakers: &Wakers) -> Executor {
+        let (slot, rng) = self.with(|state| state.add_core(machine.0, core));
+        assert_eq!(self.shared.executors.borrow().len(), slot, "cores are spawned one after the other");
+        Executor::new(Driver::Sim(SimDriver::new(self.shared.state.clone(), slot, rng)), core, wakers.clone())
     }
 
     /// Lets machines fall that are to, turns one core or advances the clock, at most to `until`. False where nothing can happen any more.
@@ -480,30 +476,21 @@ impl World {
         self.with(|state| state.now = state.now.max(until));
     }
 
-    /// Runs a future as a task of a new core, until it has ended and the core is gone.
+    /// Runs a future on a new core, as `Executor::run` does, until it has ended and everything in flight has.
     ///
     /// # Panics
-    /// When the task has not ended within `time`, or its machine fell meanwhile.
+    /// When it has not ended within `time`, or its machine fell meanwhile.
     pub fn run_task<T: 'static, F: Future<Output = T> + 'static>(
         &self,
         machine: MachineId,
         time: Duration,
-        task: impl FnOnce(Io) -> F,
+        main: impl FnOnce(Io) -> F,
     ) -> T {
-        let io = self.spawn_core(machine, 0, &Wakers::new(1));
+        let task = self.start(machine, 0, &Wakers::new(1), main);
         let slot = self.shared.executors.borrow().len() - 1;
-        let result = Rc::new(RefCell::new(None));
-        let (given, future) = (result.clone(), task(io.clone()));
-        drop(io.clone().spawn(Class::Foreground, async move {
-            *given.borrow_mut() = Some(future.await);
-        }));
-        let stopped = self.run_until(time, || result.borrow().is_some());
-        assert_eq!(stopped, Stopped::Reached, "the task has not ended");
-        io.shutdown();
-        drop(io);
-        self.with(|state| state.rouse(slot));
-        self.run_until(time, || !self.shared.state.borrow().cores[slot].alive);
-        result.take().expect("the run stopped at it")
+        let stopped = self.run_until(time, || !self.shared.state.borrow().cores[slot].alive);
+        assert_eq!(stopped, Stopped::Reached, "the task and its core have not ended");
+        task.take_result().expect("the task's machine fell")
     }
 
     pub fn now(&self) -> Mono {
@@ -667,6 +654,30 @@ impl State {
         let drift_ns = i128::from(self.now) * i128::from(machine.wall_drift_ppm) / 1_000_000;
         let elapsed_ms = (i128::from(self.now) + drift_ns) / 1_000_000;
         (i128::from(WALL_START_MS) + elapsed_ms + i128::from(machine.wall_offset_ms)).max(0) as u64
+    }
+
+    /// The new core's slot and its random numbers.
+    fn add_core(&mut self, machine: usize, core: usize) -> (usize, Prng) {
+        assert!(self.machines[machine].doom.is_none(), "a core is started on a machine that is about to fall");
+        self.machines[machine].up = true;
+        let seed = self.rng.next_u64();
+        let slot = self.cores.len();
+        self.cores.push(Core {
+            machine,
+            core,
+            alive: true,
+            handles: Vec::new(),
+            handles_free: Vec::new(),
+            ops: Map::with_hasher(Seeded(seed)),
+            ready: VecDeque::new(),
+            in_flight: 0,
+            queued: false,
+            timer: None,
+            local: 0,
+        });
+        self.live.push(slot);
+        self.rouse(slot);
+        (slot, self.rng.fork())
     }
 
     /// A core ended by itself: its handles are closed as a process's are.
