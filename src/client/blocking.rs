@@ -10,6 +10,7 @@ use crate::base::prng::Prng;
 use crate::base::record::{NAMESPACE_DEFAULT, NamespaceId, Version, core_of, token_of, vnode_of};
 use crate::base::time::Mono;
 use crate::wire::command::*;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -292,8 +293,7 @@ impl Client {
     /// Connects to the first address that answers, and learns cores and topology. Tries as long as `retries` allows.
     pub fn connect(config: ClientConfig) -> Result<Client, ClientError> {
         let start = Instant::now();
-        let seed = u64::from(std::process::id()) << 32 ^ &raw const config as u64;
-        let mut prng = Prng::new(seed);
+        let mut prng = Prng::new(RandomState::new().build_hasher().finish());
         let mut error = gone("no address given");
         for attempt in 0..=config.retries {
             if attempt > 0 {
