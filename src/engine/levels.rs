@@ -1,0 +1,372 @@
+//! The tree of a shard: which tables there are, in which order to look, and when a table's file may go.
+//!
+//! A `Tree` never changes; a read holds the one it began with. Each commit of the manifest gives a new one (`Levels::adopt`). What the new
+//! one no longer shows waits until no older tree shows it either; only then is the file removed, or its consumed front given back.
+//! A file may be shared by several shards of the node (after a change of the core list): each holds it by an `Arc`, and the last one
+//! to let go removes it. Nobody locks anything.
+
+use super::EngineError;
+use super::format::manifest::{Level, TableId, TableRecord};
+use super::manifest::State;
+use super::pick::{RunShape, TreeShape};
+use crate::base::record::{Cell, Version};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// A table's file, held by every shard whose tree shows it.
+#[derive(Debug)]
+pub struct TableFile {
+    pub id: TableId,
+    pub path: PathBuf,
+}
+
+impl TableFile {
+    /// The file of a table in the folder of tables.
+    pub fn new(dir: &Path, id: TableId) -> Arc<TableFile> {
+        Arc::new(TableFile { id, path: dir.join(id.file_name()) })
+    }
+}
+
+/// A table as one tree shows it. `T` is the open table (`()` in tests of the order alone).
+#[derive(Debug)]
+pub struct TableRef<T> {
+    pub record: TableRecord,
+    pub table: Rc<T>,
+    pub file: Arc<TableFile>,
+}
+
+impl<T> TableRef<T> {
+    /// The first place that is valid in it, or below it.
+    pub fn start(&self) -> &[u8] {
+        (&self.record.first[..]).max(&self.record.from[..])
+    }
+
+    /// It may hold this place.
+    pub fn covers(&self, place: &[u8]) -> bool {
+        self.start() <= place && place <= &self.record.last[..]
+    }
+
+    /// All that it holds of a vnode is void, since the vnode was dropped after it was written.
+    pub fn is_void(&self, drop_seq: u64) -> bool {
+        self.record.seqs.1 < drop_seq
+    }
+}
+
+/// Tables that do not overlap, in order of places.
+#[derive(Debug)]
+pub struct Run<T> {
+    pub id: u64,
+    pub level: Level,
+    pub tables: Vec<Rc<TableRef<T>>>,
+}
+
+impl<T> Run<T> {
+    /// The table that may hold a place.
+    pub fn find(&self, place: &[u8]) -> Option<&Rc<TableRef<T>>> {
+        let after = self.tables.partition_point(|table| table.start() <= place);
+        self.tables[..after].last().filter(|table| table.covers(place))
+    }
+
+    /// The tables that may hold places in `from..to` (no `to`: to the end).
+    pub fn overlapping(&self, from: &[u8], to: Option<&[u8]>) -> &[Rc<TableRef<T>>] {
+        let first = self.tables.partition_point(|table| &table.record.last[..] < from);
+        let end = self.tables.partition_point(|table| to.is_none_or(|to| table.start() < to));
+        &self.tables[first.min(end)..end]
+    }
+}
+
+/// One step of a read.
+#[derive(Debug)]
+pub struct Step<'a, T> {
+    pub table: &'a Rc<TableRef<T>>,
+    /// The greatest version of the key's vnode in this table and all that are still to come.
+    pub newest_from_here: Version,
+}
+
+/// An immutable tree.
+#[derive(Debug)]
+pub struct Tree<T> {
+    /// Newest first: level 0, level 1, last.
+    pub runs: Vec<Run<T>>,
+}
+
+/// What was found is newer than anything of this version or an older one, in its value and in its expiry: nothing there can change it.
+pub fn is_settled(found: &Cell<'_>, newest_elsewhere: Version) -> bool {
+    found.version.min(found.expiry.version) > newest_elsewhere
+}
+
+impl<T> Tree<T> {
+    /// A tree without tables.
+    pub fn empty() -> Tree<T> {
+        Tree { runs: Vec::new() }
+    }
+
+    fn new(tables: impl Iterator<Item = Rc<TableRef<T>>>) -> Tree<T> {
+        let mut runs: BTreeMap<(Level, std::cmp::Reverse<u64>), Vec<Rc<TableRef<T>>>> = BTreeMap::new();
+        for table in tables {
+            runs.entry((table.record.level, std::cmp::Reverse(table.record.run))).or_default().push(table);
+        }
+        let runs = runs.into_iter().map(|((level, id), mut tables)| {
+            tables.sort_unstable_by(|a, b| a.start().cmp(b.start()));
+            Run { id: id.0, level, tables }
+        });
+        Tree { runs: runs.collect() }
+    }
+
+    /// The tables that may hold `place`, in the order in which to look, with what is still to be expected. `newest` gives the greatest
+    /// version of the place's vnode in a table, None where it holds nothing of it. Tables void by `drop_seq` are left out.
+    /// A read stops before a step when what it found `is_settled` against `newest_from_here`.
+    pub fn plan(&self, place: &[u8], drop_seq: u64, newest: impl Fn(&T) -> Option<Version>) -> Vec<Step<'_, T>> {
+        let tables = self.runs.iter().filter_map(|run| run.find(place)).filter(|table| !table.is_void(drop_seq));
+        let steps = tables.filter_map(|table| Some(Step { table, newest_from_here: newest(&table.table)? }));
+        let mut steps: Vec<_> = steps.collect();
+        let mut greatest = Version::ZERO;
+        for step in steps.iter_mut().rev() {
+            greatest = greatest.max(step.newest_from_here);
+            step.newest_from_here = greatest;
+        }
+        steps
+    }
+
+    /// Every table, newest run first.
+    pub fn tables(&self) -> impl Iterator<Item = &Rc<TableRef<T>>> {
+        self.runs.iter().flat_map(|run| &run.tables)
+    }
+
+    /// Flushes that no merge has taken yet.
+    pub fn level0_runs(&self) -> usize {
+        self.runs.iter().filter(|run| run.level == Level::Zero).count()
+    }
+
+    /// What the picker wants to know. `bytes` gives a table's bytes from its start on and those of them known to be dead.
+    pub fn shape(&self, state: &State, overwritten_share: f64, bytes: impl Fn(&TableRef<T>) -> (u64, u64)) -> TreeShape {
+        let runs = self.runs.iter().map(|run| {
+            let sums = run.tables.iter().map(|table| bytes(table)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+            RunShape { id: run.id, level: run.level, bytes: sums.0, dead_bytes: sums.1 }
+        });
+        TreeShape { runs: runs.collect(), merge: state.merge.clone(), overwritten_share }
+    }
+
+    /// Checks the order that everything here relies on.
+    ///
+    /// # Errors
+    /// Two tables of one run overlap: the manifest does not fit to a tree.
+    pub fn check(&self) -> Result<(), EngineError> {
+        for run in &self.runs {
+            if let Some(pair) = run.tables.windows(2).find(|pair| pair[0].record.last[..] >= *pair[1].start()) {
+                let what = format!("tables {:?} and {:?} of run {} overlap", pair[0].record.id, pair[1].record.id, run.id);
+                return Err(EngineError::Corrupt { file: pair[1].file.path.display().to_string(), offset: 0, what });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Something that an older tree may still show.
+#[derive(Debug)]
+struct Retired<T> {
+    table: Rc<TableRef<T>>,
+    /// No: only its front is void.
+    is_gone: bool,
+}
+
+/// What may be done to a file now, because no tree shows it any more.
+#[derive(Debug)]
+pub enum Release<T> {
+    /// This shard does not need the file. Remove it if nobody else holds it (`Arc::into_inner`).
+    Remove(Arc<TableFile>),
+    /// Everything below the start of this table can be given back.
+    Punch(Rc<TableRef<T>>),
+}
+
+/// The current tree of a shard and what older ones still need.
+#[derive(Debug)]
+pub struct Levels<T> {
+    current: RefCell<Rc<Tree<T>>>,
+    tables: RefCell<BTreeMap<TableId, Rc<TableRef<T>>>>,
+    retired: RefCell<VecDeque<Retired<T>>>,
+}
+
+impl<T> Default for Levels<T> {
+    fn default() -> Levels<T> {
+        Levels { current: RefCell::new(Rc::new(Tree::empty())), tables: RefCell::default(), retired: RefCell::default() }
+    }
+}
+
+impl<T> Levels<T> {
+    /// The tree as it is now; a read keeps it for as long as it looks.
+    pub fn current(&self) -> Rc<Tree<T>> {
+        self.current.borrow().clone()
+    }
+
+    /// Makes the tree follow the manifest. `opened` holds the tables that it does not know yet.
+    ///
+    /// # Errors
+    /// Tables of one run overlap. Panics if a table of the state is neither known nor in `opened`.
+    pub fn adopt(&self, state: &State, opened: Vec<(TableId, Rc<T>, Arc<TableFile>)>) -> Result<(), EngineError> {
+        let mut opened: BTreeMap<_, _> = opened.into_iter().map(|(id, table, file)| (id, (table, file))).collect();
+        let mut tables = self.tables.borrow_mut();
+        let mut retired = self.retired.borrow_mut();
+        let mut next = BTreeMap::new();
+        for (&id, record) in &state.tables {
+            let table = match tables.remove(&id) {
+                Some(known) if known.record == *record => known,
+                Some(known) => {
+                    let changed = TableRef { record: record.clone(), table: known.table.clone(), file: known.file.clone() };
+                    retired.push_back(Retired { table: known, is_gone: false });
+                    Rc::new(changed)
+                }
+                None => {
+                    let (table, file) = opened.remove(&id).unwrap_or_else(|| panic!("table {id:?} is not open"));
+                    Rc::new(TableRef { record: record.clone(), table, file })
+                }
+            };
+            next.insert(id, table);
+        }
+        retired.extend(std::mem::take(&mut *tables).into_values().map(|table| Retired { table, is_gone: true }));
+        *tables = next;
+        let tree = Tree::new(tables.values().cloned());
+        *self.current.borrow_mut() = Rc::new(tree);
+        self.current.borrow().check()
+    }
+
+    /// What no tree shows any more, in order. Call it after a commit and whenever reads have ended.
+    pub fn release(&self) -> Vec<Release<T>> {
+        let retired = self.retired.take();
+        let mut versions: BTreeMap<TableId, usize> = BTreeMap::new();
+        retired.iter().for_each(|one| *versions.entry(one.table.record.id).or_default() += 1);
+        // An open iterator holds the table itself, beside its retired versions.
+        let is_read = |one: &Retired<T>| one.is_gone && Rc::strong_count(&one.table.table) > versions[&one.table.record.id];
+        let is_held = |one: &Retired<T>| Rc::strong_count(&one.table) > 1 || is_read(one);
+        // While any older version of a table is shown, its front up to that version's start is read.
+        let held: BTreeSet<TableId> = retired.iter().filter(|one| is_held(one)).map(|one| one.table.record.id).collect();
+        let (waiting, free): (VecDeque<_>, VecDeque<_>) = retired.into_iter().partition(|one| held.contains(&one.table.record.id));
+        let mut released = Vec::new();
+        for Retired { table, is_gone } in free {
+            if is_gone {
+                released.push(Release::Remove(table.file.clone()));
+            } else if let Some(now) = self.tables.borrow().get(&table.record.id).filter(|now| !now.record.shared && !now.record.linked) {
+                released.push(Release::Punch(now.clone()));
+            }
+        }
+        *self.retired.borrow_mut() = waiting;
+        released
+    }
+
+    /// Tables that wait for older trees to go.
+    pub fn retired(&self) -> usize {
+        self.retired.borrow().len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::format::manifest::Edit;
+    use super::*;
+
+    fn record(number: u64, level: Level, run: u64, first: &str, last: &str) -> TableRecord {
+        let id = TableId { shard: 0, number };
+        TableRecord { id, level, run, first: first.into(), last: last.into(), seqs: (1, number), ..TableRecord::default() }
+    }
+
+    fn apply(levels: &Levels<u64>, state: &mut State, edits: &[Edit]) -> Result<(), EngineError> {
+        let mut opened = Vec::new();
+        for edit in edits {
+            state.apply(edit).unwrap();
+            if let Edit::AddTable(record) = edit {
+                opened.push((record.id, Rc::new(record.id.number), TableFile::new(Path::new("t"), record.id)));
+            }
+        }
+        levels.adopt(state, opened)
+    }
+
+    fn example() -> (Levels<u64>, State) {
+        let (levels, mut state) = (Levels::default(), State::default());
+        let records = [
+            record(1, Level::Last, 1, "a", "f"),
+            record(2, Level::Last, 1, "g", "p"),
+            record(3, Level::One, 4, "b", "x"),
+            record(4, Level::Zero, 6, "a", "z"),
+            record(5, Level::Zero, 7, "c", "d"),
+        ];
+        apply(&levels, &mut state, &records.map(Edit::AddTable)).unwrap();
+        (levels, state)
+    }
+
+    fn numbers(tree: &Tree<u64>, place: &str, drop_seq: u64) -> Vec<u64> {
+        tree.plan(place.as_bytes(), drop_seq, |_| Some(Version::ZERO)).iter().map(|step| *step.table.table).collect()
+    }
+
+    #[test]
+    fn a_read_looks_at_the_newest_first_and_only_where_the_place_may_lie() {
+        let (levels, _) = example();
+        let tree = levels.current();
+        assert_eq!(numbers(&tree, "d", 0), [5, 4, 3, 1]);
+        assert_eq!(numbers(&tree, "h", 0), [4, 3, 2]);
+        assert_eq!(numbers(&tree, "ff", 0), [4, 3]);
+        assert_eq!(numbers(&tree, "zz", 0), [0u64; 0]);
+        assert_eq!(numbers(&tree, "d", 4), [5, 4], "what was written before a drop is void");
+        assert_eq!(tree.runs[3].overlapping(b"f", Some(b"g")).len(), 1);
+        assert_eq!(tree.runs[3].overlapping(b"f", None).len(), 2);
+        assert_eq!(tree.runs[3].overlapping(b"q", None).len(), 0);
+    }
+
+    #[test]
+    fn a_read_knows_the_greatest_version_still_to_come_and_stops_only_above_it() {
+        let (levels, _) = example();
+        let tree = levels.current();
+        let steps = tree.plan(b"d", 0, |&number| (number != 3).then(|| Version::put([0, 9, 0, 0, 4, 7][number as usize], 0)));
+        let bounds: Vec<_> = steps.iter().map(|step| step.newest_from_here.hlc()).collect();
+        assert_eq!(bounds, [9, 9, 9]);
+        let put = Cell::value(Version::put(10, 0), b"");
+        assert!(is_settled(&put, Version::put(9, 0)) && !is_settled(&put, Version::put(10, 0)));
+        let expire = Cell::expire(Version::put(20, 0), 5);
+        assert!(!is_settled(&expire, Version::put(9, 0)), "a deadline alone does not say what the value is");
+        assert!(!is_settled(&crate::base::record::join(Cell::value(Version::put(8, 0), b""), expire), Version::put(9, 0)));
+    }
+
+    #[test]
+    fn files_go_only_when_no_tree_shows_them_and_fronts_only_after_older_trees() {
+        let (levels, mut state) = example();
+        let before = levels.current();
+        let id = TableId { shard: 0, number: 3 };
+        apply(&levels, &mut state, &[Edit::RaiseFrom { id, from: b"h".to_vec() }]).unwrap();
+        let between = levels.current();
+        apply(&levels, &mut state, &[Edit::RaiseFrom { id, from: b"m".to_vec() }]).unwrap();
+        assert!(levels.release().is_empty());
+        assert_eq!((numbers(&before, "d", 0), numbers(&levels.current(), "d", 0)), (vec![5, 4, 3, 1], vec![5, 4, 1]));
+        drop(before);
+        assert!(levels.release().is_empty(), "an older tree still shows a part of the front");
+        drop(between);
+        let released = levels.release();
+        assert!(matches!(&released[..], [Release::Punch(a), Release::Punch(b)] if a.start() == b"m" && b.start() == b"m"));
+        drop(released);
+        let reader = levels.current();
+        apply(&levels, &mut state, &[Edit::RaiseFrom { id, from: b"n".to_vec() }]).unwrap();
+        apply(&levels, &mut state, &[Edit::RemoveTable(id)]).unwrap();
+        assert!(levels.release().is_empty());
+        drop(reader);
+        let released = levels.release();
+        assert!(matches!(&released[..], [Release::Remove(file)] if file.id == id && Arc::strong_count(file) == 1));
+        assert_eq!(levels.retired(), 0);
+    }
+
+    #[test]
+    fn shared_and_linked_files_keep_their_fronts() {
+        let (levels, mut state) = example();
+        let id = TableId { shard: 0, number: 3 };
+        apply(&levels, &mut state, &[Edit::LinkTable(id)]).unwrap();
+        apply(&levels, &mut state, &[Edit::RaiseFrom { id, from: b"h".to_vec() }]).unwrap();
+        assert!(levels.release().is_empty());
+        assert_eq!(levels.retired(), 0);
+    }
+
+    #[test]
+    fn tables_of_one_run_that_overlap_are_refused() {
+        let (levels, mut state) = example();
+        assert!(apply(&levels, &mut state, &[Edit::AddTable(record(8, Level::Last, 1, "p", "q"))]).is_err());
+    }
+}

@@ -1,0 +1,253 @@
+//! Which runs to merge next: a pure function of the tree's shape.
+//!
+//! Leveled below, tiered above (Dayan and Idreos, "Dostoevsky", 2018, call it lazy leveling). Level 0 collects flushes. When it is full
+//! it goes straight into the last level if it is large against it, else it becomes one run of level 1; level 1 goes into the last level
+//! when together they match it in size. So the last level, most of the data, is rewritten only when the data has about doubled or what lies
+//! above makes it garbage, and each cell is written about three times in all up to some GiB a core (a test simulates it).
+
+use super::format::manifest::{Level, MergeRecord};
+
+/// One run, as the picker sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunShape {
+    pub id: u64,
+    pub level: Level,
+    /// Of what is not carried elsewhere yet.
+    pub bytes: u64,
+    /// Known to be dead: expired, or of vnodes that were dropped.
+    pub dead_bytes: u64,
+}
+
+/// The tree, as the picker sees it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TreeShape {
+    /// Newest first.
+    pub runs: Vec<RunShape>,
+    /// A merge that was begun.
+    pub merge: Option<MergeRecord>,
+    /// Of the bytes that merges into the last level took from above, the share that replaced something. 0 until one is measured.
+    pub overwritten_share: f64,
+}
+
+/// What the picker strives for.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// Flushes that level 0 collects.
+    pub level0_runs: usize,
+    /// Level 0 goes straight into the last level from this share of it on.
+    pub direct_share: f64,
+    /// Levels 0 and 1 go into the last level from this share of it on.
+    pub above_share: f64,
+    /// Runs of about one size that level 1 collects before they become one.
+    pub level1_runs: usize,
+    /// Dead bytes over live bytes that start a merge into the last level.
+    pub dead_share: f64,
+    /// Garbage is not worth a merge below this.
+    pub dead_bytes_min: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy { level0_runs: 12, direct_share: 0.5, above_share: 1.0, level1_runs: 6, dead_share: 0.2, dead_bytes_min: 8 << 20 }
+    }
+}
+
+impl Policy {
+    /// Flushes in level 0 from which on writes must wait: compaction does not keep up.
+    pub fn stall_runs(&self) -> usize {
+        self.level0_runs * 3
+    }
+
+    /// The share of false positives that a filter of this level may have, so that all of a tree's filters together stay below 1 %.
+    pub fn false_positives(level: Level) -> f64 {
+        match level {
+            Level::Zero => 0.0003,
+            Level::One => 0.0004,
+            Level::Last => 0.003,
+        }
+    }
+}
+
+/// What to merge, and where to. `run` is None where a new run begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    pub inputs: Vec<u64>,
+    pub level: Level,
+    pub run: Option<u64>,
+}
+
+/// The next merge, if one is due.
+pub fn choose(shape: &TreeShape, policy: &Policy) -> Option<Choice> {
+    if let Some(merge) = &shape.merge {
+        return Some(Choice { inputs: merge.inputs.clone(), level: merge.level, run: Some(merge.run) });
+    }
+    let of = |level| shape.runs.iter().filter(move |run| run.level == level);
+    let bytes = |level| of(level).map(|run| run.bytes).sum::<u64>();
+    let (above0, above1, last) = (bytes(Level::Zero), bytes(Level::One), bytes(Level::Last));
+    let full = of(Level::Zero).count() >= policy.level0_runs;
+    let whole = || all_into_last(shape);
+    if of(Level::Last).count() > 1 && full || is_worn(shape, policy, above0 + above1, last) {
+        return whole();
+    }
+    if !full {
+        return None;
+    }
+    let reaches = |bytes: u64, share: f64| bytes as f64 >= share * last as f64;
+    if reaches(above0, policy.direct_share) || reaches(above0 + above1, policy.above_share) {
+        return whole();
+    }
+    // Runs of level 1 that are not larger than what is merged with them join in, so that a byte is rewritten once a size class.
+    let mut inputs: Vec<u64> = of(Level::Zero).map(|run| run.id).collect();
+    if of(Level::One).count() >= policy.level1_runs {
+        let (mut bytes, mut joined) = (above0, Vec::new());
+        for run in of(Level::One).take_while(|run| run.level == Level::One) {
+            if joined.len() > 1 && run.bytes > bytes {
+                break;
+            }
+            joined.push(run.id);
+            bytes += run.bytes;
+        }
+        inputs.extend(joined);
+    }
+    Some(Choice { inputs, level: Level::One, run: None })
+}
+
+/// So much is dead that rewriting all of it pays.
+fn is_worn(shape: &TreeShape, policy: &Policy, above: u64, last: u64) -> bool {
+    let replaced = (above as f64 * shape.overwritten_share.clamp(0.0, 1.0)).min(last as f64);
+    let dead = shape.runs.iter().map(|run| run.dead_bytes).sum::<u64>() as f64 + replaced;
+    let live = ((above + last) as f64 - dead).max(0.0);
+    dead >= policy.dead_bytes_min as f64 && dead >= policy.dead_share * live
+}
+
+fn all_into_last(shape: &TreeShape) -> Option<Choice> {
+    // One last run goes on under its number; of several, none.
+    let mut last = shape.runs.iter().filter(|run| run.level == Level::Last);
+    let run = last.next().map(|run| run.id).filter(|_| last.next().is_none());
+    let inputs: Vec<u64> = shape.runs.iter().map(|run| run.id).collect();
+    (!inputs.is_empty()).then_some(Choice { inputs, level: Level::Last, run })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A tree of sizes alone. `keys_bytes`: how much distinct data there is (writes are uniform over it), or none where all keys are new.
+    struct Sim {
+        shape: TreeShape,
+        policy: Policy,
+        keys_bytes: Option<u64>,
+        next: u64,
+        put: u64,
+        written: u64,
+        runs_max: usize,
+        space_max: f64,
+    }
+
+    impl Sim {
+        fn new(keys_bytes: Option<u64>) -> Sim {
+            let (shape, policy) = (TreeShape::default(), Policy::default());
+            Sim { shape, policy, keys_bytes, next: 1, put: 0, written: 0, runs_max: 0, space_max: 0.0 }
+        }
+
+        /// Distinct bytes among so many written at random.
+        fn distinct(&self, bytes: u64) -> u64 {
+            self.keys_bytes.map_or(bytes, |keys| (keys as f64 * (1.0 - (-(bytes as f64) / keys as f64).exp())) as u64)
+        }
+
+        /// How many bytes had to be written to leave so many distinct ones.
+        fn drawn(&self, distinct: u64) -> u64 {
+            self.keys_bytes.map_or(distinct, |keys| (-(keys as f64) * (1.0 - (distinct as f64 / keys as f64).min(0.999_99)).ln()) as u64)
+        }
+
+        fn flush(&mut self, bytes: u64) {
+            let written = self.distinct(bytes);
+            self.shape.runs.insert(0, RunShape { id: self.next, level: Level::Zero, bytes: written, dead_bytes: 0 });
+            self.next += 1;
+            self.put += bytes;
+            self.written += written;
+            self.look();
+            while let Some(choice) = choose(&self.shape, &self.policy) {
+                self.carry_out(&choice);
+                self.look();
+            }
+        }
+
+        fn carry_out(&mut self, choice: &Choice) {
+            let (inputs, kept): (Vec<RunShape>, Vec<RunShape>) = self.shape.runs.iter().partition(|run| choice.inputs.contains(&run.id));
+            assert!(!inputs.is_empty());
+            let bytes = self.distinct(inputs.iter().map(|run| self.drawn(run.bytes)).sum());
+            if choice.level == Level::Last {
+                let above: u64 = inputs.iter().filter(|run| run.level != Level::Last).map(|run| run.bytes).sum();
+                let total: u64 = inputs.iter().map(|run| run.bytes).sum();
+                self.shape.overwritten_share = (total - bytes) as f64 / above.max(1) as f64;
+            }
+            self.written += bytes;
+            self.shape.runs = kept;
+            let id = choice.run.unwrap_or(self.next);
+            self.next += 1;
+            self.shape.runs.push(RunShape { id, level: choice.level, bytes, dead_bytes: 0 });
+            self.shape.runs.sort_by_key(|run| (run.level, std::cmp::Reverse(run.id)));
+        }
+
+        fn look(&mut self) {
+            self.runs_max = self.runs_max.max(self.shape.runs.len());
+            let total: u64 = self.shape.runs.iter().map(|run| run.bytes).sum();
+            let live = self.keys_bytes.map_or(self.put, |_| self.distinct(self.put));
+            // Small trees are noise.
+            if live > 512 * MIB {
+                self.space_max = self.space_max.max(total as f64 / live as f64);
+            }
+        }
+
+        fn amplification(&self) -> f64 {
+            self.written as f64 / self.put as f64
+        }
+    }
+
+    #[test]
+    fn filling_with_new_keys_writes_each_byte_at_most_four_times_and_a_large_tree_six() {
+        for flush in [24 * MIB, 32 * MIB, 40 * MIB, 48 * MIB] {
+            let mut sim = Sim::new(None);
+            while sim.put < 64 << 30 {
+                sim.flush(flush);
+                let bound = if sim.put <= 4 << 30 { 4.0 } else { 6.0 };
+                if sim.put > 1 << 30 {
+                    assert!(sim.amplification() <= bound, "{} at {} MiB of {}", sim.amplification(), sim.put / MIB, flush / MIB);
+                }
+            }
+            assert!(sim.space_max <= 1.0, "nothing is stored twice but a slice of a merge under way");
+            assert!(sim.runs_max <= 24, "{} runs", sim.runs_max);
+        }
+    }
+
+    #[test]
+    fn overwriting_the_same_keys_for_ever_keeps_space_below_one_and_a_half_of_what_lives() {
+        let mut sim = Sim::new(Some(2 << 30));
+        while sim.put < 32 << 30 {
+            sim.flush(32 * MIB);
+        }
+        assert!(sim.space_max <= 1.5, "space {}", sim.space_max);
+        assert!(sim.amplification() <= 8.0, "writes {}", sim.amplification());
+    }
+
+    #[test]
+    fn a_merge_that_was_begun_goes_on_before_anything_else() {
+        let merge = MergeRecord { inputs: vec![3, 2], level: Level::One, run: 9, done: Vec::new() };
+        let shape = TreeShape { merge: Some(merge), ..TreeShape::default() };
+        let expected = Choice { inputs: vec![3, 2], level: Level::One, run: Some(9) };
+        assert_eq!(choose(&shape, &Policy::default()), Some(expected));
+        assert_eq!(choose(&TreeShape::default(), &Policy::default()), None);
+    }
+
+    #[test]
+    fn dead_bytes_alone_start_a_merge() {
+        let run = RunShape { id: 1, level: Level::Last, bytes: 100 * MIB, dead_bytes: 10 * MIB };
+        let mut shape = TreeShape { runs: vec![run], ..TreeShape::default() };
+        assert_eq!(choose(&shape, &Policy::default()), None);
+        shape.runs[0].dead_bytes = 40 * MIB;
+        assert_eq!(choose(&shape, &Policy::default()), Some(Choice { inputs: vec![1], level: Level::Last, run: Some(1) }));
+    }
+}
