@@ -7,6 +7,7 @@ pub mod levels;
 pub mod manifest;
 pub mod memtable;
 pub mod pick;
+pub mod recover;
 pub mod signal;
 pub mod wal;
 mod wal_plan;
