@@ -53,7 +53,7 @@ enum Waiting {
     Future(Option<Waker>),
     Ended(io::Result<Done>),
     /// Nobody waits; a file whose operation it is stays open until then.
-    Forgotten(Option<Rc<FileHandle>>),
+    Forgotten(#[expect(dead_code, reason = "held until the operation ends")] Option<Rc<FileHandle>>),
     Receive(Rc<Arrivals<super::buffer::Chunk>>),
     Accept(Rc<Arrivals<(Fd, SocketAddr)>>),
 }
