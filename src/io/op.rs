@@ -185,7 +185,6 @@ pub struct Parcel(pub(super) Parcelled);
 pub(super) enum Parcelled {
     /// An open descriptor of this process.
     Os(std::os::fd::OwnedFd),
-    /// A stream's number in the simulated world.
-    #[allow(dead_code, reason = "made by the simulated driver")]
-    Sim(u64),
+    /// A stream of the simulated world.
+    Sim(super::sim::SimParcel),
 }
