@@ -1,10 +1,11 @@
 //! What a fuzzer calls: bytes that nobody of ours wrote must give an error, never a panic. Plain functions, also run in tests.
 
-use super::format::wal::{Record, SegmentSeed, WalIdentity, check_segment_header, parse_block, parse_payload, parse_record};
+use super::format::manifest::Identity;
+use super::format::wal::{Record, SegmentSeed, check_segment_header, parse_block, parse_payload, parse_record};
 
 /// A block of the log, its segment's header, and the payload of a group.
 pub fn wal_block(bytes: &[u8]) {
-    let identity = WalIdentity { cluster: 1, node: 2 };
+    let identity = Identity { cluster: 1, node: 2 };
     let _ = check_segment_header(bytes, identity, 1);
     let _ = parse_block(bytes, SegmentSeed::new(identity, 1), 1);
     if let Ok((_, mut framed)) = parse_payload(bytes) {

@@ -1,7 +1,13 @@
 //! The storage engine of one core.
 
+pub mod batch;
 pub mod format;
 pub mod fuzz;
+pub mod levels;
+pub mod manifest;
+pub mod memtable;
+pub mod pick;
+pub mod recover;
 pub mod signal;
 pub mod wal;
 mod wal_plan;

@@ -5,9 +5,9 @@
 //! `interval` durability wait for the next group, at most 50 ms. A failed write stops the log for good: what the disk then holds is not
 //! known (Rebello et al., "Can Applications Recover from fsync Failures?", 2020), so nothing is tried again.
 
+use super::format::manifest::Identity;
 use super::format::wal::{
-    GROUP_HEADER_BYTES, GroupHead, RECORD_BYTES_MAX, WAL_BLOCK_PAYLOAD_BYTES, WalIdentity, blocks_of, fill_group, put_framed, set_ceiling,
-    start_payload,
+    GROUP_HEADER_BYTES, GroupHead, RECORD_BYTES_MAX, WAL_BLOCK_PAYLOAD_BYTES, blocks_of, fill_group, put_framed, set_ceiling, start_payload,
 };
 use super::signal::{Signal, race};
 use super::wal_replay::{Replay, WalReader};
@@ -38,7 +38,7 @@ pub const CEILING_AHEAD: u64 = 1000 << crate::base::time::HLC_COUNTER_BITS;
 /// How a log is kept.
 #[derive(Clone, Debug)]
 pub struct WalConfig {
-    pub identity: WalIdentity,
+    pub identity: Identity,
     /// Of a new segment; a multiple of `BLOCK_BYTES`.
     pub segment_bytes: usize,
     pub segments_max: usize,

@@ -1,8 +1,7 @@
 //! Opening a log: a first pass sees every block's header, a pure plan decides (`wal_plan`), a second pass replays in large reads.
 
-use super::format::wal::{
-    BadSegment, BlockHead, SegmentSeed, WalIdentity, block_payload, check_segment_header, parse_block, parse_payload,
-};
+use super::format::manifest::Identity;
+use super::format::wal::{BadSegment, BlockHead, SegmentSeed, block_payload, check_segment_header, parse_block, parse_payload};
 use super::wal_plan::{Plan, PlannedGroup, Seen, SegmentScan};
 use super::wal_segments::{Segment, segment_number};
 use super::{EngineError, Planted};
@@ -40,13 +39,7 @@ impl WalReader {
     ///
     /// # Errors
     /// `Corrupt` with file and offset where something acknowledged is damaged; `Unsupported`; I/O errors.
-    pub async fn open(
-        io: &Io,
-        dir: &Path,
-        identity: WalIdentity,
-        released: u64,
-        planted: Option<Planted>,
-    ) -> Result<WalReader, EngineError> {
+    pub async fn open(io: &Io, dir: &Path, identity: Identity, released: u64, planted: Option<Planted>) -> Result<WalReader, EngineError> {
         let (mut segments, mut scans) = (Vec::new(), Vec::new());
         for entry in io.list(dir).await? {
             let Some(number) = segment_number(&entry.name) else { continue };
@@ -151,7 +144,7 @@ impl WalReader {
 }
 
 /// The first pass over one segment.
-async fn scan(io: &Io, file: &File, path: &Path, blocks: u32, number: u64, identity: WalIdentity) -> Result<SegmentScan, EngineError> {
+async fn scan(io: &Io, file: &File, path: &Path, blocks: u32, number: u64, identity: Identity) -> Result<SegmentScan, EngineError> {
     let name = path.display().to_string();
     let mut seen = Vec::with_capacity(blocks as usize);
     let seed = SegmentSeed::new(identity, number);

@@ -3,7 +3,8 @@
 //! A segment is made whole (zeros, header, sync) under a temporary name, then renamed and its folder synced, so that a durable write into it
 //! never waits for the file system's own records (ANCHORS.md, "The disk": 80 against 140 µs).
 
-use super::format::wal::{SegmentSeed, WalIdentity, put_segment_header};
+use super::format::manifest::Identity;
+use super::format::wal::{SegmentSeed, put_segment_header};
 use crate::io::op::OpenHow;
 use crate::io::{File, Io};
 use crate::limits::BLOCK_BYTES;
@@ -106,7 +107,7 @@ pub fn is_disk_full(error: &std::io::Error) -> bool {
 }
 
 /// Makes a segment file, zero-filled and durable, name included. What it left behind after an error is removed when the log is opened.
-pub async fn prepare(io: &Io, dir: &Path, number: u64, bytes: usize, identity: WalIdentity) -> std::io::Result<Segment> {
+pub async fn prepare(io: &Io, dir: &Path, number: u64, bytes: usize, identity: Identity) -> std::io::Result<Segment> {
     let temporary = dir.join(format!("wal-{number}.new"));
     let _ = io.remove(&temporary).await;
     let file = io.open(&temporary, OpenHow::Create).await?;
@@ -122,7 +123,7 @@ pub async fn prepare(io: &Io, dir: &Path, number: u64, bytes: usize, identity: W
     Ok(Segment { file, path, number, blocks, seed: SegmentSeed::new(identity, number), lap: 0, last: 0 })
 }
 
-async fn fill(io: &Io, file: &File, number: u64, bytes: usize, identity: WalIdentity) -> std::io::Result<()> {
+async fn fill(io: &Io, file: &File, number: u64, bytes: usize, identity: Identity) -> std::io::Result<()> {
     let mut header = Vec::new();
     put_segment_header(&mut header, identity, number, bytes as u64);
     for offset in (0..bytes).step_by(PREPARE_BYTES) {

@@ -1,6 +1,7 @@
 //! The log on the simulated disk: crashes at every operation, torn tails, rot, full disks, failing syncs.
 
-use super::format::wal::{WAL_BLOCK_PAYLOAD_BYTES, WalIdentity};
+use super::format::manifest::Identity;
+use super::format::wal::WAL_BLOCK_PAYLOAD_BYTES;
 use super::wal::{Wal, WalConfig, WalReport};
 use super::{EngineError, Planted, Seq};
 use crate::base::prng::Prng;
@@ -18,7 +19,7 @@ const SEGMENT_BYTES: usize = 64 * 1024;
 
 fn config(released: Seq, planted: Option<Planted>) -> WalConfig {
     WalConfig {
-        identity: WalIdentity { cluster: 5, node: 6 },
+        identity: Identity { cluster: 5, node: 6 },
         segment_bytes: SEGMENT_BYTES,
         segments_max: 8,
         pending_bytes_max: 256 * 1024,

@@ -4,18 +4,12 @@
 //! write carries: whole blocks, each with a header of its own that names the group, so that any subset of them may be missing and
 //! be noticed. The group's payload runs through the blocks behind their headers: a clock ceiling, then records.
 
+use super::manifest::{Identity, VnodeRecord};
 use super::{key_prefix_len, parse_cell, parse_place, put_cell};
 use crate::base::checksum::hash64_seeded;
 use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::base::record::{Cell, NamespaceId, Version};
 use crate::limits::{BLOCK_BYTES, VALUE_BYTES_MAX};
-
-/// Whose bytes these are: mixed into every checksum, so that another node's file is never taken for ours.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WalIdentity {
-    pub cluster: u64,
-    pub node: u64,
-}
 
 // ---------------------------------------------------------------------------------------------------------------------------------
 // Segment header: block 0 of a file, written once, when the file is made.
@@ -28,7 +22,7 @@ const SEGMENT_VERSION: u32 = 1;
 const SEGMENT_HEADER_BYTES: usize = 64;
 
 /// Appends a segment's header (without the zeros up to the block's end).
-pub fn put_segment_header(out: &mut Vec<u8>, identity: WalIdentity, number: u64, segment_bytes: u64) {
+pub fn put_segment_header(out: &mut Vec<u8>, identity: Identity, number: u64, segment_bytes: u64) {
     let start = out.len();
     out.extend_from_slice(&SEGMENT_MAGIC);
     out.extend_from_slice(&SEGMENT_VERSION.to_le_bytes());
@@ -49,7 +43,7 @@ pub enum BadSegment {
 }
 
 /// Checks a segment's header.
-pub fn check_segment_header(block: &[u8], identity: WalIdentity, number: u64) -> Result<(), BadSegment> {
+pub fn check_segment_header(block: &[u8], identity: Identity, number: u64) -> Result<(), BadSegment> {
     let damaged = |what| BadSegment::Damaged(Malformed(what));
     let mut reader = Reader::new(block);
     let covered = reader.take(SEGMENT_HEADER_BYTES).map_err(BadSegment::Damaged)?;
@@ -94,7 +88,7 @@ const _: () = assert!(WAL_BLOCK_PAYLOAD_BYTES <= u16::MAX as usize);
 pub struct SegmentSeed(u64);
 
 impl SegmentSeed {
-    pub fn new(identity: WalIdentity, number: u64) -> SegmentSeed {
+    pub fn new(identity: Identity, number: u64) -> SegmentSeed {
         let mut bytes = [0; 24];
         bytes[..8].copy_from_slice(&identity.cluster.to_le_bytes());
         bytes[8..16].copy_from_slice(&identity.node.to_le_bytes());
@@ -246,29 +240,19 @@ const RECORD_BATCH: u8 = 1;
 const RECORD_VNODES: u8 = 2;
 const RECORD_CEILING: u8 = 3;
 
-/// What a replica must remember of a vnode and namespace; `first_vnode..=last_vnode` say it together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VnodeRecord {
+/// What must be remembered of the vnodes `first..=last` of a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VnodesRecord {
     pub namespace: NamespaceId,
-    pub first_vnode: u32,
-    pub last_vnode: u32,
-    /// Which ownership of the vnode by this node this is.
-    pub incarnation: u64,
-    /// Cells that were stored at or below this sequence are void.
-    pub drop_sequence: u64,
-    /// Every message at or below it is refused.
-    pub fence: Version,
-    /// Below it the dead may have been forgotten.
-    pub floor: Version,
-    pub promised_term: u32,
-    /// A lease runs until then, in ms since 1970.
-    pub lease_until_ms: u64,
+    pub first: u32,
+    pub last: u32,
+    pub record: VnodeRecord,
 }
 
 /// A record, taken apart as far as its kind.
 pub enum Record<'a> {
     Batch(BatchReader<'a>),
-    Vnodes(VnodeRecord),
+    Vnodes(VnodesRecord),
     Ceiling(u64),
 }
 
@@ -287,17 +271,18 @@ pub fn put_batch_cell(out: &mut Vec<u8>, shared: usize, rest: &[u8], scratch: &m
 }
 
 /// Appends a vnodes record.
-pub fn put_vnodes(out: &mut Vec<u8>, record: &VnodeRecord) {
+pub fn put_vnodes(out: &mut Vec<u8>, vnodes: &VnodesRecord) {
     out.push(RECORD_VNODES);
-    for word in [record.namespace, record.first_vnode, record.last_vnode] {
+    for word in [vnodes.namespace, vnodes.first, vnodes.last] {
         out.extend_from_slice(&word.to_le_bytes());
     }
-    out.extend_from_slice(&record.incarnation.to_le_bytes());
-    out.extend_from_slice(&record.drop_sequence.to_le_bytes());
-    out.extend_from_slice(&record.fence.to_bytes());
-    out.extend_from_slice(&record.floor.to_bytes());
-    out.extend_from_slice(&record.promised_term.to_le_bytes());
-    out.extend_from_slice(&record.lease_until_ms.to_le_bytes());
+    let VnodeRecord { incarnation, drop_seq, fence, floor, term, lease_until_ms } = vnodes.record;
+    out.extend_from_slice(&incarnation.to_le_bytes());
+    out.extend_from_slice(&drop_seq.to_le_bytes());
+    out.extend_from_slice(&fence.to_bytes());
+    out.extend_from_slice(&floor.to_bytes());
+    out.extend_from_slice(&term.to_le_bytes());
+    out.extend_from_slice(&lease_until_ms.to_le_bytes());
 }
 
 /// Appends a ceiling record: nothing but a reason for a group.
@@ -312,16 +297,16 @@ pub fn parse_record(record: &[u8]) -> Result<Record<'_>, Malformed> {
     match reader.u8()? {
         RECORD_BATCH => Ok(Record::Batch(BatchReader { reader, place: Vec::new() })),
         RECORD_VNODES => {
-            let (namespace, first_vnode, last_vnode) = (reader.u32()?, reader.u32()?, reader.u32()?);
-            let (incarnation, drop_sequence) = (reader.u64()?, reader.u64()?);
+            let (namespace, first, last) = (reader.u32()?, reader.u32()?, reader.u32()?);
+            let (incarnation, drop_seq) = (reader.u64()?, reader.u64()?);
             let (fence, floor) = (Version::from_bytes(reader.array()?), Version::from_bytes(reader.array()?));
-            let (promised_term, lease_until_ms) = (reader.u32()?, reader.u64()?);
+            let (term, lease_until_ms) = (reader.u32()?, reader.u64()?);
             reader.end()?;
-            if first_vnode > last_vnode {
+            if first > last {
                 return Err(Malformed("vnodes in the wrong order"));
             }
-            let bounds = VnodeRecord { namespace, first_vnode, last_vnode, incarnation, drop_sequence, ..Default::default() };
-            Ok(Record::Vnodes(VnodeRecord { fence, floor, promised_term, lease_until_ms, ..bounds }))
+            let record = VnodeRecord { incarnation, drop_seq, fence, floor, term, lease_until_ms };
+            Ok(Record::Vnodes(VnodesRecord { namespace, first, last, record }))
         }
         RECORD_CEILING => {
             let hlc = reader.u64()?;
@@ -411,10 +396,8 @@ mod tests {
         assert_eq!(hex(&record), expected);
         let mut out = Vec::new();
         let v = Version::put(1, 2);
-        put_vnodes(
-            &mut out,
-            &VnodeRecord { namespace: 1, first_vnode: 2, last_vnode: 3, floor: v, promised_term: 9, ..Default::default() },
-        );
+        let record = VnodeRecord { floor: v, term: 9, ..Default::default() };
+        put_vnodes(&mut out, &VnodesRecord { namespace: 1, first: 2, last: 3, record });
         put_ceiling(&mut out, 77);
         assert_eq!(out[0], 2);
         assert_eq!(
@@ -425,7 +408,7 @@ mod tests {
 
     #[test]
     fn the_bytes_of_a_block_and_of_a_segment_header_are_frozen() {
-        let identity = WalIdentity { cluster: 1, node: 2 };
+        let identity = Identity { cluster: 1, node: 2 };
         let mut payload = Vec::new();
         start_payload(&mut payload);
         set_ceiling(&mut payload, 0x1122);
@@ -460,12 +443,12 @@ mod tests {
         );
         assert_eq!(check_segment_header(&header, identity, 6), Ok(()));
         assert!(check_segment_header(&header, identity, 7).is_err());
-        assert!(check_segment_header(&header, WalIdentity { cluster: 1, node: 3 }, 6).is_err());
+        assert!(check_segment_header(&header, Identity { cluster: 1, node: 3 }, 6).is_err());
     }
 
     #[test]
     fn a_group_reads_back_from_its_blocks_and_any_flipped_bit_is_noticed() {
-        let seed = SegmentSeed::new(WalIdentity::default(), 1);
+        let seed = SegmentSeed::new(Identity::default(), 1);
         let mut payload = Vec::new();
         start_payload(&mut payload);
         let records: Vec<Vec<u8>> = (0..9usize).map(|n| vec![n as u8; n * 1000]).collect();
