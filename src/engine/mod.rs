@@ -4,6 +4,7 @@ pub mod format;
 pub mod levels;
 pub mod manifest;
 pub mod memtable;
+pub mod merge;
 pub mod pick;
 
 use crate::base::codec::Malformed;
