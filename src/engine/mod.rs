@@ -18,6 +18,7 @@ mod wal_tests;
 pub mod levels;
 pub mod manifest;
 pub mod memtable;
+pub mod merge;
 pub mod pick;
 
 use crate::base::codec::Malformed;
