@@ -92,6 +92,12 @@ impl Report {
         }));
     }
 
+    /// The sum of a number over all its samples; 0 where there is none.
+    pub fn total(&self, name: &str) -> f64 {
+        let of_name = self.samples.iter().filter(|sample| sample.meaning.name == name);
+        of_name.map(|sample| if let Value::Number(number) = sample.value { number } else { 0.0 }).sum()
+    }
+
     pub fn len(&self) -> usize {
         self.samples.len()
     }

@@ -15,11 +15,7 @@ mod wal_replay;
 mod wal_segments;
 #[cfg(test)]
 mod wal_tests;
-pub mod levels;
-pub mod manifest;
-pub mod memtable;
 pub mod merge;
-pub mod pick;
 
 use crate::base::codec::Malformed;
 

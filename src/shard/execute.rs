@@ -58,7 +58,7 @@ pub fn value_reply<'a>(cell: Option<&Cell<'a>>, now_ms: WallMs) -> Option<Reply<
 
 /// Milliseconds to live; none for a key that never expires.
 pub fn remaining(deadline_ms: WallMs, now_ms: WallMs) -> Option<u64> {
-    (deadline_ms != 0).then(|| deadline_ms.saturating_sub(now_ms))
+    (deadline_ms != 0).then(|| deadline_ms.saturating_sub(now_ms).max(1))
 }
 
 /// What a client may be shown at once: under `interval`, what is in memory.
@@ -147,7 +147,8 @@ fn namespace_list(shard: &Shard, ticket: &Ticket) -> Step {
     answer(shard, ticket, &Reply::Namespaces(rows.into()))
 }
 
-fn wire_namespace(row: &Namespace) -> crate::wire::command::Namespace<'_> {
+/// As the wire says it.
+pub fn wire_namespace(row: &Namespace) -> crate::wire::command::Namespace<'_> {
     let Namespace { id, name, default_ttl_ms, durability } = row;
     crate::wire::command::Namespace { id: *id, name, default_ttl_ms: *default_ttl_ms, durability: *durability }
 }

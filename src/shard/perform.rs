@@ -51,10 +51,10 @@ impl Task<'_> {
             Command::Persist { key, write } => self.expire(key, 0, *write).await,
             Command::Scan(scan) => self.scan(scan).await,
             Command::NamespaceCreate { name, default_ttl_ms, durability } => {
-                self.change_namespaces(|table| table.with(name, *default_ttl_ms, *durability)).await
+                self.change_namespaces(name, |table| table.with(name, *default_ttl_ms, *durability)).await
             }
             Command::NamespaceAlter { name, default_ttl_ms, durability } => {
-                self.change_namespaces(|table| table.altered(name, *default_ttl_ms, *durability)).await
+                self.change_namespaces(name, |table| table.altered(name, *default_ttl_ms, *durability)).await
             }
             Command::Snapshot { name } => self.snapshot(name).await,
             Command::Hello(_) | Command::Ping | Command::Info | Command::NamespaceList => {
@@ -276,9 +276,11 @@ impl Task<'_> {
                 return Ok(());
             }
         };
-        let version = store_namespaces(shard, &table).await?;
+        store_namespaces(shard, &table).await?;
         shard.publish_namespaces(Arc::new(table));
-        shard.answer(self.ticket, &Reply::Done { version });
+        let table = shard.namespaces();
+        let row = table.by_name(name).expect("just stored");
+        shard.answer(self.ticket, &Reply::Namespaces(vec![execute::wire_namespace(row)].into()));
         Ok(())
     }
 

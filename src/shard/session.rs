@@ -5,10 +5,7 @@ use super::conn::Conn;
 use super::mailbox::Mail;
 use super::{Origin, Shard, Ticket};
 use crate::io::{Class, Io, Listener, Parcel, Socket};
-use crate::limits::{
-    CONNECTION_BYTES_MAX, CORE_CONNECTIONS_MAX, DEADLINE_MS_DEFAULT, FRAME_BYTES_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX, KEY_BYTES_MAX,
-    MULTI_KEYS_MAX, SCAN_ENTRIES_MAX, VALUE_BYTES_MAX,
-};
+use crate::limits::{CORE_CONNECTIONS_MAX, DEADLINE_MS_DEFAULT, FRAME_BYTES_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX};
 use crate::wire::command::{
     CORE_ANY, Command, ErrorCode, ErrorReply, Hello, HelloOk, Limits, Node, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Reply,
 };
@@ -156,15 +153,7 @@ async fn serve(shard: &Rc<Shard>, socket: Socket, id: u64, rest: Vec<u8>) {
 
 fn welcome(shard: &Shard) -> Reply<'_> {
     let node = &shard.node;
-    let limits = Limits {
-        frame_bytes_max: FRAME_BYTES_MAX as u32,
-        key_bytes_max: KEY_BYTES_MAX as u32,
-        value_bytes_max: VALUE_BYTES_MAX as u32,
-        multi_keys_max: MULTI_KEYS_MAX as u32,
-        scan_entries_max: SCAN_ENTRIES_MAX as u32,
-        connection_bytes_max: CONNECTION_BYTES_MAX as u32,
-        deadline_ms_default: DEADLINE_MS_DEFAULT,
-    };
+    let limits = Limits::of_this_build(DEADLINE_MS_DEFAULT);
     let this = Node { id: node.node_id, host: &node.host, port: node.port(), cores: node.cores };
     Reply::HelloOk(HelloOk {
         protocol_version: PROTOCOL_VERSION,
@@ -190,6 +179,7 @@ async fn read(shard: &Rc<Shard>, socket: &Socket, conn: &Rc<Conn>, rest: Vec<u8>
     drop(rest);
     loop {
         shard.settle();
+        reader.release();
         conn.room().await;
         if conn.closed.get() {
             return false;

@@ -3,8 +3,6 @@
 pub mod wal;
 pub mod manifest;
 pub mod layout;
-pub mod manifest;
-pub mod wal;
 
 use crate::base::codec::{Malformed, Reader};
 use crate::base::record::{Body, Cell, CollectionType, Expiry, Kind, NamespaceId, Token, Version};
