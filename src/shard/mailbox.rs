@@ -4,7 +4,7 @@
 //! client gets. The number of forwards in flight is bounded so that no queue can be full, which is why sending never waits and two cores can never
 //! block each other. Wakes are gathered: one for all that a turn sent, none to a core that is awake.
 
-use crate::engine::NodeLayout;
+use crate::engine::recover::NodeStore;
 use crate::io::spsc::{self, Consumer, Producer};
 use crate::io::{Io, Parcel};
 use crate::limits::{FORWARDS_MAX, MAILBOX_MAX};
@@ -24,7 +24,7 @@ pub enum Mail {
     /// The namespaces as they are now.
     Namespaces(Arc<NamespaceTable>),
     /// The data folder is open: open your part of it.
-    Open(Arc<NodeLayout>),
+    Open(Arc<NodeStore>),
     /// The sender's part is open, or why not.
     Opened(Result<(), String>),
     /// Everyone is open: serve.

@@ -11,7 +11,8 @@ use super::signal::{KeyLocks, Signal};
 use super::stats::{self, Board, Stats};
 use super::{Shard, perform, session};
 use crate::base::metrics::Report;
-use crate::engine::{Engine, EngineConfig, EngineError, NodeLayout, Planted};
+use crate::engine::recover::{NodeConfig, NodeStore};
+use crate::engine::{Engine, EngineConfig, EngineError, Planted};
 use crate::io::{Class, Io, SocketAddr};
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
@@ -67,9 +68,10 @@ pub struct NodeInfo {
 }
 
 impl NodeInfo {
-    fn new(plan: &Arc<Plan>, layout: &NodeLayout) -> NodeInfo {
+    fn new(plan: &Arc<Plan>, layout: &NodeStore) -> NodeInfo {
         let board = plan.board.clone();
-        let head = format!("node_id:{:016x}\nvnodes:{}\ncores:{}\n", layout.node_id(), layout.vnodes(), plan.cores);
+        let identity = layout.identity();
+        let head = format!("node_id:{:016x}\nvnodes:{}\ncores:{}\n", identity.node, layout.vnodes(), plan.cores);
         let info = move || {
             let trouble = board.trouble().map_or_else(|| "state:ok\n".to_owned(), |why| format!("state:{why}\n"));
             format!("{head}{trouble}{}", board.report().info())
@@ -77,8 +79,8 @@ impl NodeInfo {
         NodeInfo {
             vnodes: layout.vnodes(),
             cores: plan.cores,
-            node_id: layout.node_id(),
-            cluster_id: layout.cluster_id(),
+            node_id: identity.node,
+            cluster_id: u128::from(identity.cluster).to_be_bytes(),
             host: plan.host.clone(),
             secret: plan.secret.clone(),
             info: Box::new(info),
@@ -148,11 +150,18 @@ pub async fn run(io: Io, ends: MailboxEnds, plan: Arc<Plan>) -> Result<(), Start
     Ok(())
 }
 
+/// The data folder's layout; an empty folder becomes a node's with names of its own.
+async fn open_store(io: &Io, plan: &Plan) -> Result<Arc<NodeStore>, EngineError> {
+    let identity = Some(Identity { cluster: io.random_u64(), node: io.random_u64() });
+    let config = NodeConfig { cores: plan.cores, vnodes: plan.vnodes.unwrap_or(VNODES_DEFAULT), identity, core_of };
+    NodeStore::open(io, &plan.data, config).await
+}
+
 /// Opens this core's part, in step with the others.
 async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Shard>, StartFailure> {
     let others = 1..usize::from(plan.cores);
     let layout = if io.core() == 0 {
-        let layout = NodeLayout::open(io, &plan.data, plan.cores, plan.vnodes, io.wall_ms()).await?;
+        let layout = open_store(io, plan).await?;
         others.clone().for_each(|core| mailbox.send(core, Mail::Open(layout.clone())));
         mailbox.wake();
         layout
@@ -174,7 +183,7 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
                 return Err(StartFailure::Other(why));
             }
         }
-        layout.settle(io).await?;
+        layout.commit(io).await?;
         let table = load_namespaces(&shard, plan.durability).await?;
         shard.publish_namespaces(Arc::new(table));
         others.for_each(|core| mailbox.send(core, Mail::Serve));
@@ -194,7 +203,7 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
     Ok(shard)
 }
 
-fn assemble(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>, engine: Engine, layout: &NodeLayout) -> Shard {
+fn assemble(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>, engine: Engine, layout: &NodeStore) -> Shard {
     Shard {
         io: io.clone(),
         mailbox: mailbox.clone(),
