@@ -67,3 +67,5 @@ pub const CLOCK_SKEW_MS_MAX: u64 = 60_000;
 const _: () = assert!(MAILBOX_MAX >= FORWARDS_MAX * 3 + 1024, "a full mailbox is impossible, so sending never waits");
 /// The largest first frame of a connection.
 pub const HELLO_BYTES_MAX: usize = 16 * 1024;
+/// Bytes that one multi-get may answer with.
+pub const MULTI_BYTES_MAX: usize = 2 * VALUE_BYTES_MAX;

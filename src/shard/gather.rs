@@ -5,13 +5,14 @@ use crate::base::record::Version;
 use crate::limits::FRAME_BYTES_MAX;
 use crate::wire::command::{ErrorCode, ErrorReply, Reply, VersionedValue};
 use crate::wire::frame::FrameReader;
-use crate::wire::native::decode_reply;
+use crate::wire::native::{decode_reply, encode_values};
 use std::cell::{Cell, RefCell};
 
 /// What the parts make together.
 pub enum Whole {
     /// Values in the order of the keys asked; a part's answers go to these places.
-    Values { places: Vec<Vec<u32>>, values: RefCell<Vec<Option<(Version, Vec<u8>)>>> },
+    /// `taken` counts how many of a part have come.
+    Values { places: Vec<Vec<u32>>, taken: RefCell<Vec<usize>>, values: RefCell<Vec<Option<(Version, Vec<u8>)>>> },
     /// One acknowledgement for all; the newest version.
     Done { newest: Cell<Version> },
 }
@@ -31,16 +32,18 @@ impl Gather {
         Gather { ticket, left: Cell::new(parts), whole, failed: RefCell::new(None) }
     }
 
-    /// One part's answer.
-    pub fn take(&self, shard: &Shard, part: usize, frame: &[u8], last: bool) {
+    /// One part's answer, in one frame or several.
+    pub fn take(&self, shard: &Shard, part: usize, frames: &[u8], last: bool) {
         if !last {
             return;
         }
         let mut reader = FrameReader::new(FRAME_BYTES_MAX);
-        let frame = reader.feed(frame).next().expect("one frame").expect("our own frame");
-        match decode_reply(frame.kind, frame.body) {
-            Ok(reply) => self.absorb(part, reply),
-            Err(error) => self.fail(error.code, error.what, None),
+        for frame in reader.feed(frames) {
+            let frame = frame.expect("our own frame");
+            match decode_reply(frame.kind, frame.body) {
+                Ok(reply) => self.absorb(part, reply),
+                Err(error) => self.fail(error.code, error.what, None),
+            }
         }
         self.left.set(self.left.get() - 1);
         if self.left.get() == 0 {
@@ -51,11 +54,13 @@ impl Gather {
     fn absorb(&self, part: usize, reply: Reply<'_>) {
         match (&self.whole, reply) {
             (_, Reply::Error(error)) => self.fail(error.code, error.message, error.version),
-            (Whole::Values { places, values }, Reply::Values(found)) => {
+            (Whole::Values { places, taken, values }, Reply::Values(found)) => {
+                let taken = &mut taken.borrow_mut()[part];
                 let mut values = values.borrow_mut();
-                for (&place, value) in places[part].iter().zip(found.iter()) {
+                for (&place, value) in places[part][*taken..].iter().zip(found.iter()) {
                     values[place as usize] = value.map(|value| (value.version, value.value.to_vec()));
                 }
+                *taken += found.len();
             }
             (Whole::Done { newest }, Reply::Done { version }) => newest.set(newest.get().max(version)),
             _ => self.fail(ErrorCode::Failed, "a part answered with another kind", None),
@@ -80,7 +85,9 @@ impl Gather {
             Whole::Values { values, .. } => {
                 let values = values.borrow();
                 let found = values.iter().map(|value| value.as_ref().map(|(version, value)| VersionedValue { version: *version, value }));
-                shard.answer(&self.ticket, &Reply::Values(found.collect::<Vec<_>>().into()));
+                let mut frames = Vec::new();
+                encode_values(&mut frames, self.ticket.id, &found.collect::<Vec<_>>());
+                shard.answer_frame(&self.ticket, frames, true);
             }
         }
     }

@@ -72,7 +72,10 @@ pub struct Ticket {
 pub enum Origin {
     Connection(Rc<Conn>),
     /// Another core, under its ticket.
-    Core { core: u16, ticket: u32 },
+    Core {
+        core: u16,
+        ticket: u32,
+    },
     /// A request of many keys that was taken apart.
     Part(Rc<Gather>),
     /// The node itself; nobody reads the answer.
@@ -180,11 +183,23 @@ impl Shard {
         if seq <= self.engine.durable() {
             return self.answer(ticket, reply);
         }
+        let mut frame = Vec::new();
+        encode_reply(&mut frame, ticket.id, reply);
+        self.hold(ticket, seq, deadline, frame, stamp);
+    }
+
+    /// The same for an answer that is encoded already, perhaps in several frames.
+    pub fn answer_frames_when(&self, ticket: &Ticket, seq: Seq, deadline: Mono, frames: Vec<u8>) {
+        if seq <= self.engine.durable() {
+            return self.answer_frame(ticket, frames, true);
+        }
+        self.hold(ticket, seq, deadline, frames, None);
+    }
+
+    fn hold(&self, ticket: &Ticket, seq: Seq, deadline: Mono, frame: Vec<u8>, stamp: Option<Version>) {
         if !self.admit.begin() {
             return self.refuse(ticket, stamp);
         }
-        let mut frame = Vec::new();
-        encode_reply(&mut frame, ticket.id, reply);
         let held = Held { seq, deadline, ticket: ticket.clone(), frame, stamp };
         let mut commits = self.commits.borrow_mut();
         if stamp.is_some() { commits.hold_write(held) } else { commits.hold_read(held) }

@@ -85,7 +85,12 @@ impl NamespaceTable {
     }
 
     /// The table with one namespace changed; `None` leaves as it is.
-    pub fn altered(&self, name: &str, default_ttl_ms: Option<u64>, durability: Option<Durability>) -> Result<NamespaceTable, NamespaceError> {
+    pub fn altered(
+        &self,
+        name: &str,
+        default_ttl_ms: Option<u64>,
+        durability: Option<Durability>,
+    ) -> Result<NamespaceTable, NamespaceError> {
         let mut table = self.clone();
         let row = table.rows.iter_mut().find(|row| row.name == name).ok_or(NamespaceError::Missing)?;
         row.default_ttl_ms = default_ttl_ms.unwrap_or(row.default_ttl_ms);

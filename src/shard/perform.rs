@@ -7,11 +7,11 @@ use crate::base::record::{Body, Cell, NAMESPACE_SYSTEM, Version, token_of, vnode
 use crate::base::time::Mono;
 use crate::engine::{Batch, EngineError, KeyRef, Seq};
 use crate::io::Class;
-use crate::limits::{CHUNK_BYTES, FRAME_BYTES_MAX, KEY_BYTES_MAX, SCAN_ENTRIES_MAX};
+use crate::limits::{CHUNK_BYTES, MULTI_BYTES_MAX, SCAN_ENTRIES_MAX};
 use crate::wire::command::{
     Command, Condition, Durability, ErrorCode, MultiPut, Page, Reply, Request, Scan, ScanEntry, Value, VersionedValue, WriteOptions,
 };
-use crate::wire::native::decode_request;
+use crate::wire::native::{decode_request, encode_values};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -140,14 +140,16 @@ impl Task<'_> {
             let value = shard.engine.read_value(self.key(key), shard.io.wall_ms()).await?;
             settled = settled.max(value.as_ref().map_or(0, |value| value.settled));
             bytes += 64 + value.as_ref().map_or(0, |value| value.bytes.len());
-            if bytes > FRAME_BYTES_MAX - KEY_BYTES_MAX {
+            if bytes > MULTI_BYTES_MAX {
                 shard.fail(self.ticket, ErrorCode::TooLarge, "the values do not fit into one answer: ask for fewer keys");
                 return Ok(());
             }
             values.push(value);
         }
         let found = values.iter().map(|value| value.as_ref().map(|value| VersionedValue { version: value.version, value: &value.bytes }));
-        self.show(settled, &Reply::Values(found.collect::<Vec<_>>().into()));
+        let mut frames = Vec::new();
+        encode_values(&mut frames, self.ticket.id, &found.collect::<Vec<_>>());
+        shard.answer_frames_when(self.ticket, shown_after(self.durability(), settled), self.deadline, frames);
         Ok(())
     }
 

@@ -132,7 +132,8 @@ impl Shard {
     fn split_gets(self: &Rc<Shard>, ticket: Ticket, request: &Request<'_>, keys: &[&[u8]], owners: &[u16], places: Vec<Vec<u32>>) {
         let parts: Vec<Vec<&[u8]>> = places.iter().map(|part| part.iter().map(|&place| keys[place as usize]).collect()).collect();
         let values = RefCell::new(vec![None; keys.len()]);
-        let gather = Rc::new(Gather::new(ticket, owners.len(), Whole::Values { places, values }));
+        let gather =
+            Rc::new(Gather::new(ticket, owners.len(), Whole::Values { taken: RefCell::new(vec![0; places.len()]), places, values }));
         for (part, (&core, keys)) in owners.iter().zip(parts).enumerate() {
             self.run_part(core, &gather, part, &Request { command: Command::MultiGet { keys: keys.into() }, ..*request });
         }

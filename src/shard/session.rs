@@ -74,7 +74,11 @@ async fn greet(shard: Rc<Shard>, socket: Socket, turn: u16) {
 enum Verdict {
     Refuse(Vec<u8>),
     /// The core that serves it, the hello's request id, and how many bytes the hello took.
-    Welcome { core: u16, id: u64, used: usize },
+    Welcome {
+        core: u16,
+        id: u64,
+        used: usize,
+    },
 }
 
 /// None: the hello has not all arrived.

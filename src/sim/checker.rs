@@ -26,10 +26,14 @@ pub type WriteId = u64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// A value, and how long it lives (0: for ever).
-    Put { ttl_ms: u64 },
+    Put {
+        ttl_ms: u64,
+    },
     Delete,
     /// Only the deadline (0: none any more).
-    Expire { ttl_ms: u64 },
+    Expire {
+        ttl_ms: u64,
+    },
 }
 
 /// How a write ended, as far as its client knows.
@@ -78,7 +82,11 @@ struct Key {
 /// What a read showed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shown {
-    Value { write: WriteId, version: Version, remaining_ms: Option<u64> },
+    Value {
+        write: WriteId,
+        version: Version,
+        remaining_ms: Option<u64>,
+    },
     /// The bytes are of no write at all.
     Garbage,
     Absent,
@@ -105,7 +113,6 @@ pub struct Checker {
     /// Under `interval`, what a power loss may take.
     loses_ms: u64,
 }
-
 
 impl Checker {
     /// For a namespace that acknowledges what is on disk, or (`interval`) in memory.

@@ -123,9 +123,7 @@ pub(super) fn read_everything(run: &mut Run) -> Result<(), String> {
                 let answer = quiet.ask(namespace, Command::Get { key: &key_name(key) }).await?;
                 let value = match answer {
                     Ok(Answer::Absent) => None,
-                    Ok(Answer::Value(value)) => {
-                        Some((value.version, value.remaining.map(|left| left.as_millis() as u64), value.value))
-                    }
+                    Ok(Answer::Value(value)) => Some((value.version, value.remaining.map(|left| left.as_millis() as u64), value.value)),
                     other => return Err(format!("key {key}: the last look is answered with {other:?}")),
                 };
                 found.push(Found { key, value, span: Span { asked, asked_ms, answered_ms: (reader.wall_ms)() }, now: io.now() });

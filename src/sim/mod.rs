@@ -114,7 +114,8 @@ impl Summary {
         self.crashes += outcome.crashes;
         self.flushes += outcome.flushes;
         self.compactions += outcome.compactions;
-        let pairs = [(&mut self.faults, &outcome.faults), (&mut self.crash_sites, &outcome.crash_sites), (&mut self.errors, &outcome.errors)];
+        let pairs =
+            [(&mut self.faults, &outcome.faults), (&mut self.crash_sites, &outcome.crash_sites), (&mut self.errors, &outcome.errors)];
         for (sum, part) in pairs {
             part.iter().for_each(|(name, count)| *sum.entry(name.clone()).or_default() += count);
         }

@@ -372,7 +372,8 @@ impl Run {
 
     /// An injected error of the disk, rather than damage.
     fn is_io_error(&self, why: &StartFailure) -> bool {
-        self.setup.faults.errors && matches!(why, StartFailure::Engine(EngineError::Io(_) | EngineError::DiskFull | EngineError::Stopped(_)))
+        self.setup.faults.errors
+            && matches!(why, StartFailure::Engine(EngineError::Io(_) | EngineError::DiskFull | EngineError::Stopped(_)))
     }
 
     fn shut_down(&mut self, life: Life) {

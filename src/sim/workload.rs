@@ -129,13 +129,8 @@ impl SimClient {
         let io = self.io.clone();
         let mut core = Core::new(self.pipeline + 1);
         let mut asked = BTreeMap::new();
-        let hello = Hello {
-            version_min: PROTOCOL_VERSION_MIN,
-            version_max: PROTOCOL_VERSION,
-            core: CORE_ANY,
-            credential: b"",
-            client_name: "sim",
-        };
+        let hello =
+            Hello { version_min: PROTOCOL_VERSION_MIN, version_max: PROTOCOL_VERSION, core: CORE_ANY, credential: b"", client_name: "sim" };
         let now = io.now();
         let Ok(hello) = core.submit(now, now.plus(REQUEST_PATIENCE), 0, Command::Hello(hello)) else { return };
         let mut welcome = false;
