@@ -3,6 +3,8 @@
 pub mod format;
 pub mod levels;
 pub mod manifest;
+#[cfg(test)]
+mod manifest_tests;
 pub mod memtable;
 pub mod merge;
 pub mod pick;
