@@ -6,6 +6,7 @@ pub mod fuzz;
 pub mod levels;
 pub mod manifest;
 pub mod memtable;
+pub mod merge;
 pub mod pick;
 pub mod recover;
 pub mod signal;
