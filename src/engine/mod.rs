@@ -5,6 +5,8 @@ pub mod format;
 pub mod fuzz;
 pub mod levels;
 pub mod manifest;
+#[cfg(test)]
+mod manifest_tests;
 pub mod memtable;
 pub mod pick;
 pub mod recover;
