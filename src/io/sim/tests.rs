@@ -58,6 +58,8 @@ fn an_unsynced_write_is_lost_kept_or_torn_at_sectors() {
             assert_eq!(io.read(&file, 0, BLOCK_BYTES).await.unwrap()[0], 2, "seen before it is durable");
         });
         world.crash(machine);
+        world.crash(machine);
+        assert_eq!(seen(&world, "crash"), 1, "a machine without power does not fall");
         let bytes = world.file_bytes(machine, Path::new("/a")).unwrap();
         assert_eq!(bytes.len(), 2 * BLOCK_BYTES);
         assert!(bytes.chunks(SECTOR_BYTES).all(|sector| sector.iter().all(|byte| *byte == sector[0])), "a sector is whole");
