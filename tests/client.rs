@@ -36,6 +36,8 @@ struct State {
     misrouted: u32,
     connections: u32,
     close_all: bool,
+    /// Data cores, where it is not `CORES`.
+    cores: Option<u16>,
 }
 
 type Entry = (Version, Vec<u8>, Option<u64>);
@@ -75,7 +77,8 @@ fn connection(mut stream: TcpStream, shared: &Shared) -> Option<()> {
                 state.close_all = false;
                 return None;
             }
-            let owner = request.command.key().map(|key| core_of(vnode_of(token_of(key), VNODES), CORES));
+            let cores = state.cores.unwrap_or(CORES);
+            let owner = request.command.key().map(|key| core_of(vnode_of(token_of(key), VNODES), cores));
             state.misrouted += u32::from(owner.is_some_and(|owner| owner != core));
             if !execute(&mut state, &request.command, core, frame.id, &mut out) {
                 drop(state);
@@ -90,7 +93,7 @@ fn connection(mut stream: TcpStream, shared: &Shared) -> Option<()> {
 /// False: close the connection after what is in `out`.
 fn execute(state: &mut State, command: &Command<'_>, core: u16, id: u64, out: &mut Vec<u8>) -> bool {
     match command {
-        Command::Hello(_) => encode_reply(out, id, &hello_ok(core)),
+        Command::Hello(_) => encode_reply(out, id, &hello_ok(core, state.cores.unwrap_or(CORES))),
         Command::Ping => encode_reply(out, id, &Reply::Pong),
         Command::Info => encode_reply(out, id, &Reply::Text("role:test\n")),
         Command::Put(put) => {
@@ -177,7 +180,7 @@ fn execute_more(state: &mut State, command: &Command<'_>, id: u64, out: &mut Vec
     }
 }
 
-fn hello_ok(core: u16) -> Reply<'static> {
+fn hello_ok(core: u16, cores: u16) -> Reply<'static> {
     let limits = Limits {
         frame_bytes_max: FRAME_BYTES_MAX as u32,
         key_bytes_max: 1,
@@ -190,14 +193,14 @@ fn hello_ok(core: u16) -> Reply<'static> {
     Reply::HelloOk(HelloOk {
         protocol_version: 1,
         core,
-        cores: CORES,
+        cores,
         vnodes: VNODES,
         node_id: 1,
         cluster_id: [1; 16],
         epoch: 1,
         features: 0,
         limits,
-        nodes: List::Owned(vec![Node { id: 1, host: "127.0.0.1", port: 1, cores: CORES }]),
+        nodes: List::Owned(vec![Node { id: 1, host: "127.0.0.1", port: 1, cores }]),
         owners: List::Owned(Vec::new()),
     })
 }
@@ -327,4 +330,44 @@ fn reads_survive_a_lost_connection_and_a_missing_server_fails_in_time() {
     let other = ClientConfig { namespace: "other".into(), single_connection: true, ..config(&address) };
     assert_eq!(Client::connect(other).unwrap().namespace_id(), 2);
     assert!(begin.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn a_server_that_comes_back_with_other_cores_is_learnt_anew() {
+    let (address, shared) = serve();
+    let mut client = Client::connect(config(&address)).unwrap();
+    for cores in [5, 1] {
+        let mut state = shared.lock().unwrap();
+        (state.cores, state.close_all) = (Some(cores), true);
+        drop(state);
+        client.ping().unwrap();
+        assert_eq!(client.server().cores, cores);
+        shared.lock().unwrap().misrouted = 0;
+        (0..20u32).for_each(|n| _ = client.put(&n.to_le_bytes(), b"v").unwrap());
+        assert_eq!(shared.lock().unwrap().misrouted, 0);
+    }
+}
+
+#[test]
+fn a_pipeline_without_a_server_ends_in_time_as_a_whole() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut buffer = [0; 4096];
+        let bytes = stream.read(&mut buffer).unwrap();
+        let id = FrameReader::new(4096).feed(&buffer[..bytes]).next().unwrap().unwrap().id;
+        let mut out = Vec::new();
+        encode_reply(&mut out, id, &hello_ok(0, CORES));
+        stream.write_all(&out).unwrap();
+    });
+    let mut client = Client::connect(config(&address)).unwrap();
+    server.join().unwrap();
+    let begin = Instant::now();
+    let mut pipeline = client.pipeline();
+    (0..500).for_each(|_| _ = pipeline.get(b"k"));
+    let outcomes = pipeline.run();
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(ClientError::Disconnected(_)))));
+    assert_eq!(outcomes.len(), 500);
+    assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
 }

@@ -10,6 +10,7 @@ use crate::base::prng::Prng;
 use crate::base::record::{NAMESPACE_DEFAULT, NamespaceId, Version, core_of, token_of, vnode_of};
 use crate::base::time::Mono;
 use crate::wire::command::*;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -201,7 +202,10 @@ impl Connection {
         self.flush(start, patience)?;
         let now = mono(start);
         let left = self.core.next_deadline().map_or(patience, |deadline| deadline.since(now));
-        self.read(left.min(patience), start)?;
+        if self.read(left.min(patience), start)? == self.buffer.len() {
+            // More is waiting, perhaps the very answers whose deadline is over.
+            return Ok(());
+        }
         let now = mono(start);
         let mut expired = false;
         let (answers, finished) = (&mut self.answers, &mut self.finished);
@@ -237,8 +241,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Waits for bytes, at most about `patience`.
-    fn read(&mut self, patience: Duration, start: Instant) -> Result<(), ClientError> {
+    /// Waits for bytes, at most about `patience`; how many came.
+    fn read(&mut self, patience: Duration, start: Instant) -> Result<usize, ClientError> {
         // Setting the timeout is a system call: a little longer than needed is as good.
         let wanted = patience.max(Duration::from_millis(1));
         if wanted > self.read_timeout || wanted < self.read_timeout.mul_f64(0.9) {
@@ -250,9 +254,10 @@ impl Connection {
             Ok(bytes) => {
                 self.last_received = mono(start);
                 let (answers, finished) = (&mut self.answers, &mut self.finished);
-                self.core.receive(&self.buffer[..bytes], |event| keep(answers, finished, event))
+                self.core.receive(&self.buffer[..bytes], |event| keep(answers, finished, event))?;
+                Ok(bytes)
             }
-            Err(error) if is_timeout(error.kind()) => Ok(()),
+            Err(error) if is_timeout(error.kind()) => Ok(0),
             Err(error) => Err(gone(error)),
         }
     }
@@ -292,8 +297,7 @@ impl Client {
     /// Connects to the first address that answers, and learns cores and topology. Tries as long as `retries` allows.
     pub fn connect(config: ClientConfig) -> Result<Client, ClientError> {
         let start = Instant::now();
-        let seed = u64::from(std::process::id()) << 32 ^ &raw const config as u64;
-        let mut prng = Prng::new(seed);
+        let mut prng = Prng::new(RandomState::new().build_hasher().finish());
         let mut error = gone("no address given");
         for attempt in 0..=config.retries {
             if attempt > 0 {
@@ -399,9 +403,9 @@ impl Client {
     }
 
     /// One try of one command.
-    fn try_once(&mut self, command: Command<'_>) -> Outcome {
+    fn try_once(&mut self, command: Command<'_>, give_up: Mono) -> Outcome {
         let (start, patience) = (self.start, self.config.request_timeout);
-        let deadline = mono(start).plus(patience);
+        let deadline = mono(start).plus(patience).min(give_up);
         let at = self.ensure(self.slot_of(&command), deadline)?;
         let connection = self.slots[at].connection.as_mut().expect("ensured");
         let id = connection.core.submit(mono(start), deadline, self.namespace, command)?;
@@ -421,8 +425,14 @@ impl Client {
     /// Tries a command, and again where that cannot act twice.
     fn call(&mut self, command: Command<'_>) -> Outcome {
         let command = self.prepared(command);
-        let first = self.try_once(command.clone());
-        self.retry(command, first)
+        let give_up = self.give_up();
+        let first = self.try_once(command.clone(), give_up);
+        self.retry(command, first, give_up)
+    }
+
+    /// When even the last try of what begins now is over.
+    fn give_up(&self) -> Mono {
+        mono(self.start).plus(self.config.request_timeout.saturating_mul(self.config.retries.saturating_add(1)))
     }
 
     fn prepared<'a>(&self, mut command: Command<'a>) -> Command<'a> {
@@ -432,8 +442,11 @@ impl Client {
         command
     }
 
-    fn retry(&mut self, mut command: Command<'_>, mut outcome: Outcome) -> Outcome {
+    fn retry(&mut self, mut command: Command<'_>, mut outcome: Outcome, give_up: Mono) -> Outcome {
         for attempt in 1..=self.config.retries {
+            if mono(self.start) >= give_up {
+                break;
+            }
             match &outcome {
                 Err(ClientError::Unknown { version: Some(version) }) => match write_of(&mut command) {
                     Some(write) => write.version = Some(*version),
@@ -443,7 +456,7 @@ impl Client {
                 _ => break,
             }
             std::thread::sleep(backoff(attempt, self.config.backoff_min, self.config.backoff_max, self.prng.unit()));
-            let next = self.try_once(command.clone());
+            let next = self.try_once(command.clone(), give_up);
             // Only a success tells more than what the first try left unknown: a refusal now says nothing about it.
             outcome = match (outcome, next) {
                 (Err(ClientError::Unknown { .. }), Err(ClientError::Unknown { version: Some(version) })) => {
@@ -458,12 +471,13 @@ impl Client {
 
     /// Runs many commands, each on the connection of its key's core.
     fn run(&mut self, commands: Vec<Command<'_>>) -> Vec<Outcome> {
-        let (start, patience) = (self.start, self.config.request_timeout);
+        let (start, patience, give_up) = (self.start, self.config.request_timeout, self.give_up());
+        let by = mono(start).plus(patience);
         let commands: Vec<_> = commands.into_iter().map(|command| self.prepared(command)).collect();
         let mut outcomes: Vec<Option<Outcome>> = commands.iter().map(|_| None).collect();
         let mut queues: Vec<Queue> = Vec::new();
         for (index, command) in commands.iter().enumerate() {
-            match self.ensure(self.slot_of(command), mono(start).plus(patience)) {
+            match self.ensure(self.slot_of(command), by) {
                 Ok(at) => {
                     queues.resize_with(queues.len().max(at + 1), Queue::default);
                     queues[at].waiting.push_back(index);
@@ -485,7 +499,7 @@ impl Client {
         }
         let lost = || Err(gone("the connection was lost before it was sent"));
         let outcomes: Vec<_> = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(lost)).collect();
-        outcomes.into_iter().zip(commands).map(|(outcome, command)| self.retry(command, outcome)).collect()
+        outcomes.into_iter().zip(commands).map(|(outcome, command)| self.retry(command, outcome, give_up)).collect()
     }
 }
 

@@ -79,7 +79,8 @@ impl Core {
         self.compact();
         let is_write = matches!(command.row().access, Access::Write | Access::Admin);
         let namespace = if command.row().has_keys { namespace } else { 0 };
-        let deadline_ms = deadline.since(now).as_millis().clamp(1, u128::from(u32::MAX)) as u32;
+        // A little less than we wait, so that the server's own word ("not executed") can arrive in time.
+        let deadline_ms = (deadline.since(now).as_millis() * 7 / 8).clamp(1, u128::from(u32::MAX)) as u32;
         let version = version_of(&command);
         let before = self.out.len();
         encode_request(&mut self.out, self.next_id, &Request { deadline_ms, namespace, command });
