@@ -256,6 +256,8 @@ async fn write_whole(io: &Io, dir: &Path, identity: Identity, number: u64, state
         io.write(&file, (index * READ_BYTES) as u64, to_buf(io, part), false).await?;
     }
     io.sync(&file).await?;
+    // The name, too, before `CURRENT` can name it.
+    io.sync_dir(dir).await?;
     Ok(Log { file, number, next_group, end_bytes, file_bytes: bytes.len() as u64 })
 }
 

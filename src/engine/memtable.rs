@@ -401,19 +401,24 @@ impl Memtable {
         self.deadlines.first().map(|&(deadline_ms, _)| deadline_ms)
     }
 
-    /// Turns the cell whose deadline passed first into its remnant. None when no deadline up to `now_ms` is left.
-    pub fn pop_expired(&mut self, now_ms: WallMs) -> Option<Expired> {
+    /// Takes the deadline that passed first, up to `now_ms`, and turns its cell into its remnant, unless `is_newest` (place, version of the
+    /// deadline) says that a table may know a newer one. None when no deadline up to `now_ms` is left.
+    pub fn pop_expired(&mut self, now_ms: WallMs, is_newest: impl FnOnce(&[u8], Version) -> bool) -> Option<Expired> {
         let &(deadline_ms, addr) = self.deadlines.first().filter(|(deadline_ms, _)| *deadline_ms <= now_ms)?;
         self.deadlines.pop_first();
-        let mut scratch = std::mem::take(&mut self.scratch);
-        scratch.clear();
-        put_cell(&mut scratch, &expired_form(self.arena.cell(addr)));
-        let freed_bytes = self.arena.cell_bytes(addr).len() - scratch.len();
-        let seq = self.arena.seq(addr);
-        self.arena.set_cell(addr, &scratch, seq);
-        self.live_bytes -= freed_bytes;
-        self.scratch = scratch;
-        Some(Expired { place: self.arena.place(addr).to_vec(), deadline_ms, freed_bytes })
+        let (place, cell) = (self.arena.place(addr), self.arena.cell(addr));
+        let mut expired = Expired { place: place.to_vec(), deadline_ms, freed_bytes: 0 };
+        if is_newest(place, cell.expiry.version) {
+            let mut scratch = std::mem::take(&mut self.scratch);
+            scratch.clear();
+            put_cell(&mut scratch, &expired_form(cell));
+            expired.freed_bytes = self.arena.cell_bytes(addr).len() - scratch.len();
+            let seq = self.arena.seq(addr);
+            self.arena.set_cell(addr, &scratch, seq);
+            self.live_bytes -= expired.freed_bytes;
+            self.scratch = scratch;
+        }
+        Some(expired)
     }
 
     /// Forgets the entries of a vnode of a namespace whose log record is below `seq`: they are void.
@@ -537,7 +542,7 @@ mod tests {
         // A later deadline and a removed one are not due.
         memtable.insert(&place(1, &99u64.to_be_bytes()), &Cell::expire(Version::put(500, 0), 5000), 200);
         memtable.insert(&place(1, &98u64.to_be_bytes()), &Cell::expire(Version::put(500, 0), 0), 201);
-        let due: Vec<_> = std::iter::from_fn(|| memtable.pop_expired(950)).collect();
+        let due: Vec<_> = std::iter::from_fn(|| memtable.pop_expired(950, |_, _| true)).collect();
         assert_eq!(due.iter().map(|expired| expired.deadline_ms).collect::<Vec<_>>(), (903..=950).collect::<Vec<_>>());
         assert!(due.iter().all(|expired| expired.freed_bytes == 300));
         let (cell, seq) = memtable.get(&place(1, &60u64.to_be_bytes())).unwrap();

@@ -1,12 +1,41 @@
 //! The storage engine of one core.
 
+pub mod batch;
 pub mod format;
+pub mod fuzz;
 pub mod levels;
 pub mod manifest;
+#[cfg(test)]
+mod manifest_tests;
 pub mod memtable;
+pub mod merge;
 pub mod pick;
+pub mod recover;
+pub mod signal;
+pub mod wal;
+mod wal_plan;
+mod wal_replay;
+mod wal_segments;
+#[cfg(test)]
+mod wal_tests;
 
 use crate::base::codec::Malformed;
+
+/// A sequence of the write-ahead log: dense, from 1; 0 is nothing.
+pub type Seq = u64;
+
+/// Bugs that the simulator must find. Never reachable from a configuration file or a command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planted {
+    /// The log is written without sync.
+    SyncSkipped,
+    /// A torn group at the log's end is taken for a whole one.
+    TornTailAccepted,
+    /// A tombstone goes although older cells lie below it.
+    TombstoneDroppedEarly,
+    /// After a restart the clock starts where the wall clock stands.
+    ClockRestartedLow,
+}
 
 /// Why the engine could not do what it was asked.
 #[derive(Debug)]
@@ -24,6 +53,8 @@ pub enum EngineError {
     Stopped(String),
     /// A bound is reached; try later.
     Overloaded,
+    /// One atomic write that does not fit into the log.
+    TooLarge,
     /// Too new for this build: the file and which feature.
     Unsupported {
         file: String,
@@ -51,6 +82,7 @@ impl std::fmt::Display for EngineError {
             EngineError::DiskFull => f.write_str("the disk is full"),
             EngineError::Stopped(why) => write!(f, "this shard stopped acknowledging: {why}"),
             EngineError::Overloaded => f.write_str("overloaded"),
+            EngineError::TooLarge => f.write_str("one write larger than the log takes"),
             EngineError::Unsupported { file, what } => write!(f, "{file} needs {what}, which this build does not know"),
         }
     }

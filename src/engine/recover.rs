@@ -1,0 +1,284 @@
+//! A node's data folder: which generation of shard folders is in force, and how the data moves to another list of cores.
+//!
+//! ```text
+//! DATA/LAYOUT              generation, cores, identity; replaced atomically
+//! DATA/tables/             every table of the node; names are node-wide unique
+//! DATA/g<gen>-s<core>/     one shard: its manifest and its log
+//! ```
+//!
+//! Data belongs to vnodes, not to cores. With another core count each shard builds a folder of the next generation: the tables that
+//! hold vnodes of its own (shared with other shards, read under their bounds), and what the old logs hold of its vnodes, flushed. Nothing
+//! of the old generation is changed meanwhile. When all shards are done, `commit` switches `LAYOUT`; a crash before leaves the old
+//! generation in force and the half-built one is removed at the next start.
+
+use super::EngineError;
+use super::format::layout::{BadLayout, Layout, layout_block, parse_layout};
+use super::format::manifest::{Identity, MergeRecord, TableId, TableRecord};
+use super::levels::TableFile;
+use super::manifest::{self, State, read_file};
+use crate::base::codec::Malformed;
+use crate::io::Io;
+use crate::io::op::OpenHow;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+const LAYOUT: &str = "LAYOUT";
+const LAYOUT_NEW: &str = "LAYOUT.new";
+const TABLES: &str = "tables";
+
+/// Which core owns a vnode: (vnode, cores) → core. The cluster's rule, handed in.
+pub type CoreOf = fn(u32, u16) -> u16;
+
+/// How a node's folder is opened.
+#[derive(Clone, Copy)]
+pub struct NodeConfig {
+    pub cores: u16,
+    /// For a folder that is new; an old one keeps its own.
+    pub vnodes: u32,
+    /// For a folder that is new; drawn where there is none.
+    pub identity: Option<Identity>,
+    pub core_of: CoreOf,
+}
+
+/// A node's folder, opened by its first core and shared by all.
+pub struct NodeStore {
+    data: PathBuf,
+    layout: Layout,
+    /// The generation and cores that the data is still ordered by.
+    previous: Option<(u64, u16)>,
+    core_of: CoreOf,
+    /// Until `commit`: every file that a manifest in force names. Shards take theirs.
+    files: Mutex<BTreeMap<TableId, Arc<TableFile>>>,
+    committed: AtomicBool,
+}
+
+impl std::fmt::Debug for NodeStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} generation {} for {} cores", self.data.display(), self.layout.generation, self.layout.cores)
+    }
+}
+
+impl NodeStore {
+    /// Opens the folder, or makes it. Removes what a crash has left: half-built generations, tables that no manifest names.
+    ///
+    /// # Errors
+    /// Damage, with file and offset; a later format; a folder whose vnodes are not a power of two.
+    pub async fn open(io: &Io, data: &Path, config: NodeConfig) -> Result<Arc<NodeStore>, EngineError> {
+        assert!(config.cores > 0 && config.vnodes.is_power_of_two());
+        io.make_dir(data).await?;
+        io.make_dir(&data.join(TABLES)).await?;
+        let names: Vec<String> = io.list(data).await?.into_iter().map(|entry| entry.name).collect();
+        if names.iter().any(|name| name == LAYOUT_NEW) {
+            io.remove(&data.join(LAYOUT_NEW)).await?;
+        }
+        let found = if names.iter().any(|name| name == LAYOUT) { Some(read_layout(io, data).await?) } else { None };
+        remove_other_generations(io, data, &names, found.map_or(0, |layout| layout.generation)).await?;
+        let (layout, previous) = match found {
+            Some(layout) if layout.cores == config.cores => (layout, None),
+            Some(layout) => {
+                let next = Layout { generation: layout.generation + 1, cores: config.cores, ..layout };
+                (next, Some((layout.generation, layout.cores)))
+            }
+            None => {
+                let drawn = || Identity { cluster: io.random_u64(), node: io.random_u64() };
+                let identity = config.identity.unwrap_or_else(drawn);
+                (Layout { identity, generation: 1, cores: config.cores, vnodes: config.vnodes }, None)
+            }
+        };
+        if found.is_none() || previous.is_some() {
+            for core in 0..layout.cores {
+                io.make_dir(&shard_dir(data, layout.generation, core)).await?;
+            }
+            io.sync_dir(data).await?;
+        }
+        if found.is_none() {
+            write_layout(io, data, &layout).await?;
+        }
+        let files = Mutex::new(collect_files(io, data, found.as_ref()).await?);
+        let committed = AtomicBool::new(previous.is_none());
+        let data = data.to_owned();
+        Ok(Arc::new(NodeStore { data, layout, previous, core_of: config.core_of, files, committed }))
+    }
+
+    /// To be called once, when every shard's engine is open: from here on the new order of cores is in force and writes are taken.
+    ///
+    /// # Errors
+    /// Of the disk; then the old order is still in force.
+    pub async fn commit(&self, io: &Io) -> Result<(), EngineError> {
+        self.files.lock().expect("nobody panics with it").clear();
+        if let Some((generation, _)) = self.previous
+            && !self.committed.load(Ordering::Acquire)
+        {
+            write_layout(io, &self.data, &self.layout).await?;
+            self.committed.store(true, Ordering::Release);
+            let names: Vec<String> = io.list(&self.data).await?.into_iter().map(|entry| entry.name).collect();
+            let old = format!("g{generation}-");
+            for name in names.iter().filter(|name| name.starts_with(&old)) {
+                remove_folder(io, &self.data.join(name)).await?;
+            }
+        }
+        self.committed.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// The new order is in force: shards may take writes.
+    pub fn is_committed(&self) -> bool {
+        self.committed.load(Ordering::Acquire)
+    }
+
+    pub fn identity(&self) -> Identity {
+        self.layout.identity
+    }
+
+    pub fn vnodes(&self) -> u32 {
+        self.layout.vnodes
+    }
+
+    pub fn cores(&self) -> u16 {
+        self.layout.cores
+    }
+
+    pub fn generation(&self) -> u64 {
+        self.layout.generation
+    }
+
+    /// The core count that the data was ordered by, if it is another one.
+    pub fn previous_cores(&self) -> Option<u16> {
+        self.previous.map(|(_, cores)| cores)
+    }
+
+    /// The core that owns a vnode.
+    pub fn owner(&self, vnode: u32) -> u16 {
+        (self.core_of)(vnode, self.layout.cores)
+    }
+
+    /// A shard's folder.
+    pub fn shard_dir(&self, core: u16) -> PathBuf {
+        shard_dir(&self.data, self.layout.generation, core)
+    }
+
+    /// The folders of the order that the data comes from.
+    pub(super) fn previous_dirs(&self) -> Vec<PathBuf> {
+        let (generation, cores) = self.previous.unwrap_or((0, 0));
+        (0..cores).map(|core| shard_dir(&self.data, generation, core)).collect()
+    }
+
+    pub fn tables_dir(&self) -> PathBuf {
+        self.data.join(TABLES)
+    }
+
+    /// The file of a table that a manifest names; shards that share it hold the same.
+    pub(super) fn file(&self, id: TableId) -> Arc<TableFile> {
+        let mut files = self.files.lock().expect("nobody panics with it");
+        files.entry(id).or_insert_with(|| TableFile::new(&self.tables_dir(), id)).clone()
+    }
+
+    /// What shard `core` takes over from the old shards: its manifest's first state. The log is empty and goes on above every old sequence.
+    pub(super) fn inherit(&self, core: u16, old: &[State], log_last: u64) -> Result<State, EngineError> {
+        let (_, old_cores) = self.previous.expect("only with another core count");
+        let mut state = State { released: log_last, ..State::default() };
+        let mut tables: Vec<(u16, TableRecord)> = Vec::new();
+        for (from, one) in (0..).zip(old) {
+            state.clock_ceiling = state.clock_ceiling.max(one.clock_ceiling);
+            state.next_table = state.next_table.max(one.next_table);
+            let ours = |vnode: u32| (self.core_of)(vnode, old_cores) == from && self.owner(vnode) == core;
+            for (namespace, first, last, record) in one.vnodes.iter() {
+                for vnode in (first..=last.min(self.layout.vnodes - 1)).filter(|&vnode| ours(vnode)) {
+                    state.vnodes.set(namespace, vnode, vnode, record);
+                }
+            }
+            let wanted = one.tables.values().filter(|table| (table.vnodes.0..=table.vnodes.1).any(ours));
+            tables.extend(wanted.map(|table| (from, TableRecord { shared: true, ..table.clone() })));
+        }
+        renumber_runs(&mut tables);
+        for (_, table) in tables {
+            state.next_run = state.next_run.max(table.run + 1);
+            let id = table.id;
+            if state.tables.insert(id, table).is_some() {
+                let file = self.tables_dir().join(id.file_name()).display().to_string();
+                return Err(EngineError::Unsupported { file, what: "a merge under the old core count first: it is still shared".into() });
+            }
+        }
+        let merge: Option<MergeRecord> = None;
+        Ok(State { merge, ..state })
+    }
+}
+
+/// Runs of different shards never meet in a place, so any order between them will do; within a shard it stays.
+fn renumber_runs(tables: &mut [(u16, TableRecord)]) {
+    let mut runs: Vec<(u64, u16)> = tables.iter().map(|(from, table)| (table.run, *from)).collect();
+    runs.sort_unstable();
+    runs.dedup();
+    for (from, table) in tables {
+        table.run = runs.binary_search(&(table.run, *from)).expect("collected above") as u64;
+    }
+}
+
+fn shard_dir(data: &Path, generation: u64, core: u16) -> PathBuf {
+    data.join(format!("g{generation}-s{core}"))
+}
+
+async fn read_layout(io: &Io, data: &Path) -> Result<Layout, EngineError> {
+    let path = data.join(LAYOUT);
+    let name = path.display().to_string();
+    parse_layout(&read_file(io, &path).await?).map_err(|bad| match bad {
+        BadLayout::Damaged(what) => EngineError::corrupt(&name, 0, what),
+        BadLayout::TooNew => EngineError::Unsupported { file: name, what: "a later layout".into() },
+    })
+}
+
+async fn write_layout(io: &Io, data: &Path, layout: &Layout) -> Result<(), EngineError> {
+    let (new, bytes) = (data.join(LAYOUT_NEW), layout_block(layout));
+    let file = io.open(&new, OpenHow::Create).await?;
+    let mut buf = io.buf(bytes.len());
+    buf.copy_from_slice(&bytes);
+    io.write(&file, 0, buf, true).await?;
+    io.sync(&file).await?;
+    io.rename(&new, &data.join(LAYOUT)).await?;
+    Ok(io.sync_dir(data).await?)
+}
+
+/// Folders of generations that are not in force: half built, or left over.
+async fn remove_other_generations(io: &Io, data: &Path, names: &[String], in_force: u64) -> Result<(), EngineError> {
+    for name in names {
+        let generation = name.strip_prefix('g').and_then(|rest| rest.split_once("-s")).and_then(|(number, _)| number.parse().ok());
+        if generation.is_some_and(|generation: u64| generation != in_force) {
+            remove_folder(io, &data.join(name)).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn remove_folder(io: &Io, dir: &Path) -> Result<(), EngineError> {
+    for entry in io.list(dir).await? {
+        io.remove(&dir.join(entry.name)).await?;
+    }
+    Ok(io.remove_dir(dir).await?)
+}
+
+/// Every file that a manifest in force names; the others in the folder of tables are removed.
+async fn collect_files(io: &Io, data: &Path, layout: Option<&Layout>) -> Result<BTreeMap<TableId, Arc<TableFile>>, EngineError> {
+    let tables = data.join(TABLES);
+    let mut files = BTreeMap::new();
+    for core in 0..layout.map_or(0, |layout| layout.cores) {
+        let layout = layout.expect("it has cores");
+        let dir = shard_dir(data, layout.generation, core);
+        if manifest::exists(io, &dir).await? {
+            let (state, _, _) = manifest::load(io, &dir, layout.identity).await?;
+            files.extend(state.tables.keys().map(|&id| (id, TableFile::new(&tables, id))));
+        }
+    }
+    let mut there = std::collections::BTreeSet::new();
+    for entry in io.list(&tables).await? {
+        match TableId::from_file_name(&entry.name).filter(|id| files.contains_key(id)) {
+            Some(id) => drop(there.insert(id)),
+            None => io.remove(&tables.join(&entry.name)).await?,
+        }
+    }
+    match files.iter().find(|(id, _)| !there.contains(id)) {
+        Some((_, file)) => Err(EngineError::corrupt(&file.path.display().to_string(), 0, Malformed("the table is gone"))),
+        None => Ok(files),
+    }
+}
