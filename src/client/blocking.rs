@@ -10,6 +10,7 @@ use crate::base::prng::Prng;
 use crate::base::record::{NAMESPACE_DEFAULT, NamespaceId, Version, core_of, token_of, vnode_of};
 use crate::base::time::Mono;
 use crate::wire::command::*;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -292,8 +293,7 @@ impl Client {
     /// Connects to the first address that answers, and learns cores and topology. Tries as long as `retries` allows.
     pub fn connect(config: ClientConfig) -> Result<Client, ClientError> {
         let start = Instant::now();
-        let seed = u64::from(std::process::id()) << 32 ^ &raw const config as u64;
-        let mut prng = Prng::new(seed);
+        let mut prng = Prng::new(RandomState::new().build_hasher().finish());
         let mut error = gone("no address given");
         for attempt in 0..=config.retries {
             if attempt > 0 {
@@ -639,7 +639,7 @@ impl Client {
     }
 
     /// Several puts, each item's version in the order of the items. Split by core; what goes to one core goes in requests of at most the
-    /// server's bound of keys, and such a request is atomic. Where parts fail, the first error comes back and other parts may have been stored.
+    /// server's bound of keys, and such a request is atomic. Where parts fail, the first error comes back and others may have been stored.
     pub fn multi_put(&mut self, items: &[PutItem<'_>]) -> Result<Vec<Version>, ClientError> {
         let parts = self.parts(items.iter().map(|item| item.key));
         let lists: Vec<Vec<PutItem<'_>>> = parts.iter().map(|part| part.iter().map(|&index| items[index]).collect()).collect();

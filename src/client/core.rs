@@ -71,7 +71,7 @@ impl Core {
         }
     }
 
-    /// Queues a command; its id. The server is told how long `deadline` is away. `Full` at the bound, `Failed` where the frame would be too large.
+    /// Queues a command; its id. The server is told how long `deadline` is away. `Full` at the bound, `Failed` for too large a frame.
     pub fn submit(&mut self, now: Mono, deadline: Mono, namespace: NamespaceId, command: Command<'_>) -> Result<u64, ClientError> {
         if self.pending.len() >= self.in_flight_max {
             return Err(ClientError::Full);

@@ -3,16 +3,39 @@
 
 pub mod admin;
 pub mod buffer;
+mod buffer_ring;
+#[cfg(test)]
+mod contract;
+pub mod driver;
+pub mod executor;
+pub mod host;
 pub mod op;
+pub mod recording;
+pub mod spsc;
+mod stream;
+mod sys;
+mod tasks;
+pub mod uring;
+mod uring_ops;
+#[cfg(test)]
+mod uring_tests;
+pub mod wakers;
 
 use crate::base::time::{Mono, WallMs};
 use buffer::{Buf, Chunk};
-use op::{Entry, OpenHow};
-use std::future::Future;
+use executor::{Inbox, Inner, OpFuture, Sleep};
+use op::{Done, Entry, Fd, Op, OpenHow, Parcel};
+use std::future::{Future, poll_fn};
+use std::io;
 use std::path::Path;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
+use stream::{Arrivals, Found};
 
 pub use std::net::SocketAddr;
+pub use tasks::Task;
 
 /// What a task is for: decides its share of the core. Within a class tasks run in FIFO order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,166 +50,348 @@ pub enum Class {
 
 /// The handle to one core's executor and driver. Cheap to clone; belongs to one thread.
 #[derive(Clone)]
-pub struct Io {}
+pub struct Io {
+    inner: Rc<Inner>,
+}
 
 /// An open file. Cheap to clone; closed when the last clone is dropped and its operations have ended.
 #[derive(Clone, Debug)]
-pub struct File {}
+pub struct File {
+    handle: Rc<FileHandle>,
+}
 
 /// A TCP connection. Cheap to clone; closed when the last clone is dropped.
 #[derive(Clone, Debug)]
-pub struct Socket {}
-
-/// A TCP listener.
-#[derive(Debug)]
-pub struct Listener {}
-
-/// A spawned task's result, to await. Dropping it lets the task run on.
-pub struct Task<T> {
-    result: Option<T>,
+pub struct Socket {
+    handle: Rc<SocketHandle>,
 }
 
-impl<T> Future for Task<T> {
-    type Output = T;
-    fn poll(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<T> {
-        let _ = &self.result;
-        unimplemented!()
+/// A TCP listener.
+pub struct Listener {
+    io: Io,
+    arrivals: Rc<Arrivals<(Fd, SocketAddr)>>,
+    address: SocketAddr,
+}
+
+struct FileHandle {
+    io: Io,
+    fd: Fd,
+}
+
+struct SocketHandle {
+    io: Io,
+    arrivals: Rc<Arrivals<Chunk>>,
+}
+
+impl std::fmt::Debug for FileHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "file {}", self.fd.0)
     }
 }
 
-#[allow(unused_variables)]
+impl std::fmt::Debug for SocketHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "socket {}", self.arrivals.fd.0)
+    }
+}
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "listener at {}", self.address)
+    }
+}
+
+impl Drop for FileHandle {
+    fn drop(&mut self) {
+        self.io.inner.forget(Op::Close { fd: self.fd });
+    }
+}
+
+impl Drop for SocketHandle {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl SocketHandle {
+    fn close(&self) {
+        if self.arrivals.close().is_some() {
+            self.io.inner.forget(Op::Close { fd: self.arrivals.fd });
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let untaken = self.arrivals.close().into_iter().flatten();
+        untaken.for_each(|(fd, _)| self.io.inner.forget(Op::Close { fd }));
+        self.io.inner.forget(Op::Close { fd: self.arrivals.fd });
+    }
+}
+
 impl Io {
     /// Monotonic time, read once a turn and after each slice.
     pub fn now(&self) -> Mono {
-        unimplemented!()
+        self.inner.now.get()
     }
     /// Wall time in ms since 1970.
     pub fn wall_ms(&self) -> WallMs {
-        unimplemented!()
+        self.inner.driver.borrow().wall_ms()
     }
+    /// Random bits; from the seed in a simulated world.
     pub fn random_u64(&self) -> u64 {
-        unimplemented!()
+        self.inner.driver.borrow_mut().random_u64()
     }
     /// This core's number among the node's shards.
     pub fn core(&self) -> usize {
-        unimplemented!()
+        self.inner.core
     }
 
-    /// Runs a future as a task of its own on this core.
+    /// Runs a future as a task of its own on this core. After `shutdown` it is dropped.
     pub fn spawn<T: 'static>(&self, class: Class, future: impl Future<Output = T> + 'static) -> Task<T> {
-        unimplemented!()
+        if self.inner.is_stopping() {
+            return Task::never();
+        }
+        self.inner.tasks.spawn(class, future)
     }
     pub async fn sleep(&self, pause: Duration) {
-        unimplemented!()
+        Sleep::new(&self.inner, self.now().plus(pause)).await;
     }
     pub async fn sleep_until(&self, at: Mono) {
-        unimplemented!()
+        Sleep::new(&self.inner, at).await;
+    }
+    /// The future's result, or `None` if it has none after `limit`; it is dropped then.
+    pub async fn within<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = pin!(future);
+        let mut sleep = pin!(Sleep::new(&self.inner, self.now().plus(limit)));
+        poll_fn(|context| match future.as_mut().poll(context) {
+            Poll::Ready(result) => Poll::Ready(Some(result)),
+            Poll::Pending => sleep.as_mut().poll(context).map(|()| None),
+        })
+        .await
     }
     /// Lets the others run; comes back in the next round.
     pub async fn yield_now(&self) {
-        unimplemented!()
+        tasks::YieldNow::default().await;
     }
     /// This task has run for `SLICE_US`: time to `yield_now`.
     pub fn slice_is_over(&self) -> bool {
-        unimplemented!()
+        self.inner.slice_is_over()
     }
     /// Ends `run` of the executor: no new tasks; everything in flight is cancelled and drained.
     pub fn shutdown(&self) {
-        unimplemented!()
+        self.inner.stopping.set(true);
+    }
+    /// `shutdown` was called or the executor is gone: operations fail from now on.
+    pub fn is_shutting_down(&self) -> bool {
+        self.inner.is_stopping()
     }
 
-    /// Another core's executor turns soon (no system call when it is awake).
+    /// Another core's executor turns soon (no system call when it is awake). The message must have been published before.
     pub fn wake(&self, core: usize) {
-        unimplemented!()
+        if self.inner.wakers.must_ring(core) {
+            self.inner.ring(core);
+        }
     }
     /// `pending` is asked every turn and again before parking (a Dekker pair with `wake`); when it says true, `inbox()` completes.
     pub fn set_inbox(&self, pending: Box<dyn Fn() -> bool>) {
-        unimplemented!()
+        self.inner.set_inbox(pending);
     }
     /// Waits until the inbox's `pending` says true.
     pub async fn inbox(&self) {
-        unimplemented!()
+        Inbox { inner: self.inner.clone() }.await;
     }
 
-    /// A zeroed, aligned buffer of `bytes` (rounded up to `BLOCK_BYTES`), from the pool.
+    /// A zeroed, aligned buffer of `bytes` (rounded up to `BLOCK_BYTES`).
     pub fn buf(&self, bytes: usize) -> Buf {
-        unimplemented!()
+        Buf::new(bytes)
     }
 
-    pub async fn open(&self, path: &Path, how: OpenHow) -> std::io::Result<File> {
-        unimplemented!()
+    async fn perform(&self, op: Op) -> io::Result<Done> {
+        OpFuture::new(&self.inner, op, None).await
     }
-    /// `bytes` at `offset`, both multiples of `BLOCK_BYTES`; shorter only at the end of the file.
-    pub async fn read(&self, file: &File, offset: u64, bytes: usize) -> std::io::Result<Buf> {
-        unimplemented!()
+    async fn on_file(&self, file: &File, op: impl FnOnce(Fd) -> Op) -> io::Result<Done> {
+        OpFuture::new(&self.inner, op(file.handle.fd), Some(&file.handle)).await
+    }
+    async fn unit(&self, op: Op) -> io::Result<()> {
+        self.perform(op).await.map(|_| ())
+    }
+    fn socket(&self, fd: Fd) -> Socket {
+        Socket { handle: Rc::new(SocketHandle { io: self.clone(), arrivals: Rc::new(Arrivals::new(fd)) }) }
+    }
+
+    pub async fn open(&self, path: &Path, how: OpenHow) -> io::Result<File> {
+        match self.perform(Op::Open { path: path.into(), how }).await? {
+            Done::Opened(fd) => Ok(File { handle: Rc::new(FileHandle { io: self.clone(), fd }) }),
+            other => unexpected(&other),
+        }
+    }
+    /// `bytes` at `offset`, both multiples of `BLOCK_BYTES`; shorter only at the end of the file (then rounded up to blocks, with
+    /// zeros after the end).
+    pub async fn read(&self, file: &File, offset: u64, bytes: usize) -> io::Result<Buf> {
+        self.read_into(file, offset, Buf::new(bytes)).await.map(|(buf, _)| buf)
+    }
+    /// Fills `buf`, which need not be zeroed, from `offset`. Also says how many bytes of it are the file's: fewer than asked for
+    /// only at the end of the file; the buffer is then cut to blocks, with zeros after the end.
+    pub async fn read_into(&self, file: &File, offset: u64, buf: Buf) -> io::Result<(Buf, usize)> {
+        assert!(offset.is_multiple_of(crate::limits::BLOCK_BYTES as u64), "offset {offset} is not of whole blocks");
+        match self.on_file(file, |fd| Op::Read { file: fd, offset, buf }).await? {
+            Done::Read(mut buf, bytes) => {
+                let whole = bytes.next_multiple_of(crate::limits::BLOCK_BYTES);
+                buf.truncate(whole);
+                buf[bytes..].fill(0);
+                Ok((buf, bytes))
+            }
+            other => unexpected(&other),
+        }
     }
     /// Writes all of `buf`; with `sync` durable when it returns (O_DSYNC; the length too if the file grew).
-    pub async fn write(&self, file: &File, offset: u64, buf: Buf, sync: bool) -> std::io::Result<Buf> {
-        unimplemented!()
+    pub async fn write(&self, file: &File, offset: u64, buf: Buf, sync: bool) -> io::Result<Buf> {
+        assert!(offset.is_multiple_of(crate::limits::BLOCK_BYTES as u64), "offset {offset} is not of whole blocks");
+        match self.on_file(file, |fd| Op::Write { file: fd, offset, buf, sync }).await? {
+            Done::Wrote(buf) => Ok(buf),
+            other => unexpected(&other),
+        }
     }
-    pub async fn sync(&self, file: &File) -> std::io::Result<()> {
-        unimplemented!()
+    pub async fn sync(&self, file: &File) -> io::Result<()> {
+        self.on_file(file, |fd| Op::Sync { file: fd }).await.map(|_| ())
     }
-    pub async fn size(&self, file: &File) -> std::io::Result<u64> {
-        unimplemented!()
+    pub async fn size(&self, file: &File) -> io::Result<u64> {
+        match self.on_file(file, |fd| Op::Size { file: fd }).await? {
+            Done::Size(bytes) => Ok(bytes),
+            other => unexpected(&other),
+        }
     }
-    pub async fn resize(&self, file: &File, bytes: u64) -> std::io::Result<()> {
-        unimplemented!()
+    pub async fn resize(&self, file: &File, bytes: u64) -> io::Result<()> {
+        self.on_file(file, |fd| Op::Resize { file: fd, bytes }).await.map(|_| ())
     }
-    pub async fn punch(&self, file: &File, offset: u64, bytes: u64) -> std::io::Result<()> {
-        unimplemented!()
+    pub async fn punch(&self, file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+        self.on_file(file, |fd| Op::Punch { file: fd, offset, bytes }).await.map(|_| ())
     }
-    pub async fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
-        unimplemented!()
+    pub async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.unit(Op::Rename { from: from.into(), to: to.into() }).await
     }
-    pub async fn link(&self, from: &Path, to: &Path) -> std::io::Result<()> {
-        unimplemented!()
+    pub async fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.unit(Op::Link { from: from.into(), to: to.into() }).await
     }
-    /// Removes a file without blocking the core: a large one is truncated in steps first, if no other name holds it.
-    pub async fn remove(&self, path: &Path) -> std::io::Result<()> {
-        unimplemented!()
+    /// Removes a file without blocking the core: a large one is truncated in steps first, if no other name holds it. Who still has it
+    /// open may find it empty.
+    pub async fn remove(&self, path: &Path) -> io::Result<()> {
+        self.unit(Op::Unlink { path: path.into() }).await
     }
-    pub async fn make_dir(&self, path: &Path) -> std::io::Result<()> {
-        unimplemented!()
+    pub async fn make_dir(&self, path: &Path) -> io::Result<()> {
+        self.unit(Op::MakeDir { path: path.into() }).await
     }
     /// Removes an empty folder.
-    pub async fn remove_dir(&self, path: &Path) -> std::io::Result<()> {
-        unimplemented!()
+    pub async fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.unit(Op::RemoveDir { path: path.into() }).await
     }
-    pub async fn sync_dir(&self, path: &Path) -> std::io::Result<()> {
-        unimplemented!()
+    pub async fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.unit(Op::SyncDir { path: path.into() }).await
     }
-    pub async fn list(&self, path: &Path) -> std::io::Result<Vec<Entry>> {
-        unimplemented!()
+    /// Entries in order of names. Blocks the core: at startup only.
+    pub async fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
+        match self.perform(Op::List { path: path.into() }).await? {
+            Done::Entries(entries) => Ok(entries),
+            other => unexpected(&other),
+        }
     }
 
-    pub async fn listen(&self, address: SocketAddr) -> std::io::Result<Listener> {
-        unimplemented!()
+    pub async fn listen(&self, address: SocketAddr) -> io::Result<Listener> {
+        match self.perform(Op::Listen { address }).await? {
+            Done::Bound(fd, address) => Ok(Listener { io: self.clone(), arrivals: Rc::new(Arrivals::new(fd)), address }),
+            other => unexpected(&other),
+        }
     }
-    pub async fn accept(&self, listener: &Listener) -> std::io::Result<(Socket, SocketAddr)> {
-        unimplemented!()
+    /// The next connection. An error (no descriptor left, say) concerns one connection; the listener goes on.
+    pub async fn accept(&self, listener: &Listener) -> io::Result<(Socket, SocketAddr)> {
+        let found = poll_fn(|context| {
+            if self.inner.is_stopping() {
+                return Poll::Ready(Err(executor::shut_down()));
+            }
+            let found = listener.arrivals.take(1, context.waker());
+            self.inner.arm_accept(&listener.arrivals);
+            match found {
+                Found::Items(mut items) => Poll::Ready(Ok(items.pop_front().expect("not empty"))),
+                Found::End => Poll::Ready(Err(op::cancelled())),
+                Found::Failed(error) => Poll::Ready(Err(error)),
+                Found::Nothing => Poll::Pending,
+            }
+        });
+        found.await.map(|(fd, address)| (self.socket(fd), address))
     }
-    pub async fn connect(&self, address: SocketAddr) -> std::io::Result<Socket> {
-        unimplemented!()
+    pub async fn connect(&self, address: SocketAddr) -> io::Result<Socket> {
+        match self.perform(Op::Connect { address }).await? {
+            Done::Opened(fd) => Ok(self.socket(fd)),
+            other => unexpected(&other),
+        }
     }
     /// The next bytes of the stream: at least one chunk, all that have come. An empty list is the end. Backpressure: when the
-    /// reader does not come back, receiving is cancelled at a bound and re-armed when it does.
-    pub async fn receive(&self, socket: &Socket) -> std::io::Result<Vec<Chunk>> {
-        unimplemented!()
+    /// reader does not come back, receiving is cancelled at a bound and re-armed when it does. One reader at a time.
+    pub async fn receive(&self, socket: &Socket) -> io::Result<Vec<Chunk>> {
+        let arrivals = &socket.handle.arrivals;
+        poll_fn(|context| {
+            let found = arrivals.take(usize::MAX, context.waker());
+            self.inner.arm_receive(arrivals);
+            match found {
+                Found::Items(items) => Poll::Ready(Ok(items.into())),
+                Found::End => Poll::Ready(Ok(Vec::new())),
+                Found::Failed(error) => Poll::Ready(Err(error)),
+                Found::Nothing if self.inner.is_stopping() => Poll::Ready(Err(executor::shut_down())),
+                Found::Nothing => Poll::Pending,
+            }
+        })
+        .await
     }
-    /// Sends all of `bytes`; gives the vector back, emptied.
-    pub async fn send(&self, socket: &Socket, bytes: Vec<u8>) -> std::io::Result<Vec<u8>> {
-        unimplemented!()
+    /// Sends all of `bytes`; gives the vector back, emptied. Sends of one socket go out in the order in which they were first polled;
+    /// one that is dropped runs on.
+    pub async fn send(&self, socket: &Socket, bytes: Vec<u8>) -> io::Result<Vec<u8>> {
+        if socket.handle.arrivals.is_closed() {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "closed on this side"));
+        }
+        match self.perform(Op::Send { socket: socket.handle.arrivals.fd, bytes }).await? {
+            Done::Sent(mut bytes) => {
+                bytes.clear();
+                Ok(bytes)
+            }
+            other => unexpected(&other),
+        }
+    }
+    /// Takes a connection out of this core, for `attach` on another: with what was received and not taken. Nothing may be in flight on
+    /// it but a receive.
+    pub async fn detach(&self, socket: Socket) -> io::Result<(Parcel, Vec<u8>)> {
+        let arrivals = socket.handle.arrivals.clone();
+        if let Some(receiving) = arrivals.pause() {
+            self.inner.driver.borrow_mut().cancel(receiving);
+        }
+        poll_fn(|context| arrivals.poll_idle(context.waker())).await;
+        let done = self.perform(Op::Detach { socket: arrivals.fd }).await?;
+        let unread = arrivals.close().into_iter().flatten();
+        match done {
+            Done::Detached(parcel) => Ok((parcel, unread.flat_map(|chunk| chunk.to_vec()).collect())),
+            other => unexpected(&other),
+        }
+    }
+    /// Takes in a connection that another core of this node has detached.
+    pub async fn attach(&self, parcel: Parcel) -> io::Result<Socket> {
+        match self.perform(Op::Attach { parcel }).await? {
+            Done::Opened(fd) => Ok(self.socket(fd)),
+            other => unexpected(&other),
+        }
     }
     /// Both directions end now; pending operations fail.
     pub fn close(&self, socket: &Socket) {
-        unimplemented!()
+        socket.handle.close();
     }
+}
+
+fn unexpected<T>(done: &Done) -> io::Result<T> {
+    panic!("the driver answered another question: {done:?}")
 }
 
 impl Listener {
     /// Where it listens (the port that was drawn for port 0).
     pub fn address(&self) -> SocketAddr {
-        unimplemented!()
+        self.address
     }
 }

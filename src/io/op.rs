@@ -126,6 +126,14 @@ pub enum Op {
     Close {
         fd: Fd,
     },
+    /// Takes a socket with nothing in flight out of the table, for another core of this node. → `Detached`
+    Detach {
+        socket: Fd,
+    },
+    /// Puts a detached socket into this core's table. → `Opened`
+    Attach {
+        parcel: Parcel,
+    },
     /// Makes the executor of that core turn; no completion of its own here. Only through `Wakers`.
     Wake {
         core: usize,
@@ -147,6 +155,7 @@ pub enum Done {
     Received(Chunk),
     /// The vector comes back for reuse.
     Sent(Vec<u8>),
+    Detached(Parcel),
 }
 
 /// The answer to an operation.
@@ -156,4 +165,27 @@ pub struct Completion {
     pub result: std::io::Result<Done>,
     /// A multishot operation goes on.
     pub more: bool,
+}
+
+/// How a cancelled operation ends.
+pub fn cancelled() -> std::io::Error {
+    std::io::Error::from_raw_os_error(libc::ECANCELED)
+}
+
+/// Whether an operation ended because it was cancelled.
+pub fn is_cancelled(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ECANCELED)
+}
+
+/// A connection between two cores of one node: taken out of one core's table, not yet in another's. Dropping it closes it.
+#[derive(Debug)]
+pub struct Parcel(pub(super) Parcelled);
+
+#[derive(Debug)]
+pub(super) enum Parcelled {
+    /// An open descriptor of this process.
+    Os(std::os::fd::OwnedFd),
+    /// A stream's number in the simulated world.
+    #[allow(dead_code, reason = "made by the simulated driver")]
+    Sim(u64),
 }

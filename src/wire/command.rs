@@ -5,6 +5,7 @@
 //! command needs.
 
 use crate::base::record::{NamespaceId, Version};
+use crate::limits;
 
 /// The newest version of the native protocol that this build speaks.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -309,6 +310,28 @@ pub struct Limits {
     pub deadline_ms_default: u32,
 }
 
+impl Limits {
+    /// What this build allows.
+    pub fn of_this_build(deadline_ms_default: u32) -> Limits {
+        let small = |bound: usize| u32::try_from(bound).expect("bounds are small");
+        Limits {
+            frame_bytes_max: small(limits::FRAME_BYTES_MAX),
+            key_bytes_max: small(limits::KEY_BYTES_MAX),
+            value_bytes_max: small(limits::VALUE_BYTES_MAX),
+            multi_keys_max: small(limits::MULTI_KEYS_MAX),
+            scan_entries_max: small(limits::SCAN_ENTRIES_MAX),
+            connection_bytes_max: small(limits::CONNECTION_BYTES_MAX),
+            deadline_ms_default,
+        }
+    }
+}
+
+/// The protocol version to speak with a client that offers these, both ends included: the highest in common.
+pub fn negotiate(version_min: u16, version_max: u16) -> Option<u16> {
+    let version = version_max.min(PROTOCOL_VERSION);
+    (version >= version_min.max(PROTOCOL_VERSION_MIN)).then_some(version)
+}
+
 /// A node of the topology.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node<'a> {
@@ -491,6 +514,7 @@ mod tests {
         assert!(COMMANDS.windows(2).all(|pair| pair[0].kind < pair[1].kind));
         assert!(COMMANDS.iter().all(|row| command_row(row.kind).unwrap().name == row.name && row.kind < 0x8000));
         assert!((1..=14).all(|code| ErrorCode::from_u16(code).unwrap() as u16 == code));
+        assert_eq!((negotiate(1, 9), negotiate(0, 1), negotiate(2, 9), negotiate(0, 0)), (Some(1), Some(1), None, None));
         assert!(ErrorCode::from_u16(0).is_none() && ErrorCode::from_u16(15).is_none());
     }
 }

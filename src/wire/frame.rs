@@ -4,16 +4,18 @@
 //! length u32 LE (of the body) | kind u16 LE | flags u16 LE | request id u64 LE | body
 //! ```
 //!
-//! A frame that lies whole in a chunk is used where it lies. Only a frame that crosses chunks is assembled, once, in a buffer that grows with
-//! what has arrived, never by an announced length. A stream that does not begin like ours (HTTP, Redis, TLS, typed text) is recognized
+//! A frame that lies whole in a chunk is used where it lies. Only a frame that crosses chunks is assembled, once, in a buffer that grows
+//! with what has arrived, never by an announced length. A stream that does not begin like ours (HTTP, Redis, TLS, typed text) is recognized
 //! by its length field, which would be absurd, and gets one human sentence.
 
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 16;
 /// Flag: more frames of this answer follow.
 pub const FLAG_MORE: u16 = 1;
-/// An assembling buffer starts with at most this much and is given back above it.
+/// An assembling buffer starts with at most this much.
 const STEP_BYTES: usize = 64 * 1024;
+/// What a connection keeps of a buffer between frames, so that thousands of idle ones cost little.
+const KEEP_BYTES: usize = 4096;
 
 /// A frame in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,8 +115,7 @@ impl FrameReader {
 
     /// Takes a chunk in. The frames that it completes, in order, and after them the error if the stream cannot be read on.
     pub fn feed<'a>(&'a mut self, chunk: &'a [u8]) -> Frames<'a> {
-        self.whole.clear();
-        self.whole.shrink_to(STEP_BYTES);
+        self.release();
         if self.failed.is_some() {
             return Frames { whole: &[], rest: &[], error: self.failed };
         }
@@ -135,6 +136,12 @@ impl FrameReader {
         }
         self.failed = error;
         Frames { whole: &self.whole, rest: &rest[..used], error }
+    }
+
+    /// Gives back the memory of the frame that was assembled last, once it has been dealt with. The next `feed` does it too.
+    pub fn release(&mut self) {
+        self.whole.clear();
+        self.whole.shrink_to(KEEP_BYTES);
     }
 
     /// Bytes held for a frame that is not whole, or that was handed out last.

@@ -1,4 +1,5 @@
-//! Entry points for fuzzing: plain functions over arbitrary bytes that must neither panic nor grow. A unit test runs them for a fixed budget.
+//! Entry points for fuzzing: plain functions over arbitrary bytes that must neither panic nor grow. A unit test runs them for a fixed
+//! budget.
 
 use super::frame::{FrameReader, HEADER_BYTES};
 use super::native::{decode_reply, decode_request, encode_reply, encode_request};

@@ -7,7 +7,9 @@
 use super::command::*;
 use super::frame::{FLAG_MORE, FrameError, HEADER_BYTES, header};
 use crate::base::record::{NAMESPACE_SYSTEM, Version};
-use crate::limits::{KEY_BYTES_MAX, MULTI_KEYS_MAX, NAMESPACE_NAME_BYTES_MAX, SCAN_ENTRIES_MAX, TTL_MS_MAX, VALUE_BYTES_MAX};
+use crate::limits::{
+    FRAME_BYTES_MAX, KEY_BYTES_MAX, MULTI_KEYS_MAX, NAMESPACE_NAME_BYTES_MAX, SCAN_ENTRIES_MAX, TTL_MS_MAX, VALUE_BYTES_MAX,
+};
 use rkyv::vec::ArchivedVec;
 
 /// The frozen structs: name = kind, fields; with the proof of alignment and size.
@@ -109,6 +111,10 @@ pub mod kind {
     pub const NAMESPACES: u16 = 0x8020;
     pub const ERROR: u16 = 0x80FF;
 }
+
+/// One frame of a long multi-get's answer ends at about this much: with one value more it still fits into a frame.
+const VALUES_BYTES: usize = KEY_BYTES_MAX;
+const _: () = assert!(VALUES_BYTES + VALUE_BYTES_MAX + size_of::<body::ArchivedValueItem>() < FRAME_BYTES_MAX);
 
 const WRITE_ANNOUNCE: u8 = 1;
 const SCAN_WITH_VALUES: u8 = 1;
@@ -320,11 +326,49 @@ pub fn encode_reply_part(out: &mut Vec<u8>, id: u64, reply: &Reply<'_>) {
     encode_reply_flags(out, id, reply, FLAG_MORE);
 }
 
+/// Appends the answer to a multi-get, in as many frames as it needs: a frame ends once it holds `VALUES_BYTES` or more.
+pub fn encode_values(out: &mut Vec<u8>, id: u64, mut values: &[Option<VersionedValue<'_>>]) {
+    loop {
+        let mut bytes = 0;
+        let full = values.iter().position(|item| {
+            bytes += size_of::<body::ArchivedValueItem>() + item.map_or(0, |item| item.value.len());
+            bytes >= VALUES_BYTES
+        });
+        let (part, rest) = values.split_at(full.map_or(values.len(), |last| last + 1));
+        let flags = if rest.is_empty() { 0 } else { FLAG_MORE };
+        encode_reply_flags(out, id, &Reply::Values(List::Borrowed(part)), flags);
+        if rest.is_empty() {
+            return;
+        }
+        values = rest;
+    }
+}
+
+#[inline]
 fn encode_reply_flags(out: &mut Vec<u8>, id: u64, reply: &Reply<'_>, flags: u16) {
+    match reply {
+        // The two answers that there are most of: as few copies as there can be.
+        Reply::Value(value) if flags == 0 => {
+            let (head, tail) = value_frame_ends(id, value.version, value.remaining_ms, value.value.len());
+            out.reserve(head.len() + value.value.len() + tail.len());
+            out.extend_from_slice(&head);
+            out.extend_from_slice(value.value);
+            out.extend_from_slice(&tail);
+        }
+        Reply::Done { version } => {
+            let mut frame = [0; HEADER_BYTES + 16];
+            frame[..HEADER_BYTES].copy_from_slice(&header(16, kind::DONE, flags, id));
+            frame[HEADER_BYTES..].copy_from_slice(&version.to_bytes());
+            out.extend_from_slice(&frame);
+        }
+        _ => encode_other_reply(out, id, reply, flags),
+    }
+}
+
+fn encode_other_reply(out: &mut Vec<u8>, id: u64, reply: &Reply<'_>, flags: u16) {
     let mut w = Writer::new(out);
     let kind = match reply {
         Reply::Value(value) => {
-            w.out.reserve(value.value.len() + size_of::<body::ArchivedValue>());
             let span = w.bytes(value.value);
             w.version(Some(value.version)).u64(value.remaining_ms.unwrap_or(MS_NONE)).span(span);
             kind::VALUE
@@ -408,11 +452,12 @@ fn encode_list_reply(w: &mut Writer<'_>, reply: &Reply<'_>) -> u16 {
             w.u32(ok.limits.connection_bytes_max).u32(ok.limits.deadline_ms_default).span(nodes).span(owners);
             kind::HELLO_OK
         }
-        _ => unreachable!("encode_reply_flags has the answers without a list"),
+        _ => unreachable!("encode_other_reply has the answers without a list"),
     }
 }
 
 /// Bytes of a `Value` frame before and after the value itself, for a server that sends a value from where it lies.
+#[inline]
 pub fn value_frame_ends(id: u64, version: Version, remaining_ms: Option<u64>, value_bytes: usize) -> ([u8; HEADER_BYTES], [u8; 32]) {
     let mut tail = [0; 32];
     tail[..16].copy_from_slice(&version.to_bytes());

@@ -271,6 +271,27 @@ fn replies_are_written_as_rkyv_writes_them_and_come_back() {
 }
 
 #[test]
+fn a_long_multi_get_answer_comes_in_frames_that_fit() {
+    let value = vec![3; crate::limits::VALUE_BYTES_MAX];
+    let big = Some(VersionedValue { version: V, value: &value });
+    let small = Some(VersionedValue { version: W, value: b"small" });
+    for values in [vec![], vec![None; 4096], vec![big, small, None, big], vec![small; 3000]] {
+        let mut out = Vec::new();
+        encode_values(&mut out, 9, &values);
+        let mut reader = FrameReader::new(FRAME_BYTES_MAX);
+        let (mut seen, mut more) = (Vec::new(), true);
+        for frame in reader.feed(&out) {
+            let frame = frame.expect("fits");
+            assert!(more, "nothing follows the last");
+            more = frame.more();
+            let Ok(Reply::Values(part)) = decode_reply(frame.kind, frame.body) else { panic!("values") };
+            seen.extend_from_slice(&part);
+        }
+        assert!(!more && seen == values);
+    }
+}
+
+#[test]
 fn a_body_is_validated_where_it_lies_at_any_address() {
     let mut out = vec![0; 3];
     encode_request(&mut out, 1, &key(0, Command::Get { key: b"hello" }));

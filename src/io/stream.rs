@@ -1,0 +1,242 @@
+//! What has come in on a socket or a listener and was not taken yet, with the bound at which receiving pauses.
+//!
+//! A multishot receive has no backpressure of its own: the kernel delivers as long as it has buffers. So when what was delivered and
+//! not taken exceeds a bound, the receive is cancelled (what was delivered on the way stays), and armed again when the reader has
+//! taken everything. Both drivers share this.
+
+use super::buffer::Chunk;
+use super::op::{Done, Fd, OpId, is_cancelled};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::task::{Poll, Waker};
+
+/// Received and not taken: above this many bytes a socket's receive pauses.
+pub const UNREAD_BYTES_MAX: usize = 256 * 1024;
+/// The same in chunks, which hold whole buffers of the ring.
+pub const UNREAD_CHUNKS_MAX: usize = 64;
+/// Accepted and not taken: above this many connections a listener's accept pauses.
+pub const UNTAKEN_CONNECTIONS_MAX: usize = 256;
+
+/// An arriving queue of a descriptor, fed by one multishot operation.
+pub(super) struct Arrivals<T> {
+    pub(super) fd: Fd,
+    state: RefCell<State<T>>,
+}
+
+struct State<T> {
+    items: VecDeque<T>,
+    bytes: usize,
+    end: Option<End>,
+    operation: Option<OpId>,
+    pausing: bool,
+    closed: bool,
+    waker: Option<Waker>,
+    /// Who waits for the end of the operation.
+    idle_waker: Option<Waker>,
+}
+
+enum End {
+    Orderly,
+    Failed(io::Error),
+}
+
+/// An item of an arriving queue.
+pub(super) trait Arrival: Sized {
+    /// From a completion; `None` is the orderly end.
+    fn from_done(done: Done) -> Option<Self>;
+    fn bytes(&self) -> usize;
+    fn count_max() -> usize;
+    /// A failure is told once and may pass, or it is for good.
+    const FAILURE_IS_FINAL: bool;
+}
+
+impl Arrival for Chunk {
+    fn from_done(done: Done) -> Option<Chunk> {
+        match done {
+            Done::Received(chunk) if chunk.is_empty() => None,
+            Done::Received(chunk) => Some(chunk),
+            other => panic!("a receive gave {other:?}"),
+        }
+    }
+    fn bytes(&self) -> usize {
+        self.len()
+    }
+    fn count_max() -> usize {
+        UNREAD_CHUNKS_MAX
+    }
+    const FAILURE_IS_FINAL: bool = true;
+}
+
+impl Arrival for (Fd, SocketAddr) {
+    fn from_done(done: Done) -> Option<(Fd, SocketAddr)> {
+        match done {
+            Done::Accepted(fd, address) => Some((fd, address)),
+            other => panic!("an accept gave {other:?}"),
+        }
+    }
+    fn bytes(&self) -> usize {
+        0
+    }
+    fn count_max() -> usize {
+        UNTAKEN_CONNECTIONS_MAX
+    }
+    const FAILURE_IS_FINAL: bool = false;
+}
+
+/// What the executor does next for an arriving queue.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    Nothing,
+    Cancel(OpId),
+    Arm,
+}
+
+/// What a reader finds.
+pub(super) enum Found<T> {
+    Items(VecDeque<T>),
+    End,
+    Failed(io::Error),
+    Nothing,
+}
+
+impl<T: Arrival> Arrivals<T> {
+    pub(super) fn new(fd: Fd) -> Arrivals<T> {
+        let state = State {
+            items: VecDeque::new(),
+            bytes: 0,
+            end: None,
+            operation: None,
+            pausing: false,
+            closed: false,
+            waker: None,
+            idle_waker: None,
+        };
+        Arrivals { fd, state: RefCell::new(state) }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.borrow().closed
+    }
+
+    /// Ends it; true the first time. What was not taken comes back.
+    pub(super) fn close(&self) -> Option<VecDeque<T>> {
+        let mut state = self.state.borrow_mut();
+        if state.closed {
+            return None;
+        }
+        state.closed = true;
+        state.bytes = 0;
+        let items = std::mem::take(&mut state.items);
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Some(items)
+    }
+
+    /// The executor has submitted the multishot operation.
+    pub(super) fn armed(&self, operation: OpId) {
+        let mut state = self.state.borrow_mut();
+        assert!(state.operation.is_none(), "armed twice");
+        state.operation = Some(operation);
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        let state = self.state.borrow();
+        state.operation.is_none() && state.end.is_none() && !state.closed
+    }
+
+    /// Asks for the end of receiving, without the loss of anything: the operation to cancel, if it was not asked before.
+    pub(super) fn pause(&self) -> Option<OpId> {
+        let mut state = self.state.borrow_mut();
+        if state.operation.is_none() || std::mem::replace(&mut state.pausing, true) { None } else { state.operation }
+    }
+
+    /// Ready when no operation runs.
+    pub(super) fn poll_idle(&self, waker: &Waker) -> Poll<()> {
+        let mut state = self.state.borrow_mut();
+        if state.operation.is_none() {
+            return Poll::Ready(());
+        }
+        state.idle_waker = Some(waker.clone());
+        Poll::Pending
+    }
+
+    /// Received and not taken.
+    #[cfg(test)]
+    pub(super) fn unread_bytes(&self) -> usize {
+        self.state.borrow().bytes
+    }
+
+    /// A completion of the multishot operation. An item that came after the close is handed back in the first place.
+    pub(super) fn on_completion(&self, result: io::Result<Done>, more: bool) -> (Option<T>, Next) {
+        let mut state = self.state.borrow_mut();
+        let mut orphan = None;
+        match result.map(T::from_done) {
+            Ok(Some(item)) if state.closed => orphan = Some(item),
+            Ok(Some(item)) => {
+                state.bytes += item.bytes();
+                state.items.push_back(item);
+            }
+            Ok(None) => state.end = Some(End::Orderly),
+            Err(error) if state.pausing && is_cancelled(&error) => {}
+            Err(error) => state.end = Some(End::Failed(error)),
+        }
+        let full = state.bytes > UNREAD_BYTES_MAX || state.items.len() > T::count_max();
+        let mut next = Next::Nothing;
+        if !more {
+            state.operation = None;
+            state.pausing = false;
+            if state.waker.is_some() && state.items.is_empty() && state.end.is_none() && !state.closed {
+                next = Next::Arm;
+            }
+        } else if full && !state.pausing && !state.closed {
+            state.pausing = true;
+            next = Next::Cancel(state.operation.expect("it has just completed with more to come"));
+        }
+        let waker = if state.items.is_empty() && state.end.is_none() { None } else { state.waker.take() };
+        let idle_waker = if more { None } else { state.idle_waker.take() };
+        drop(state);
+        waker.into_iter().chain(idle_waker).for_each(Waker::wake);
+        (orphan, next)
+    }
+
+    /// Takes up to `count_max` items; leaves the waker where there is nothing.
+    pub(super) fn take(&self, count_max: usize, waker: &Waker) -> Found<T> {
+        let mut state = self.state.borrow_mut();
+        if state.closed {
+            return Found::Failed(io::Error::new(io::ErrorKind::NotConnected, "closed on this side"));
+        }
+        if !state.items.is_empty() {
+            if state.items.len() <= count_max {
+                state.bytes = 0;
+                return Found::Items(std::mem::take(&mut state.items));
+            }
+            let items: VecDeque<T> = state.items.drain(..count_max).collect();
+            state.bytes -= items.iter().map(T::bytes).sum::<usize>();
+            return Found::Items(items);
+        }
+        match state.end.take() {
+            Some(End::Orderly) => {
+                state.end = Some(End::Orderly);
+                Found::End
+            }
+            Some(End::Failed(error)) => {
+                if T::FAILURE_IS_FINAL {
+                    let again = error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
+                    state.end = Some(End::Failed(again));
+                }
+                Found::Failed(error)
+            }
+            None => {
+                if !state.waker.as_ref().is_some_and(|old| old.will_wake(waker)) {
+                    state.waker = Some(waker.clone());
+                }
+                Found::Nothing
+            }
+        }
+    }
+}
