@@ -10,8 +10,8 @@ pub mod executor;
 pub mod host;
 pub mod op;
 pub mod recording;
-pub mod spsc;
 pub mod sim;
+pub mod spsc;
 mod stream;
 mod sys;
 mod tasks;
@@ -170,7 +170,7 @@ impl Io {
         })
         .await
     }
-    /// Lets the others run; comes back in the next round.
+    /// Lets the others of its class run first, and the other classes have their shares.
     pub async fn yield_now(&self) {
         tasks::YieldNow::default().await;
     }

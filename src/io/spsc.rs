@@ -72,7 +72,7 @@ macro_rules! queue {
                     return Err(item);
                 }
                 // SAFETY: not full, so the slot at `tail` is the producer's, and it is empty.
-                self.shared.slot(tail).with_mut(|slot| unsafe { drop((*slot).write(item)) });
+                self.shared.slot(tail).with_mut(|slot| unsafe { slot.write(MaybeUninit::new(item)) });
                 self.tail.set(tail.wrapping_add(1));
                 self.shared.tail.0.store(tail.wrapping_add(1), Ordering::Release);
                 Ok(())
