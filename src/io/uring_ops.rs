@@ -189,12 +189,12 @@ impl UringDriver {
 
     /// A completion of a flight's step.
     pub(super) fn step(&mut self, id: OpId, result: i32, flags: u32) {
-        let Some(mut flight) = self.flights.remove(&id) else { panic!("a completion for no flight: {id:x}") };
-        match flight.job {
-            Job::Receive => return self.step_receive(id, flight, result, flags),
-            Job::Accept => return self.step_accept(id, flight, result, flags),
+        match self.flights.get(&id) {
+            Some(Flight { job: Job::Receive, cancelled, .. }) => return self.step_receive(id, *cancelled, result, flags),
+            Some(Flight { job: Job::Accept, cancelled, .. }) => return self.step_accept(id, *cancelled, result, flags),
             _ => {}
         }
+        let Some(mut flight) = self.flights.remove(&id) else { panic!("a completion for no flight: {id:x}") };
         let outcome = sys_result(result);
         let again = matches!(&outcome, Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)));
         if again && !flight.cancelled {
@@ -321,10 +321,8 @@ impl UringDriver {
         Ok(Done::Opened(fd))
     }
 
-    fn step_receive(&mut self, id: OpId, flight: Flight, result: i32, flags: u32) {
-        let is_cancelled = flight.cancelled;
+    fn step_receive(&mut self, id: OpId, is_cancelled: bool, result: i32, flags: u32) {
         let more = cqueue::more(flags);
-        self.flights.insert(id, flight);
         match sys_result(result) {
             Ok(0) => {
                 if let Some(buffer) = cqueue::buffer_select(flags) {
@@ -353,10 +351,8 @@ impl UringDriver {
         }
     }
 
-    fn step_accept(&mut self, id: OpId, flight: Flight, result: i32, flags: u32) {
-        let is_cancelled = flight.cancelled;
+    fn step_accept(&mut self, id: OpId, is_cancelled: bool, result: i32, flags: u32) {
         let more = cqueue::more(flags);
-        self.flights.insert(id, flight);
         match sys_result(result) {
             Ok(fd) => {
                 let raw = owned(fd);

@@ -400,3 +400,44 @@ fn what_a_host_lacks_is_said() {
         assert!(text.len() > 20, "{text}");
     }
 }
+
+#[test]
+fn a_connection_goes_to_another_core_with_what_it_had_received() {
+    let wakers = Wakers::new(2);
+    let (parcels, arriving) = super::spsc::channel::<(super::op::Parcel, Vec<u8>)>(4);
+    let other_wakers = wakers.clone();
+    let other = super::host::spawn_thread("other", move || {
+        let mut executor = executor(small(), 1, &other_wakers);
+        let io = executor.handle();
+        let arriving = std::rc::Rc::new(arriving);
+        let inbox = arriving.clone();
+        io.set_inbox(Box::new(move || !inbox.is_empty()));
+        executor.run(async move {
+            for _ in 0..10 {
+                io.within(LIMIT, io.inbox()).await.expect("a parcel");
+                let (parcel, mut bytes) = arriving.pop().expect("the inbox said so");
+                let socket = io.attach(parcel).await.unwrap();
+                bytes.extend(receive_up_to(&io, &socket, 10 - bytes.len()).await);
+                io.send(&socket, bytes).await.unwrap();
+                assert!(io.receive(&socket).await.unwrap().is_empty());
+            }
+        });
+    });
+    let mut executor = executor(small(), 0, &wakers);
+    let io = executor.handle();
+    executor.run(async move {
+        for round in 0..10 {
+            let (near, far) = pair(&io).await;
+            io.send(&near, vec![round; 5]).await.unwrap();
+            drop(receive_up_to(&io, &far, 1).await);
+            io.send(&near, vec![round + 1; 5]).await.unwrap();
+            let parcel = io.detach(far).await.unwrap();
+            parcels.push(parcel).unwrap();
+            io.wake(1);
+            io.send(&near, vec![round + 2; 5]).await.unwrap();
+            let back = io.within(LIMIT, receive_up_to(&io, &near, 10)).await.expect("an answer from there");
+            assert_eq!(back, [vec![round + 1; 5], vec![round + 2; 5]].concat());
+        }
+    });
+    other.unwrap().join().unwrap();
+}
