@@ -453,7 +453,8 @@ impl Drop for Executor {
     fn drop(&mut self) {
         self.inner.dead.set(true);
         drop(self.inner.tasks.take_all(false));
-        let operations = std::mem::take(&mut *self.inner.operations.borrow_mut());
+        // Ids stay used: futures that outlive the executor must not find another's operation.
+        let operations: Vec<_> = self.inner.operations.borrow_mut().slots.iter_mut().filter_map(|slot| slot.1.take()).collect();
         let timers = std::mem::take(&mut *self.inner.timers.borrow_mut());
         let waiters = std::mem::take(&mut *self.inner.inbox_waiters.borrow_mut());
         let inbox = self.inner.inbox.borrow_mut().take();

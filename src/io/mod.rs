@@ -316,6 +316,7 @@ impl Io {
         }
     }
     /// The next connection. An error (no descriptor left, say) concerns one connection; the listener goes on.
+    /// Where none is left the error comes at once each time: wait a little before the next.
     pub async fn accept(&self, listener: &Listener) -> io::Result<(Socket, SocketAddr)> {
         let found = poll_fn(|context| {
             if self.inner.is_stopping() {

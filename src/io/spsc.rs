@@ -171,6 +171,26 @@ mod tests {
     }
 
     #[test]
+    fn a_push_and_a_ring_never_leave_a_consumer_asleep_on_a_full_queue() {
+        loom::model(|| {
+            let bell = loom::sync::Arc::new(super::super::wakers::modelled::Doorbell::new());
+            let (producer, consumer) = modelled::channel::<u32>(1);
+            let ringing = {
+                let bell = bell.clone();
+                loom::thread::spawn(move || {
+                    producer.push(1).unwrap();
+                    bell.must_ring()
+                })
+            };
+            bell.lie_down();
+            let sleeps = consumer.is_empty();
+            let rung = ringing.join().unwrap();
+            assert!(!sleeps || rung, "asleep with an item in the queue and nobody rang");
+            assert_eq!(consumer.pop(), Some(1));
+        });
+    }
+
+    #[test]
     fn a_full_queue_gives_the_item_back_and_room_comes_with_a_pop() {
         let (producer, consumer) = channel(3);
         assert!(consumer.is_empty() && consumer.pop().is_none());
