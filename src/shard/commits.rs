@@ -19,31 +19,32 @@ pub struct Held<T> {
 
 /// The answers of one core that wait for its log.
 pub struct Commits<T> {
-    /// In order of their sequence: a write is held when it is appended.
-    writes: VecDeque<Held<T>>,
-    /// In any order: a read waits for the sequence of what it saw.
-    reads: Vec<Held<T>>,
+    /// In order of their sequence.
+    ordered: VecDeque<Held<T>>,
+    /// In any order.
+    unordered: Vec<Held<T>>,
 }
 
 impl<T> Default for Commits<T> {
     fn default() -> Commits<T> {
-        Commits { writes: VecDeque::new(), reads: Vec::new() }
+        Commits { ordered: VecDeque::new(), unordered: Vec::new() }
     }
 }
 
 impl<T> Commits<T> {
-    pub fn hold_write(&mut self, held: Held<T>) {
-        debug_assert!(self.writes.back().is_none_or(|last| last.seq <= held.seq));
-        self.writes.push_back(held);
-    }
-
-    pub fn hold_read(&mut self, held: Held<T>) {
-        self.reads.push(held);
+    /// Holds an answer until its sequence is durable.
+    pub fn hold(&mut self, held: Held<T>) {
+        // A write comes in order; so does a read of what was written last. Anything else is rare and looked through.
+        if self.ordered.back().is_none_or(|last| last.seq <= held.seq) {
+            self.ordered.push_back(held);
+        } else {
+            self.unordered.push(held);
+        }
     }
 
     /// How many answers wait.
     pub fn len(&self) -> usize {
-        self.writes.len() + self.reads.len()
+        self.ordered.len() + self.unordered.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -52,26 +53,26 @@ impl<T> Commits<T> {
 
     /// Takes out what `durable` covers.
     pub fn ready(&mut self, durable: Seq, out: &mut Vec<Held<T>>) {
-        while self.writes.front().is_some_and(|held| held.seq <= durable) {
-            out.extend(self.writes.pop_front());
+        while self.ordered.front().is_some_and(|held| held.seq <= durable) {
+            out.extend(self.ordered.pop_front());
         }
-        out.extend(self.reads.extract_if(.., |held| held.seq <= durable));
+        out.extend(self.unordered.extract_if(.., |held| held.seq <= durable));
     }
 
     /// Takes out what will not be true in time.
     pub fn overdue(&mut self, now: Mono, out: &mut Vec<Held<T>>) {
-        out.extend(self.reads.extract_if(.., |held| held.deadline <= now));
-        if self.writes.iter().any(|held| held.deadline <= now) {
-            let (late, rest) = std::mem::take(&mut self.writes).into_iter().partition(|held| held.deadline <= now);
-            self.writes = rest;
+        out.extend(self.unordered.extract_if(.., |held| held.deadline <= now));
+        if self.ordered.iter().any(|held| held.deadline <= now) {
+            let (late, rest) = std::mem::take(&mut self.ordered).into_iter().partition(|held| held.deadline <= now);
+            self.ordered = rest;
             out.extend::<VecDeque<_>>(late);
         }
     }
 
     /// Takes out everything: the log has failed.
     pub fn all(&mut self, out: &mut Vec<Held<T>>) {
-        out.extend(self.writes.drain(..));
-        out.append(&mut self.reads);
+        out.extend(self.ordered.drain(..));
+        out.append(&mut self.unordered);
     }
 }
 
@@ -86,8 +87,8 @@ mod tests {
     #[test]
     fn a_group_releases_what_it_carried_and_nothing_else() {
         let mut commits = Commits::default();
-        [1, 2, 2, 5].into_iter().for_each(|seq| commits.hold_write(held(seq, 100)));
-        [5, 1, 3].into_iter().for_each(|seq| commits.hold_read(held(seq, 100)));
+        [1, 2, 2, 5].into_iter().for_each(|seq| commits.hold(held(seq, 100)));
+        [5, 1, 3].into_iter().for_each(|seq| commits.hold(held(seq, 100)));
         let mut out = Vec::new();
         commits.ready(2, &mut out);
         assert_eq!(out.iter().map(|held| held.seq).collect::<Vec<_>>(), [1, 2, 2, 1]);
@@ -97,9 +98,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_overdue_leaves_the_rest_in_order() {
+    fn what_is_overdue_leaves_the_unorderedin_order() {
         let mut commits = Commits::default();
-        [(1, 10), (2, 30), (3, 10)].into_iter().for_each(|(seq, deadline)| commits.hold_write(held(seq, deadline)));
+        [(1, 10), (2, 30), (3, 10)].into_iter().for_each(|(seq, deadline)| commits.hold(held(seq, deadline)));
         let mut out = Vec::new();
         commits.overdue(Mono(20), &mut out);
         assert_eq!(out.iter().map(|held| held.seq).collect::<Vec<_>>(), [1, 3]);

@@ -232,7 +232,8 @@ impl<'a> Write<'a> {
         match shard.engine.write(batch) {
             Ok(seq) => {
                 let reply = Reply::Done { version: self.version };
-                let seq = shown_after(self.namespace.durability, seq);
+                let is_interval = self.namespace.durability == Durability::Interval;
+                let seq = if is_interval { shard.ahead_of_log(seq) } else { seq };
                 shard.answer_when(self.ticket, seq, self.deadline, &reply, Some(self.version));
             }
             Err(error) => engine_error(shard, self.ticket, &error),

@@ -23,7 +23,7 @@ use crate::base::record::{NAMESPACE_SYSTEM, Token, Version, core_of, token_of, v
 use crate::base::time::Mono;
 use crate::engine::{Engine, KeyRef, Seq};
 use crate::io::Io;
-use crate::limits::{DEADLINE_MS_DEFAULT, DEADLINE_MS_MAX};
+use crate::limits::{DEADLINE_MS_DEFAULT, DEADLINE_MS_MAX, INTERVAL_MS_MAX};
 use crate::wire::command::{Durability, ErrorCode, ErrorReply, Reply};
 use crate::wire::native::encode_reply;
 use admit::Admit;
@@ -39,6 +39,9 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How long acknowledging may run ahead of the log: under `INTERVAL_MS_MAX`, for an acknowledgement takes a moment to arrive.
+const INTERVAL_AHEAD: Duration = Duration::from_millis(INTERVAL_MS_MAX * 8 / 10);
+
 /// What one core owns. Parts, not facts: each is a type of its own file.
 pub struct Shard {
     pub io: Io,
@@ -51,6 +54,8 @@ pub struct Shard {
     core: u16,
     namespaces: RefCell<Arc<NamespaceTable>>,
     commits: RefCell<Commits<Ticket>>,
+    /// The oldest write that was acknowledged before it was durable, and when.
+    ahead: Cell<(Seq, Mono)>,
     dirty: RefCell<Vec<Rc<Conn>>>,
     closing: Cell<bool>,
     connections: Cell<usize>,
@@ -188,6 +193,18 @@ impl Shard {
         self.hold(ticket, seq, deadline, frame, stamp);
     }
 
+    /// Of which sequence a write under `interval` must wait: of none, unless the log is so far behind that more than `INTERVAL_MS_MAX` of
+    /// acknowledged writes could be lost. While a disk does not answer, nothing is acknowledged ahead of it.
+    pub fn ahead_of_log(&self, seq: Seq) -> Seq {
+        let (oldest, since) = self.ahead.get();
+        let now = self.io.now();
+        if oldest <= self.engine.durable() {
+            self.ahead.set((seq, now));
+            return 0;
+        }
+        if now.since(since) < INTERVAL_AHEAD { 0 } else { seq }
+    }
+
     /// The same for an answer that is encoded already, perhaps in several frames.
     pub fn answer_frames_when(&self, ticket: &Ticket, seq: Seq, deadline: Mono, frames: Vec<u8>) {
         if seq <= self.engine.durable() {
@@ -201,8 +218,7 @@ impl Shard {
             return self.refuse(ticket, stamp);
         }
         let held = Held { seq, deadline, ticket: ticket.clone(), frame, stamp };
-        let mut commits = self.commits.borrow_mut();
-        if stamp.is_some() { commits.hold_write(held) } else { commits.hold_read(held) }
+        self.commits.borrow_mut().hold(held);
     }
 
     fn refuse(&self, ticket: &Ticket, stamp: Option<Version>) {

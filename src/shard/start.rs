@@ -218,6 +218,7 @@ fn assemble(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>, engine: Engine, la
         engine,
         namespaces: RefCell::new(Arc::new(NamespaceTable::fresh(plan.durability))),
         commits: RefCell::default(),
+        ahead: Cell::default(),
         dirty: RefCell::default(),
         closing: Cell::new(false),
         connections: Cell::new(0),

@@ -4,7 +4,7 @@
 //!
 //! - **nothing invented**: a value read is one that was written to this key, and its version is that write's;
 //! - **nothing lost, nothing old**: a read shows a version at or above every version that had been acknowledged or shown before the read was
-//!   asked (after a power loss under `interval`: acknowledged or shown at least 100 ms before it);
+//!   asked (after a power loss under `interval`: but for the last 100 ms that its core acknowledged);
 //! - **absent** is right only if the newest write may be a delete, or its deadline had passed when the answer came, or nothing was written;
 //! - **expiry exact**: a value is never shown at or after its deadline, and not hidden before it, by the node's own clock;
 //! - **a batch whole or absent**: keys written under one version in one vnode show it all or not at all.
@@ -53,6 +53,7 @@ struct Write {
     outcome: Outcome,
     /// The node's wall clock when it was asked for.
     begun_ms: WallMs,
+    acknowledged_at: Option<Mono>,
 }
 
 /// When a value may end: at any millisecond from `first` to `last`; 0 is never.
@@ -125,7 +126,7 @@ impl Checker {
     /// A write is about to be asked for.
     pub fn begin(&mut self, key: u32, effect: Effect, begun_ms: WallMs, batch: Option<u64>) -> WriteId {
         self.next += 1;
-        let write = Write { effect, version: None, outcome: Outcome::Open, begun_ms };
+        let write = Write { effect, version: None, outcome: Outcome::Open, begun_ms, acknowledged_at: None };
         self.keys.entry(key).or_default().writes.insert(self.next, write);
         if let Some(batch) = batch {
             self.batches.entry(batch).or_default().push((key, self.next));
@@ -151,6 +152,7 @@ impl Checker {
         self.acknowledged += 1;
         let entry = self.write(key, write);
         entry.outcome = Outcome::Acknowledged;
+        entry.acknowledged_at = Some(now);
         let is_expire = matches!(entry.effect, Effect::Expire { .. });
         if !self.binds(asked) {
             return;
@@ -164,16 +166,28 @@ impl Checker {
         self.write(key, write).outcome = Outcome::Refused;
     }
 
-    /// The power failed: under `interval`, what was acknowledged or shown last binds nobody any more.
-    pub fn power_lost(&mut self, now: Mono) {
+    /// The power failed: under `interval`, what a core acknowledged in its last 100 ms of acknowledging binds nobody any more. (While a
+    /// disk does not answer, a core stops acknowledging, so the last 100 ms may lie further back than the failure.)
+    pub fn power_lost(&mut self, now: Mono, owner: impl Fn(u32) -> u16) {
         self.lost_at = now;
         if self.loses_ms == 0 {
             return;
         }
-        let safe = Mono(now.0.saturating_sub(self.loses_ms * 1_000_000));
-        for key in self.keys.values_mut() {
-            key.marks.retain(|mark| mark.at <= safe);
-            key.expiry_marks.retain(|mark| mark.at <= safe);
+        let mut last: BTreeMap<u16, Mono> = BTreeMap::new();
+        for (key, entry) in &self.keys {
+            let newest = entry.writes.values().filter_map(|write| write.acknowledged_at).max().unwrap_or_default();
+            let last = last.entry(owner(*key)).or_default();
+            *last = newest.max(*last);
+        }
+        for (key, entry) in &mut self.keys {
+            let safe = Mono(last[&owner(*key)].0.saturating_sub(self.loses_ms * 1_000_000));
+            let Key { writes, marks, expiry_marks } = entry;
+            let survives = |mark: &Mark| {
+                let of_version = writes.values().filter(|write| write.version == Some(mark.version));
+                of_version.filter_map(|write| write.acknowledged_at).any(|at| at <= safe)
+            };
+            marks.retain(survives);
+            expiry_marks.retain(survives);
         }
     }
 
@@ -262,7 +276,7 @@ impl Checker {
         let floor = version.unwrap_or(Version::ZERO);
         let binding = entry.expiry_marks.iter().filter(|mark| mark.at <= span.asked && mark.version > floor).map(|mark| mark.version).max();
         let mut ends = Vec::new();
-        if binding.is_none() {
+        if binding.is_none() || version.is_none() {
             ends.push(Ends::of(*version, *begun_ms, *ttl_ms, span));
         }
         for other in entry.writes.values().filter(|other| other.outcome != Outcome::Refused) {
@@ -273,6 +287,18 @@ impl Checker {
             }
         }
         ends
+    }
+
+    /// Everything that was written to a key and what binds its reads, for a person to look at.
+    pub fn history(&self, key: u32) -> Vec<String> {
+        let Some(entry) = self.keys.get(&key) else { return Vec::new() };
+        let writes = entry.writes.iter().map(|(id, write)| {
+            let Write { effect, version, outcome, begun_ms, .. } = write;
+            format!("key {key} write {id}: {effect:?} {outcome:?} {version:?} asked at {begun_ms} ms")
+        });
+        let marks = [("value", &entry.marks), ("deadline", &entry.expiry_marks)];
+        let marks = marks.into_iter().flat_map(|(what, marks)| marks.iter().map(move |mark| (what, mark)));
+        writes.chain(marks.map(|(what, mark)| format!("key {key} {what} {:?} binds from {} ns", mark.version, mark.at.0))).collect()
     }
 
     /// The newest version that a read asked at `asked` must not fall behind.
@@ -407,7 +433,9 @@ mod tests {
             let mut checker = Checker::new(true);
             let write = checker.begin(1, Effect::Put { ttl_ms: 0 }, 0, None);
             checker.acknowledged(1, write, at(5), Mono(1), Mono(at_ms * 1_000_000));
-            checker.power_lost(Mono(1_000_000_000));
+            let last = checker.begin(2, Effect::Put { ttl_ms: 0 }, 0, None);
+            checker.acknowledged(2, last, at(6), Mono(1), Mono(1_000_000_000));
+            checker.power_lost(Mono(1_000_000_000), |_| 0);
             checker.read(1, Shown::Absent, span(2_000_000_000, 7), Mono(2_000_000_001));
             assert_eq!(checker.failures.len(), failures, "{:?}", checker.failures);
         }

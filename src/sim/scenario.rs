@@ -2,10 +2,10 @@
 //! end a quiet look at everything.
 
 use super::checker::Checker;
-use super::workload::{FIRST_NAMESPACE, INTERVAL_NAMESPACE, Shared, SimClient};
+use super::workload::{FIRST_NAMESPACE, INTERVAL_NAMESPACE, Shared, SimClient, key_name};
 use super::{final_look, rot};
 use crate::base::prng::Prng;
-use crate::base::time::Mono;
+use crate::base::record::{core_of, token_of, vnode_of};
 use crate::engine::{EngineConfig, EngineError, Planted};
 use crate::io::sim::{CrashSite, Faults, MachineId, World};
 use crate::io::wakers::Wakers;
@@ -27,6 +27,8 @@ const CRASHES_MIN: u64 = 3;
 /// Simulated time after which a run that does not come forward counts as stuck.
 const STUCK: Duration = Duration::from_secs(120);
 const PORT: u16 = 7400;
+/// Few, so that each holds several keys.
+pub(super) const VNODES: u32 = 16;
 
 /// What is asked of a run.
 #[derive(Clone, Debug)]
@@ -120,7 +122,7 @@ impl Run {
             at_work: Cell::new(0),
             errors: RefCell::default(),
             wall_ms: Box::new(move || clock.wall_ms(node)),
-            lost: Cell::new((Mono(0), 0)),
+            falls: RefCell::default(),
             large_one_in: prng.between(50, 400),
         };
         let cores = setup.cores.unwrap_or(prng.between(1, 5) as u16);
@@ -166,8 +168,15 @@ impl Run {
             }
             life = self.reboot();
         }
-        let Some(last) = life else { return };
+        let Some(mut last) = life else { return };
         self.calm();
+        if !self.world.is_up(self.node) || last.plan.board.trouble().is_some() {
+            // It fell, or a shard stopped, between its ready line and the calm.
+            self.world.crash(self.node);
+            self.power_lost();
+            let Some(again) = self.boot_surely() else { return };
+            last = again;
+        }
         self.shared.stop.set(true);
         let shared = self.shared.clone();
         self.world.run_until(STUCK, || shared.at_work.get() == 0);
@@ -188,6 +197,8 @@ impl Run {
         self.world.faults(self.node, |faults| *faults = Faults::default());
         self.world.crash_at_op(self.node, u64::MAX, CrashSite::Before);
         self.world.set_capacity(self.node, u64::MAX);
+        // An operation at which the power is to fail may be under way.
+        self.world.run_for(Duration::from_millis(300));
     }
 
     fn has_wrong_answers(&self) -> bool {
@@ -217,7 +228,7 @@ impl Run {
             listen: SocketAddr::new(World::ip(self.node), PORT),
             host: World::ip(self.node).to_string(),
             cores,
-            vnodes: Some(16),
+            vnodes: Some(VNODES),
             durability: Durability::Sync,
             secret: None,
             engine: self.engine_config(),
@@ -262,7 +273,17 @@ impl Run {
 
     /// A start that nothing disturbs.
     fn boot_surely(&mut self) -> Option<Life> {
-        match self.boot() {
+        self.world.crash_at_op(self.node, u64::MAX, CrashSite::Before);
+        let mut errors = (0, 0, 0);
+        self.world.faults(self.node, |faults| {
+            errors = (faults.read_error_one_in, faults.write_error_one_in, faults.sync_error_one_in);
+            (faults.read_error_one_in, faults.write_error_one_in, faults.sync_error_one_in) = (0, 0, 0);
+        });
+        let booted = self.boot();
+        self.world.faults(self.node, |faults| {
+            (faults.read_error_one_in, faults.write_error_one_in, faults.sync_error_one_in) = errors;
+        });
+        match booted {
             Ok(life) => Some(life),
             Err(why) => {
                 let why = why.map_or_else(|| "the power failed".to_owned(), |why| why.to_string());
@@ -337,8 +358,10 @@ impl Run {
 
     fn power_lost(&mut self) {
         let now = self.world.now();
-        self.shared.lost.set((now, self.world.wall_ms(self.node)));
-        self.shared.checkers.iter().for_each(|checker| checker.borrow_mut().power_lost(now));
+        self.shared.falls.borrow_mut().push((now, self.world.wall_ms(self.node)));
+        let cores = self.cores;
+        let owner = |key: u32| core_of(vnode_of(token_of(&key_name(key)), VNODES), cores);
+        self.shared.checkers.iter().for_each(|checker| checker.borrow_mut().power_lost(now, owner));
     }
 
     /// Starts again, perhaps with other cores, perhaps with the power failing while it does.
@@ -346,7 +369,7 @@ impl Run {
         if self.setup.faults.clock && self.prng.one_in(3) {
             let offset = self.prng.below(40_000) as i64 - 30_000;
             self.note(format!("the wall clock is off by {offset} ms"));
-            self.shared.lost.set((self.world.now(), self.world.wall_ms(self.node)));
+            self.shared.falls.borrow_mut().push((self.world.now(), self.world.wall_ms(self.node)));
             self.world.set_wall_offset_ms(self.node, offset);
         }
         if self.setup.cores.is_none() && self.prng.one_in(3) {
@@ -354,6 +377,7 @@ impl Run {
         }
         let cores = self.cores;
         self.note(format!("starts with {cores} cores"));
+        self.world.crash_at_op(self.node, u64::MAX, CrashSite::Before);
         for _ in 0..self.prng.below(3) {
             let site = [CrashSite::Before, CrashSite::During, CrashSite::After][self.prng.below(3) as usize];
             let at = self.prng.between(1, 60);
@@ -377,9 +401,6 @@ impl Run {
                 }
             }
         }
-        self.world.faults(self.node, |faults| {
-            (faults.read_error_one_in, faults.write_error_one_in, faults.sync_error_one_in) = (0, 0, 0);
-        });
         self.boot_surely()
     }
 
@@ -396,7 +417,11 @@ impl Run {
         let (world, node) = (self.world.clone(), self.node);
         self.world.run_until(STUCK, || world.cores(node) == 0 || !world.is_up(node));
         self.count(&life);
-        if self.world.is_up(self.node) && self.world.cores(self.node) > 0 {
+        if !self.world.is_up(self.node) {
+            self.note("the power failed while it shut down");
+            self.outcome.crashes += 1;
+            self.power_lost();
+        } else if self.world.cores(self.node) > 0 {
             self.fail("the node does not end");
         }
         drop(life.wakers);
@@ -415,6 +440,8 @@ impl Run {
             let name = if index == 0 { "sync" } else { "interval" };
             self.outcome.failures.extend(checker.failures.iter().map(|failure| format!("{name} namespace, {failure}")));
             self.outcome.acknowledged += checker.acknowledged;
+            let key = checker.failures.first().and_then(|failure| failure.strip_prefix("key ")?.split(':').next()?.parse().ok());
+            self.outcome.timeline.extend(key.map_or_else(Vec::new, |key| checker.history(key)));
         }
         self.outcome.commands = self.shared.answered.get();
         self.outcome.faults.extend(self.world.stats().into_iter().map(|(name, count)| (name.to_owned(), count)));

@@ -39,8 +39,8 @@ pub struct Shared {
     pub errors: RefCell<BTreeMap<ErrorCode, u64>>,
     /// The node's wall clock.
     pub wall_ms: Box<dyn Fn() -> WallMs>,
-    /// When the power failed last, and what the node's wall clock showed: an answer on its way was given before.
-    pub lost: Cell<(Mono, WallMs)>,
+    /// When the node fell or its clock was moved, and what its wall clock showed: an answer on its way was given before.
+    pub falls: RefCell<Vec<(Mono, WallMs)>>,
     /// Sizes of values: mostly small, rarely in chunks.
     pub large_one_in: u64,
 }
@@ -287,8 +287,8 @@ impl SimClient {
         if let Err(ClientError::Failed { code, .. }) = &event.outcome {
             *self.shared.errors.borrow_mut().entry(*code).or_default() += 1;
         }
-        let (lost_at, lost_ms) = self.shared.lost.get();
-        let answered_ms = if request.asked <= lost_at { lost_ms } else { (self.shared.wall_ms)() };
+        let fall = self.shared.falls.borrow().iter().find(|(at, _)| request.asked <= *at).map(|(_, wall_ms)| *wall_ms);
+        let answered_ms = fall.unwrap_or_else(|| (self.shared.wall_ms)());
         let span = Span { asked: request.asked, asked_ms: request.asked_ms, answered_ms };
         let mut checker = self.shared.checkers[request.namespace].borrow_mut();
         let retry = match &request.what {
