@@ -1,5 +1,7 @@
 //! The storage engine of one core.
 
+pub mod cache;
+pub mod filter;
 pub mod format;
 
 use crate::base::codec::Malformed;

@@ -1,5 +1,9 @@
 //! Every byte on disk. Nothing else in the engine builds or takes apart a structure that outlives the process.
 
+pub mod block;
+pub mod table;
+pub mod table_index;
+
 use crate::base::codec::{Malformed, Reader};
 use crate::base::record::{Body, Cell, CollectionType, Expiry, Kind, NamespaceId, Token, Version};
 
