@@ -1,6 +1,8 @@
 //! Buffers that operations own: aligned ones for direct I/O, and chunks of a received stream.
 
+use super::buffer_ring::BufferRing;
 use crate::limits::BLOCK_BYTES;
+use std::rc::Rc;
 
 /// A zeroed buffer whose address and length are multiples of `BLOCK_BYTES`.
 #[derive(Debug)]
@@ -64,14 +66,50 @@ impl Flatten for Vec<Block> {
 const _: () = assert!(std::mem::size_of::<Block>() == BLOCK_BYTES);
 
 /// Bytes that a connection received; the buffer goes back to its ring when dropped.
-#[derive(Debug)]
 pub struct Chunk {
-    pub(super) bytes: Vec<u8>,
+    place: Place,
+}
+
+enum Place {
+    Own(Vec<u8>),
+    Ring { ring: Rc<BufferRing>, buffer: u16, len: u32 },
+}
+
+impl Chunk {
+    /// The first `len` bytes of a buffer that the kernel has filled.
+    pub(super) fn of_ring(ring: &Rc<BufferRing>, buffer: u16, len: u32) -> Chunk {
+        ring.taken(buffer);
+        let chunk = Chunk { place: Place::Ring { ring: ring.clone(), buffer, len } };
+        if ring.is_short() { Chunk::from(chunk.to_vec()) } else { chunk }
+    }
+}
+
+impl From<Vec<u8>> for Chunk {
+    fn from(bytes: Vec<u8>) -> Chunk {
+        Chunk { place: Place::Own(bytes) }
+    }
 }
 
 impl std::ops::Deref for Chunk {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.bytes
+        match &self.place {
+            Place::Own(bytes) => bytes,
+            Place::Ring { ring, buffer, len } => ring.bytes(*buffer, *len),
+        }
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        if let Place::Ring { ring, buffer, .. } = &self.place {
+            ring.give_back(*buffer);
+        }
+    }
+}
+
+impl std::fmt::Debug for Chunk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "chunk of {} bytes", self.len())
     }
 }

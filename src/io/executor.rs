@@ -53,7 +53,7 @@ enum Waiting {
     Future(Option<Waker>),
     Ended(io::Result<Done>),
     /// Nobody waits; a file whose operation it is stays open until then.
-    Forgotten(Option<Rc<FileHandle>>),
+    Forgotten(#[expect(dead_code, reason = "held until the operation ends")] Option<Rc<FileHandle>>),
     Receive(Rc<Arrivals<super::buffer::Chunk>>),
     Accept(Rc<Arrivals<(Fd, SocketAddr)>>),
 }
@@ -280,6 +280,10 @@ impl Inner {
     fn run_tasks(&self) {
         let begin = self.now.get();
         for polls in 0..POLLS_A_ROUND_MAX {
+            if self.stopping.get() && !self.stopped.get() {
+                // `shutdown` was called in this round: the next one begins with it.
+                return;
+            }
             self.tasks.take_ready();
             let Some(class) = self.tasks.next_class() else { return };
             if class == Class::Background && polls > 0 {
@@ -383,6 +387,18 @@ impl Executor {
     /// The handle that tasks use.
     pub fn handle(&self) -> Io {
         Io { inner: self.inner.clone() }
+    }
+
+    /// Spawns `main` for who calls `turn`: `shutdown` does not drop it, and its end is a shutdown.
+    pub fn start<T: 'static>(&mut self, main: impl Future<Output = T> + 'static) -> Task<T> {
+        let inner = Rc::downgrade(&self.inner);
+        self.inner.tasks.spawn_main(async move {
+            let result = main.await;
+            if let Some(inner) = inner.upgrade() {
+                inner.stopping.set(true);
+            }
+            result
+        })
     }
 
     /// One round. On `Idle` the core counts as asleep until the next turn: a `wake` reaches its driver as `Op::Wake`.

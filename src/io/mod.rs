@@ -2,24 +2,33 @@
 //! libc, or `std::{fs, net, thread, time}`.
 
 pub mod buffer;
+mod buffer_ring;
+#[cfg(test)]
+mod contract;
 pub mod driver;
 pub mod executor;
+pub mod host;
 pub mod op;
+pub mod recording;
+pub mod spsc;
 pub mod sim;
 mod stream;
 mod sys;
 mod tasks;
 pub mod uring;
 mod uring_ops;
+#[cfg(test)]
+mod uring_tests;
 pub mod wakers;
 
 use crate::base::time::{Mono, WallMs};
 use buffer::{Buf, Chunk};
 use executor::{Inbox, Inner, OpFuture, Sleep};
-use op::{Done, Entry, Fd, Op, OpenHow};
+use op::{Done, Entry, Fd, Op, OpenHow, Parcel};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::path::Path;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -150,6 +159,16 @@ impl Io {
     }
     pub async fn sleep_until(&self, at: Mono) {
         Sleep::new(&self.inner, at).await;
+    }
+    /// The future's result, or `None` if it has none after `limit`; it is dropped then.
+    pub async fn within<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = pin!(future);
+        let mut sleep = pin!(Sleep::new(&self.inner, self.now().plus(limit)));
+        poll_fn(|context| match future.as_mut().poll(context) {
+            Poll::Ready(result) => Poll::Ready(Some(result)),
+            Poll::Pending => sleep.as_mut().poll(context).map(|()| None),
+        })
+        .await
     }
     /// Lets the others run; comes back in the next round.
     pub async fn yield_now(&self) {
@@ -335,6 +354,28 @@ impl Io {
                 bytes.clear();
                 Ok(bytes)
             }
+            other => unexpected(&other),
+        }
+    }
+    /// Takes a connection out of this core, for `attach` on another: with what was received and not taken. Nothing may be in flight on
+    /// it but a receive.
+    pub async fn detach(&self, socket: Socket) -> io::Result<(Parcel, Vec<u8>)> {
+        let arrivals = socket.handle.arrivals.clone();
+        if let Some(receiving) = arrivals.pause() {
+            self.inner.driver.borrow_mut().cancel(receiving);
+        }
+        poll_fn(|context| arrivals.poll_idle(context.waker())).await;
+        let done = self.perform(Op::Detach { socket: arrivals.fd }).await?;
+        let unread = arrivals.close().into_iter().flatten();
+        match done {
+            Done::Detached(parcel) => Ok((parcel, unread.flat_map(|chunk| chunk.to_vec()).collect())),
+            other => unexpected(&other),
+        }
+    }
+    /// Takes in a connection that another core of this node has detached.
+    pub async fn attach(&self, parcel: Parcel) -> io::Result<Socket> {
+        match self.perform(Op::Attach { parcel }).await? {
+            Done::Opened(fd) => Ok(self.socket(fd)),
             other => unexpected(&other),
         }
     }

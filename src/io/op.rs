@@ -38,48 +38,106 @@ pub struct Entry {
 #[derive(Debug)]
 pub enum Op {
     /// Files are O_DIRECT where the file system allows: offsets and lengths are multiples of `BLOCK_BYTES`. → `Opened`
-    Open { path: PathBuf, how: OpenHow },
+    Open {
+        path: PathBuf,
+        how: OpenHow,
+    },
     /// Reads up to the buffer's whole length; short only at the end of the file. → `Read`
-    Read { file: Fd, offset: u64, buf: Buf },
+    Read {
+        file: Fd,
+        offset: u64,
+        buf: Buf,
+    },
     /// Writes the whole buffer; with `sync` it is durable (DSYNC) when it completes. → `Wrote`
-    Write { file: Fd, offset: u64, buf: Buf, sync: bool },
+    Write {
+        file: Fd,
+        offset: u64,
+        buf: Buf,
+        sync: bool,
+    },
     /// All writes to the file that completed before are durable, its length too. → `Unit`
-    Sync { file: Fd },
+    Sync {
+        file: Fd,
+    },
     /// Sets the file's length. → `Unit`
-    Resize { file: Fd, bytes: u64 },
+    Resize {
+        file: Fd,
+        bytes: u64,
+    },
     /// Gives a range's blocks back; it reads as zeros. → `Unit`
-    Punch { file: Fd, offset: u64, bytes: u64 },
+    Punch {
+        file: Fd,
+        offset: u64,
+        bytes: u64,
+    },
     /// → `Size`
-    Size { file: Fd },
+    Size {
+        file: Fd,
+    },
     /// Names become durable only by `SyncDir` of their folder. → `Unit`
-    Rename { from: PathBuf, to: PathBuf },
-    Link { from: PathBuf, to: PathBuf },
-    Unlink { path: PathBuf },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Link {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Unlink {
+        path: PathBuf,
+    },
     /// Not an error where it exists. → `Unit`
-    MakeDir { path: PathBuf },
+    MakeDir {
+        path: PathBuf,
+    },
     /// Removes an empty folder. → `Unit`
-    RemoveDir { path: PathBuf },
-    SyncDir { path: PathBuf },
+    RemoveDir {
+        path: PathBuf,
+    },
+    SyncDir {
+        path: PathBuf,
+    },
     /// In order of names. → `Entries`
-    List { path: PathBuf },
+    List {
+        path: PathBuf,
+    },
     /// → `Opened`, and the address that was bound (port 0 draws one) in `Bound`
-    Listen { address: SocketAddr },
+    Listen {
+        address: SocketAddr,
+    },
     /// Multishot. → `Accepted` each
-    Accept { listener: Fd },
+    Accept {
+        listener: Fd,
+    },
     /// → `Opened`
-    Connect { address: SocketAddr },
+    Connect {
+        address: SocketAddr,
+    },
     /// Multishot. → `Received` each; an empty chunk is the end of the stream and the last completion.
-    Receive { socket: Fd },
+    Receive {
+        socket: Fd,
+    },
     /// Sends all of the bytes, in order of submission a socket. → `Sent`
-    Send { socket: Fd, bytes: Vec<u8> },
+    Send {
+        socket: Fd,
+        bytes: Vec<u8>,
+    },
     /// Ends what is in flight on it (with an error), then gives the descriptor back. Files, listeners and sockets. → `Unit`
-    Close { fd: Fd },
+    Close {
+        fd: Fd,
+    },
     /// Takes a socket with nothing in flight out of the table, for another core of this node. → `Detached`
-    Detach { socket: Fd },
+    Detach {
+        socket: Fd,
+    },
     /// Puts a detached socket into this core's table. → `Opened`
-    Attach { parcel: Parcel },
+    Attach {
+        parcel: Parcel,
+    },
     /// Makes the executor of that core turn; no completion of its own here. Only through `Wakers`.
-    Wake { core: usize },
+    Wake {
+        core: usize,
+    },
 }
 
 /// What an operation gave.
@@ -127,7 +185,6 @@ pub struct Parcel(pub(super) Parcelled);
 pub(super) enum Parcelled {
     /// An open descriptor of this process.
     Os(std::os::fd::OwnedFd),
-    /// A stream's number in the simulated world.
-    #[allow(dead_code, reason = "made by the simulated driver")]
-    Sim(u64),
+    /// A stream of the simulated world.
+    Sim(super::sim::SimParcel),
 }

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 
 /// Received and not taken: above this many bytes a socket's receive pauses.
 pub const UNREAD_BYTES_MAX: usize = 256 * 1024;
@@ -33,6 +33,8 @@ struct State<T> {
     pausing: bool,
     closed: bool,
     waker: Option<Waker>,
+    /// Who waits for the end of the operation.
+    idle_waker: Option<Waker>,
 }
 
 enum End {
@@ -101,8 +103,16 @@ pub(super) enum Found<T> {
 
 impl<T: Arrival> Arrivals<T> {
     pub(super) fn new(fd: Fd) -> Arrivals<T> {
-        let state =
-            State { items: VecDeque::new(), bytes: 0, end: None, operation: None, pausing: false, closed: false, waker: None };
+        let state = State {
+            items: VecDeque::new(),
+            bytes: 0,
+            end: None,
+            operation: None,
+            pausing: false,
+            closed: false,
+            waker: None,
+            idle_waker: None,
+        };
         Arrivals { fd, state: RefCell::new(state) }
     }
 
@@ -139,6 +149,28 @@ impl<T: Arrival> Arrivals<T> {
         state.operation.is_none() && state.end.is_none() && !state.closed
     }
 
+    /// Asks for the end of receiving, without the loss of anything: the operation to cancel, if it was not asked before.
+    pub(super) fn pause(&self) -> Option<OpId> {
+        let mut state = self.state.borrow_mut();
+        if state.operation.is_none() || std::mem::replace(&mut state.pausing, true) { None } else { state.operation }
+    }
+
+    /// Ready when no operation runs.
+    pub(super) fn poll_idle(&self, waker: &Waker) -> Poll<()> {
+        let mut state = self.state.borrow_mut();
+        if state.operation.is_none() {
+            return Poll::Ready(());
+        }
+        state.idle_waker = Some(waker.clone());
+        Poll::Pending
+    }
+
+    /// Received and not taken.
+    #[cfg(test)]
+    pub(super) fn unread_bytes(&self) -> usize {
+        self.state.borrow().bytes
+    }
+
     /// A completion of the multishot operation. An item that came after the close is handed back in the first place.
     pub(super) fn on_completion(&self, result: io::Result<Done>, more: bool) -> (Option<T>, Next) {
         let mut state = self.state.borrow_mut();
@@ -166,10 +198,9 @@ impl<T: Arrival> Arrivals<T> {
             next = Next::Cancel(state.operation.expect("it has just completed with more to come"));
         }
         let waker = if state.items.is_empty() && state.end.is_none() { None } else { state.waker.take() };
+        let idle_waker = if more { None } else { state.idle_waker.take() };
         drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        waker.into_iter().chain(idle_waker).for_each(Waker::wake);
         (orphan, next)
     }
 

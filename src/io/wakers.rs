@@ -31,8 +31,7 @@ macro_rules! doorbell {
             /// The sender has published a message: must it ring? At most one sender is told so for each time of sleep.
             pub(crate) fn must_ring(&self) -> bool {
                 $fence(std::sync::atomic::Ordering::SeqCst);
-                self.sleeping.load(std::sync::atomic::Ordering::Relaxed)
-                    && self.sleeping.swap(false, std::sync::atomic::Ordering::Relaxed)
+                self.sleeping.load(std::sync::atomic::Ordering::Relaxed) && self.sleeping.swap(false, std::sync::atomic::Ordering::Relaxed)
             }
         }
     };
@@ -104,9 +103,13 @@ impl Wakers {
 
     /// Wakes a core from a thread that has no ring (the control core, the main thread). No system call when the core is awake.
     pub fn wake_from_outside(&self, core: usize) {
-        if self.must_ring(core)
-            && let Some(event) = self.cores[core].event.get()
-        {
+        if self.must_ring(core) {
+            self.ring_event(core);
+        }
+    }
+
+    pub(super) fn ring_event(&self, core: usize) {
+        if let Some(event) = self.cores[core].event.get() {
             super::sys::ring_eventfd(event);
         }
     }

@@ -372,6 +372,7 @@ impl State {
         ops.sort_by_key(|(id, _)| *id);
         for (_, operation) in ops {
             let InFlight::Disk(DiskOp { op, ino, mark, kind, .. }) = operation else { continue };
+            self.stats.add(if doom == Doom::Crash { "operation under way at a crash" } else { "operation under way at a kill" });
             if self.rng.one_in(2) {
                 match doom {
                     Doom::Crash => self.disk_half_done(at, op, ino),

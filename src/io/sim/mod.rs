@@ -19,7 +19,7 @@
 //! Operations under way when the power fails have each begun or not; none of what they did is durable, whatever it may look like.
 //! Everything that happens is counted in `World::stats`: a fault that is never counted was not tested.
 //!
-//! Datagrams are not simulated here: what sends them is pure and has a world of its own.
+//! Datagrams are not simulated.
 
 mod disk;
 mod driver;
@@ -33,4 +33,5 @@ mod tests;
 pub use disk::SECTOR_BYTES;
 pub use driver::SimDriver;
 pub use faults::Faults;
+pub use net::SimParcel;
 pub use world::{CrashSite, MachineId, Stopped, World};

@@ -13,6 +13,7 @@ use crate::io::op::{Done, Fd, OpId, Parcel, Parcelled, cancelled};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
 
 /// What one completion of a receive brings at most, as a buffer of a ring does.
 const SEGMENT_BYTES_MAX: usize = 16 * 1024;
@@ -29,10 +30,29 @@ const NOWHERE: usize = usize::MAX;
 pub(super) struct Net {
     conns: BTreeMap<u64, Conn>,
     conns_made: u64,
-    /// By machine and port; one a core may listen on the same.
-    listeners: BTreeMap<(usize, u16), Vec<Listening>>,
+    /// By machine and port.
+    listeners: BTreeMap<(usize, u16), Listening>,
     cuts: BTreeSet<(usize, usize)>,
     ports_drawn: u16,
+    /// Streams between two cores, and those of them that nobody will take.
+    parcels: usize,
+    dropped: Arc<Mutex<Vec<(u64, usize)>>>,
+}
+
+/// A stream between two cores; it closes when this is dropped.
+#[derive(Debug)]
+pub struct SimParcel {
+    conn: u64,
+    side: usize,
+    dropped: Option<Arc<Mutex<Vec<(u64, usize)>>>>,
+}
+
+impl Drop for SimParcel {
+    fn drop(&mut self) {
+        if let Some(dropped) = &self.dropped {
+            dropped.lock().expect("no holder of it panics").push((self.conn, self.side));
+        }
+    }
 }
 
 struct Listening {
@@ -107,11 +127,11 @@ impl State {
         if address.port() == 0 {
             address.set_port(self.draw_port(machine));
         }
-        let all = self.net.listeners.entry((machine, address.port())).or_default();
-        if all.iter().any(|listening| listening.slot == slot) {
+        let key = (machine, address.port());
+        if self.net.listeners.contains_key(&key) {
             return Err(os_error(libc::EADDRINUSE));
         }
-        all.push(Listening { slot, accept: None, backlog: VecDeque::new() });
+        self.net.listeners.insert(key, Listening { slot, accept: None, backlog: VecDeque::new() });
         Ok(Done::Bound(self.add_handle(slot, Handle::Listener(address.port())), address))
     }
 
@@ -147,12 +167,7 @@ impl State {
         }
         let client = SocketAddr::new(World::ip(MachineId(from)), self.draw_port(from));
         let conn = self.net.conns_made;
-        let all = self.net.listeners.get_mut(&(machine, port));
-        let chosen = all.filter(|all| !all.is_empty()).map(|all| {
-            let at = if all.len() == 1 { 0 } else { self.rng.below(all.len() as u64) as usize };
-            &mut all[at]
-        });
-        match chosen {
+        match self.net.listeners.get_mut(&(machine, port)) {
             Some(listening) if listening.backlog.len() < BACKLOG_MAX => {
                 listening.backlog.push_back(conn);
                 let listener = listening.slot;
@@ -196,7 +211,7 @@ impl State {
 
     fn listening(&mut self, slot: usize, port: u16) -> Option<&mut Listening> {
         let machine = self.cores[slot].machine;
-        self.net.listeners.get_mut(&(machine, port))?.iter_mut().find(|listening| listening.slot == slot)
+        self.net.listeners.get_mut(&(machine, port)).filter(|listening| listening.slot == slot)
     }
 
     pub(super) fn net_accept(&mut self, slot: usize, id: OpId, port: u16) -> io::Result<Option<Done>> {
@@ -232,12 +247,7 @@ impl State {
 
     pub(super) fn net_close_listener(&mut self, slot: usize, port: u16) {
         let key = (self.cores[slot].machine, port);
-        let all = self.net.listeners.get_mut(&key).expect("a listener's handle has its listener");
-        let at = all.iter().position(|listening| listening.slot == slot).expect("a listener's handle has its listener");
-        let Listening { accept, backlog, .. } = all.remove(at);
-        if all.is_empty() {
-            self.net.listeners.remove(&key);
-        }
+        let Listening { accept, backlog, .. } = self.net.listeners.remove(&key).expect("a listener's handle has its listener");
         if let Some(id) = accept {
             self.cores[slot].ops.remove(&id);
             self.complete(slot, id, Err(cancelled()), false);
@@ -397,11 +407,11 @@ impl State {
             end.receive = None;
         }
         for bytes in ready {
-            self.complete(slot, id, Ok(Done::Received(Chunk { bytes })), true);
+            self.complete(slot, id, Ok(Done::Received(Chunk::from(bytes))), true);
         }
         if ended {
             self.cores[slot].ops.remove(&id);
-            self.complete(slot, id, Ok(Done::Received(Chunk { bytes: Vec::new() })), false);
+            self.complete(slot, id, Ok(Done::Received(Chunk::from(Vec::new()))), false);
         }
         self.net_pump(conn, side);
     }
@@ -454,12 +464,16 @@ impl State {
         let slot = end.slot;
         let mut pending: Vec<OpId> = end.receive.take().into_iter().collect();
         pending.extend(there.pipes[side].sends.drain(..).map(|(id, _, _)| id));
-        there.pipes[1 - side] = Pipe::default();
-        there.pipes[side] = Pipe::default();
+        // What was on its way here is lost; what the other end sends from now on is answered with a reset.
+        let Pipe { transit, ready, held, stalled, unacked, .. } = &mut there.pipes[1 - side];
+        transit.clear();
+        ready.clear();
+        (*held, *stalled, *unacked) = (0, None, None);
         for id in pending {
             self.cores[slot].ops.remove(&id);
             self.complete(slot, id, Err(os_error(libc::ECONNRESET)), false);
         }
+        self.net_pump(conn, 1 - side);
     }
 
     /// One end learns at once, the other after a delay; which, is drawn.
@@ -477,13 +491,18 @@ impl State {
         let there = self.net.conns.get_mut(&conn).expect("a socket's handle has its stream");
         assert!(there.ends[side].receive.is_none() && there.pipes[side].sends.is_empty(), "a socket is detached with operations in flight");
         there.ends[side].slot = NOWHERE;
-        Ok(Some(Done::Detached(Parcel(Parcelled::Sim(conn * 2 + side as u64)))))
+        self.net.parcels += 1;
+        let parcel = SimParcel { conn, side, dropped: Some(self.net.dropped.clone()) };
+        Ok(Some(Done::Detached(Parcel(Parcelled::Sim(parcel)))))
     }
 
     pub(super) fn net_attach(&mut self, slot: usize, parcel: Parcel) -> io::Result<Option<Done>> {
-        let Parcelled::Sim(number) = parcel.0 else { return Err(os_error(libc::EINVAL)) };
-        let (conn, side) = (number / 2, (number % 2) as usize);
+        let Parcelled::Sim(mut parcel) = parcel.0 else { return Err(os_error(libc::EINVAL)) };
+        let SimParcel { conn, side, .. } = parcel;
+        parcel.dropped = None;
+        self.net.parcels -= 1;
         let there = self.net.conns.get_mut(&conn).expect("a parcelled stream stays");
+        assert_eq!(there.ends[side].machine, self.cores[slot].machine, "a stream is handed on within a machine");
         there.ends[side].slot = slot;
         Ok(Some(Done::Opened(self.add_handle(slot, Handle::Socket { conn, side }))))
     }
@@ -491,6 +510,18 @@ impl State {
 
 // Accidents.
 impl State {
+    /// Closes the streams whose parcels were dropped.
+    pub(super) fn net_drop_parcels(&mut self) {
+        if self.net.parcels == 0 {
+            return;
+        }
+        let dropped = std::mem::take(&mut *self.net.dropped.lock().expect("no holder of it panics"));
+        for (conn, side) in dropped {
+            self.net.parcels -= 1;
+            self.net_close(conn, side);
+        }
+    }
+
     fn conns_between(&self, a: usize, b: usize) -> Vec<u64> {
         let between = |conn: &Conn| {
             let (x, y) = (conn.ends[0].machine, conn.ends[1].machine);

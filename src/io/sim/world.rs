@@ -11,14 +11,15 @@ use super::net::Net;
 use crate::base::map::{Map, Seeded};
 use crate::base::prng::Prng;
 use crate::base::time::{Mono, WallMs};
-use crate::io::Io;
 use crate::io::driver::Driver;
 use crate::io::executor::{Executor, Turn};
 use crate::io::op::{Completion, Done, OpId};
 use crate::io::wakers::Wakers;
+use crate::io::{Io, Task};
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -134,6 +135,8 @@ pub(super) struct State {
     pub(super) stats: Stats,
     pub(super) machines: Vec<Machine>,
     pub(super) cores: Vec<Core>,
+    /// The cores that live, in the order of their spawning.
+    live: Vec<usize>,
     pub(super) net: Net,
     fingerprint: u64,
     events: BinaryHeap<Reverse<Timed>>,
@@ -141,6 +144,8 @@ pub(super) struct State {
     runnable: Vec<usize>,
     turning: bool,
     turns: u32,
+    /// A machine is to fall.
+    doomed: bool,
 }
 
 impl State {
@@ -179,7 +184,8 @@ impl State {
 
     pub(super) fn wake(&mut self, machine: usize, core: usize) {
         // Where two processes of a machine have a core of that number, both turn: a wake too many is allowed.
-        for slot in 0..self.cores.len() {
+        for at in 0..self.live.len() {
+            let slot = self.live[at];
             if (self.cores[slot].machine, self.cores[slot].core) == (machine, core) {
                 self.rouse(slot);
             }
@@ -202,6 +208,7 @@ impl State {
 
     /// The power fails, or the processes are killed, as soon as the core that turns has finished.
     pub(super) fn doom(&mut self, machine: usize, doom: Doom) {
+        self.doomed = true;
         let machine = &mut self.machines[machine];
         if machine.doom != Some(Doom::Crash) {
             machine.doom = Some(doom);
@@ -210,7 +217,8 @@ impl State {
 
     /// The next thing that happens, if there is one, and everything else that is due by then.
     fn advance(&mut self, until: u64) -> bool {
-        let timers = self.cores.iter().filter(|core| core.alive).filter_map(|core| core.timer.map(|at| at.max(core.local))).min();
+        let live = self.live.iter().map(|slot| &self.cores[*slot]);
+        let timers = live.filter_map(|core| core.timer.map(|at| at.max(core.local))).min();
         let event = self.events.peek().map(|Reverse(timed)| timed.at);
         let Some(next) = timers.into_iter().chain(event).min() else { return false };
         self.now = self.now.max(next.min(until));
@@ -233,9 +241,11 @@ impl State {
                 Event::StallCheck { conn, side, since } => self.net_stall_check(conn, side, since),
             }
         }
-        for slot in 0..self.cores.len() {
+        self.net_drop_parcels();
+        for at in 0..self.live.len() {
+            let slot = self.live[at];
             let core = &mut self.cores[slot];
-            if core.alive && core.timer.is_some_and(|at| at <= self.now) {
+            if core.timer.is_some_and(|at| at <= self.now) {
                 core.timer = None;
                 self.rouse(slot);
             }
@@ -265,8 +275,8 @@ impl State {
 
     /// The machine's cores and what they had under way are gone; its disk keeps what it keeps.
     fn fall(&mut self, machine: usize, doom: Doom) {
-        let slots: Vec<usize> =
-            (0..self.cores.len()).filter(|slot| self.cores[*slot].alive && self.cores[*slot].machine == machine).collect();
+        let (slots, live): (Vec<usize>, Vec<usize>) = self.live.iter().partition(|slot| self.cores[**slot].machine == machine);
+        self.live = live;
         for slot in slots {
             self.cores[slot].alive = false;
             self.cores[slot].ready.clear();
@@ -313,6 +323,7 @@ impl World {
             stats: Stats::default(),
             machines: Vec::new(),
             cores: Vec::new(),
+            live: Vec::new(),
             net: Net::default(),
             fingerprint: 0,
             events: BinaryHeap::new(),
@@ -320,6 +331,7 @@ impl World {
             runnable: Vec::new(),
             turning: false,
             turns: 0,
+            doomed: false,
         };
         World { shared: Rc::new(Shared { state: Rc::new(RefCell::new(state)), executors: RefCell::new(Vec::new()) }) }
     }
@@ -351,36 +363,34 @@ impl World {
         IpAddr::V4(Ipv4Addr::from(0x0A00_0000 + number))
     }
 
-    /// Starts an executor on a machine, and the machine if it is down: core `core` of those that `wakers` knows. Tasks are spawned through
-    /// what it gives; it ends when one of them calls `shutdown`, or with its machine.
+    /// Starts an executor on a machine, and the machine if it is down: core `core` of those that `wakers` knows. It runs `main`, as
+    /// `Executor::run` does, and is gone when that has ended and everything in flight has.
+    pub fn start<T: 'static, F: Future<Output = T> + 'static>(
+        &self,
+        machine: MachineId,
+        core: usize,
+        wakers: &Wakers,
+        main: impl FnOnce(Io) -> F,
+    ) -> Task<T> {
+        let mut executor = self.add_core(machine, core, wakers);
+        let task = executor.start(main(executor.handle()));
+        self.shared.executors.borrow_mut().push(Some(executor));
+        task
+    }
+
+    /// Starts an executor without a main task: tasks are spawned through what this gives; it is gone when one of them called `shutdown`
+    /// and everything in flight has ended.
     pub fn spawn_core(&self, machine: MachineId, core: usize, wakers: &Wakers) -> Io {
-        let (slot, rng) = self.with(|state| {
-            assert!(state.machines[machine.0].doom.is_none(), "a core is spawned on a machine that is about to fall");
-            state.machines[machine.0].up = true;
-            let seed = state.rng.next_u64();
-            state.cores.push(Core {
-                machine: machine.0,
-                core,
-                alive: true,
-                handles: Vec::new(),
-                handles_free: Vec::new(),
-                ops: Map::with_hasher(Seeded(seed)),
-                ready: VecDeque::new(),
-                in_flight: 0,
-                queued: false,
-                timer: None,
-                local: 0,
-            });
-            (state.cores.len() - 1, state.rng.fork())
-        });
-        let driver = Driver::Sim(SimDriver::new(self.shared.state.clone(), slot, rng));
-        let executor = Executor::new(driver, core, wakers.clone());
+        let executor = self.add_core(machine, core, wakers);
         let io = executor.handle();
-        self.with(|state| state.rouse(slot));
-        let mut executors = self.shared.executors.borrow_mut();
-        assert_eq!(executors.len(), slot, "cores are spawned one after the other");
-        executors.push(Some(executor));
+        self.shared.executors.borrow_mut().push(Some(executor));
         io
+    }
+
+    fn add_core(&self, machine: MachineId, core: usize, wakers: &Wakers) -> Executor {
+        let (slot, rng) = self.with(|state| state.add_core(machine.0, core));
+        assert_eq!(self.shared.executors.borrow().len(), slot, "cores are spawned one after the other");
+        Executor::new(Driver::Sim(SimDriver::new(self.shared.state.clone(), slot, rng)), core, wakers.clone())
     }
 
     /// Lets machines fall that are to, turns one core or advances the clock, at most to `until`. False where nothing can happen any more.
@@ -423,18 +433,18 @@ impl World {
 
     fn apply_dooms(&self) {
         let doomed: Vec<(usize, Doom)> = {
-            let state = self.shared.state.borrow();
+            let mut state = self.shared.state.borrow_mut();
+            if !std::mem::take(&mut state.doomed) {
+                return;
+            }
             state.machines.iter().enumerate().filter_map(|(at, machine)| machine.doom.map(|doom| (at, doom))).collect()
         };
         for (machine, doom) in doomed {
             let mut fallen = Vec::new();
             self.with(|state| {
                 let mut all = self.shared.executors.borrow_mut();
-                for (slot, core) in state.cores.iter().enumerate() {
-                    if core.alive && core.machine == machine {
-                        fallen.push(all[slot].take());
-                    }
-                }
+                let of_machine = state.live.iter().filter(|slot| state.cores[**slot].machine == machine);
+                fallen.extend(of_machine.map(|slot| all[*slot].take()));
                 state.fall(machine, doom);
             });
             // Dropping an executor drops its tasks, whose handles speak to a driver that no longer listens.
@@ -459,9 +469,28 @@ impl World {
         }
     }
 
-    /// Runs for a time, or until nothing can happen any more.
-    pub fn run_for(&self, time: Duration) -> Stopped {
-        self.run_until(time, || false)
+    /// Runs for a time, which passes also where nothing happens.
+    pub fn run_for(&self, time: Duration) {
+        let until = self.now().plus(time).0;
+        self.run_until(time, || false);
+        self.with(|state| state.now = state.now.max(until));
+    }
+
+    /// Runs a future on a new core, as `Executor::run` does, until it has ended and everything in flight has.
+    ///
+    /// # Panics
+    /// When it has not ended within `time`, or its machine fell meanwhile.
+    pub fn run_task<T: 'static, F: Future<Output = T> + 'static>(
+        &self,
+        machine: MachineId,
+        time: Duration,
+        main: impl FnOnce(Io) -> F,
+    ) -> T {
+        let task = self.start(machine, 0, &Wakers::new(1), main);
+        let slot = self.shared.executors.borrow().len() - 1;
+        let stopped = self.run_until(time, || !self.shared.state.borrow().cores[slot].alive);
+        assert_eq!(stopped, Stopped::Reached, "the task and its core have not ended");
+        task.take_result().expect("the task's machine fell")
     }
 
     pub fn now(&self) -> Mono {
@@ -508,7 +537,8 @@ impl World {
 
     /// Cores of the machine that live.
     pub fn cores(&self, machine: MachineId) -> usize {
-        self.shared.state.borrow().cores.iter().filter(|core| core.alive && core.machine == machine.0).count()
+        let state = self.shared.state.borrow();
+        state.live.iter().filter(|slot| state.cores[**slot].machine == machine.0).count()
     }
 
     /// Changes a machine's faults from now on.
@@ -626,12 +656,37 @@ impl State {
         (i128::from(WALL_START_MS) + elapsed_ms + i128::from(machine.wall_offset_ms)).max(0) as u64
     }
 
+    /// The new core's slot and its random numbers.
+    fn add_core(&mut self, machine: usize, core: usize) -> (usize, Prng) {
+        assert!(self.machines[machine].doom.is_none(), "a core is started on a machine that is about to fall");
+        self.machines[machine].up = true;
+        let seed = self.rng.next_u64();
+        let slot = self.cores.len();
+        self.cores.push(Core {
+            machine,
+            core,
+            alive: true,
+            handles: Vec::new(),
+            handles_free: Vec::new(),
+            ops: Map::with_hasher(Seeded(seed)),
+            ready: VecDeque::new(),
+            in_flight: 0,
+            queued: false,
+            timer: None,
+            local: 0,
+        });
+        self.live.push(slot);
+        self.rouse(slot);
+        (slot, self.rng.fork())
+    }
+
     /// A core ended by itself: its handles are closed as a process's are.
     fn end_core(&mut self, slot: usize) {
         for fd in 0..self.cores[slot].handles.len() {
             self.close_handle(slot, fd as u32);
         }
         self.disk_abandon(slot, Doom::Kill);
+        self.live.retain(|live| *live != slot);
         self.cores[slot].alive = false;
         self.cores[slot].ready.clear();
     }

@@ -1,0 +1,301 @@
+//! The contract on io_uring, and what only this driver has: short sends, a buffer ring that runs dry, a full completion queue, wakes.
+
+use super::contract::{SCENARIOS, Scenario, pair, receive_up_to};
+use super::driver::Driver;
+use super::executor::Executor;
+use super::uring::{UringConfig, UringDriver};
+use super::wakers::Wakers;
+use super::{Class, Io};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A folder of its own, removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Folder {
+        let path = std::env::temp_dir().join(format!("ringkv-io-{}-{:x}", std::process::id(), super::host::random_u64()));
+        std::fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn small() -> UringConfig {
+    UringConfig {
+        submissions: 64,
+        completions: 256,
+        descriptors: 2048,
+        receive_buffers: 64,
+        receive_buffer_bytes: 16384,
+        ..UringConfig::default()
+    }
+}
+
+fn executor(config: UringConfig, core: usize, wakers: &Wakers) -> Executor {
+    let driver = UringDriver::new(config, core, wakers).expect("a ring");
+    Executor::new(Driver::Uring(Box::new(driver)), core, wakers.clone())
+}
+
+fn run(name: &str, config: UringConfig, scenario: Scenario) {
+    let folder = Folder::new();
+    let mut executor = executor(config, 0, &Wakers::new(1));
+    let io = executor.handle();
+    let path = folder.0.clone();
+    let (watch, name) = (io.clone(), name.to_string());
+    drop(io.spawn(Class::Foreground, async move {
+        watch.sleep(LIMIT).await;
+        assert!(watch.is_shutting_down(), "{name}: takes too long");
+    }));
+    executor.run(scenario(io.clone(), path));
+    assert!(executor.is_finished());
+}
+
+#[test]
+fn the_driver_keeps_the_contract() {
+    for (name, scenario) in SCENARIOS {
+        run(name, small(), *scenario);
+    }
+}
+
+#[test]
+fn the_contract_holds_without_deferred_task_run_and_direct_descriptors() {
+    for (name, scenario) in SCENARIOS {
+        run(name, UringConfig { deferred: false, direct: false, ..small() }, *scenario);
+    }
+}
+
+#[test]
+fn the_contract_holds_with_tiny_queues_and_few_buffers() {
+    let tiny = UringConfig { submissions: 4, completions: 8, receive_buffers: 2, receive_buffer_bytes: 512, ..small() };
+    for (name, scenario) in SCENARIOS {
+        if *name != "a reader that stops holds the sender up and loses nothing" {
+            run(name, tiny.clone(), *scenario);
+        }
+    }
+}
+
+#[test]
+fn short_sends_go_on() {
+    run("short sends", UringConfig { send_buffer_bytes: Some(4096), ..small() }, |io, _| {
+        Box::pin(async move {
+            let (near, far) = pair(&io).await;
+            let sent: Vec<u8> = (0..4_000_000u32).map(|number| (number % 251) as u8).collect();
+            let (sender, bytes) = (io.clone(), sent.clone());
+            let sending = io.spawn(Class::Foreground, async move { sender.send(&near, bytes).await.map(|_| near) });
+            assert!(receive_up_to(&io, &far, sent.len()).await == sent);
+            sending.await.unwrap();
+        })
+    });
+}
+
+#[test]
+fn receives_that_found_no_buffer_go_on_when_there_is_one() {
+    run("no buffers", UringConfig { receive_buffers: 4, receive_buffer_bytes: 256, ..small() }, |io, _| {
+        Box::pin(async move {
+            let mut pairs = Vec::new();
+            for _ in 0..20 {
+                pairs.push(pair(&io).await);
+            }
+            for (number, (near, _)) in pairs.iter().enumerate() {
+                io.send(near, vec![number as u8; 3000]).await.unwrap();
+            }
+            // Chunks that are held keep their buffers; copies are made when few are left.
+            let mut held = Vec::new();
+            for (_, far) in &pairs {
+                held.push(io.receive(far).await.unwrap());
+            }
+            for (number, (_, far)) in pairs.iter().enumerate() {
+                let got: usize = held[number].iter().map(|chunk| chunk.len()).sum();
+                assert!(held[number].iter().all(|chunk| chunk.iter().all(|byte| *byte == number as u8)));
+                assert_eq!(receive_up_to(&io, far, 3000 - got).await, vec![number as u8; 3000 - got]);
+            }
+        })
+    });
+}
+
+#[test]
+fn a_full_completion_queue_loses_nothing() {
+    run("full queue", UringConfig { submissions: 8, completions: 16, ..small() }, |io, dir| {
+        Box::pin(async move {
+            let file = io.open(&dir.join("file"), super::op::OpenHow::Create).await.unwrap();
+            let tasks: Vec<_> = (0..500u64)
+                .map(|number| {
+                    let (io, file) = (io.clone(), file.clone());
+                    io.clone().spawn(Class::Foreground, async move {
+                        let mut buf = io.buf(4096);
+                        buf.fill(number as u8);
+                        io.write(&file, number * 4096, buf, false).await.unwrap();
+                        let buf = io.read(&file, number * 4096, 4096).await.unwrap();
+                        assert!(buf.iter().all(|byte| *byte == number as u8));
+                    })
+                })
+                .collect();
+            for task in tasks {
+                task.await;
+            }
+        })
+    });
+}
+
+#[test]
+fn a_large_file_dies_in_steps_unless_another_name_holds_it() {
+    run("large file", small(), |io, dir| {
+        Box::pin(async move {
+            let (a, b) = (dir.join("a"), dir.join("b"));
+            let file = io.open(&a, super::op::OpenHow::Create).await.unwrap();
+            io.resize(&file, 300 << 20).await.unwrap();
+            io.link(&a, &b).await.unwrap();
+            io.remove(&a).await.unwrap();
+            assert_eq!(io.size(&file).await.unwrap(), 300 << 20, "the other name still holds it");
+            io.remove(&b).await.unwrap();
+            assert!(io.size(&file).await.unwrap() <= 64 << 20, "it was truncated first");
+            assert!(io.list(&dir).await.unwrap().is_empty());
+        })
+    });
+}
+
+/// A core that answers each number in its cell by adding it up, until `rounds` were taken.
+fn adder(core: usize, wakers: Wakers, cells: Arc<[AtomicU64; 2]>, rounds: u64) -> impl FnOnce() + Send {
+    move || {
+        let mut executor = executor(small(), core, &wakers);
+        executor.set_spin(Duration::ZERO);
+        let io: Io = executor.handle();
+        let inbox = cells.clone();
+        let seen = std::rc::Rc::new(std::cell::Cell::new(0));
+        let last = seen.clone();
+        io.set_inbox(Box::new(move || inbox[core].load(Ordering::Relaxed) > last.get()));
+        executor.run(async move {
+            if core == 0 {
+                cells[1].store(1, Ordering::Relaxed);
+                io.wake(1);
+            }
+            while seen.get() < rounds {
+                io.within(LIMIT, io.inbox()).await.expect("no wake is lost");
+                seen.set(cells[core].load(Ordering::Relaxed));
+                cells[1 - core].store(seen.get() + 1, Ordering::Relaxed);
+                io.wake(1 - core);
+            }
+        });
+    }
+}
+
+#[test]
+fn two_cores_that_park_after_each_message_never_lose_a_wake() {
+    let wakers = Wakers::new(2);
+    let cells = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+    let threads: Vec<_> =
+        (0..2).map(|core| super::host::spawn_thread("adder", adder(core, wakers.clone(), cells.clone(), 20_000)).unwrap()).collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+#[test]
+fn a_thread_without_a_ring_wakes_a_parked_core() {
+    let wakers = Wakers::new(1);
+    let cell = Arc::new(AtomicU64::new(0));
+    let (core_wakers, core_cell) = (wakers.clone(), cell.clone());
+    let thread = super::host::spawn_thread("core", move || {
+        let mut executor = executor(small(), 0, &core_wakers);
+        let io = executor.handle();
+        let inbox = core_cell.clone();
+        io.set_inbox(Box::new(move || inbox.load(Ordering::Relaxed) > 0));
+        executor.run(async move {
+            for _ in 0..200 {
+                io.within(LIMIT, io.inbox()).await.expect("no wake is lost");
+                core_cell.store(0, Ordering::Relaxed);
+            }
+        });
+    });
+    let thread = thread.unwrap();
+    while !thread.is_finished() {
+        if cell.load(Ordering::Relaxed) == 0 {
+            cell.store(1, Ordering::Relaxed);
+            wakers.wake_from_outside(0);
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_driver_that_is_dropped_in_flight_ends_what_it_began() {
+    let wakers = Wakers::new(1);
+    let folder = Folder::new();
+    let executor = executor(small(), 0, &wakers);
+    let io = executor.handle();
+    let mut executor = executor;
+    let (task_io, path) = (io.clone(), folder.0.join("file"));
+    drop(io.spawn(Class::Foreground, async move {
+        let (near, _far) = pair(&task_io).await;
+        let file = task_io.open(&path, super::op::OpenHow::Create).await.unwrap();
+        let write = task_io.write(&file, 0, task_io.buf(1 << 20), true);
+        let receive = task_io.receive(&near);
+        let _ = task_io.within(LIMIT, async { (write.await.unwrap(), receive.await.unwrap()) }).await;
+    }));
+    drop(io);
+    for _ in 0..50 {
+        executor.turn();
+    }
+    let start = super::host::mono();
+    drop(executor);
+    assert!(super::host::mono().since(start) < Duration::from_secs(2), "draining takes no time");
+}
+
+#[test]
+fn a_recording_gives_every_prefix_with_unsynced_writes_dropped() {
+    let folder = Folder::new();
+    let source = folder.0.join("source");
+    std::fs::create_dir(&source).unwrap();
+    let recording = super::recording::Recording::new(&source);
+    let wakers = Wakers::new(1);
+    let mut driver = UringDriver::new(small(), 0, &wakers).unwrap();
+    driver.record(recording.clone());
+    let mut executor = Executor::new(Driver::Uring(Box::new(driver)), 0, wakers);
+    let io = executor.handle();
+    let dir = source.clone();
+    executor.run(async move {
+        let file = io.open(&dir.join("new"), super::op::OpenHow::Create).await.unwrap();
+        let block = |byte: u8| {
+            let mut buf = io.buf(4096);
+            buf.fill(byte);
+            buf
+        };
+        io.sync_dir(&dir).await.unwrap();
+        io.write(&file, 0, block(1), true).await.unwrap();
+        io.write(&file, 4096, block(2), false).await.unwrap();
+        io.sync(&file).await.unwrap();
+        io.write(&file, 4096, block(3), false).await.unwrap();
+        io.rename(&dir.join("new"), &dir.join("final")).await.unwrap();
+    });
+    assert_eq!(recording.len(), 7);
+    let state = |n: usize, keep: bool| {
+        let target = folder.0.join(format!("at-{n}-{keep}"));
+        recording.apply_prefix(n, &target, &mut |_| keep).unwrap();
+        let (new, last) = (std::fs::read(target.join("new")), std::fs::read(target.join("final")));
+        let name = if new.is_ok() {
+            "new"
+        } else if last.is_ok() {
+            "final"
+        } else {
+            ""
+        };
+        (name, new.or(last).unwrap_or_default().chunks(4096).map(|block| block[0]).collect::<Vec<u8>>())
+    };
+    assert_eq!(state(1, false), ("", vec![]));
+    assert_eq!(state(1, true), ("new", vec![]));
+    assert_eq!(state(3, false), ("new", vec![1]));
+    assert_eq!(state(4, false), ("new", vec![1]));
+    assert_eq!(state(4, true), ("new", vec![1, 2]));
+    assert_eq!(state(5, false), ("new", vec![1, 2]));
+    assert_eq!(state(7, false), ("new", vec![1, 2]));
+    assert_eq!(state(7, true), ("final", vec![1, 3]));
+}
