@@ -1,8 +1,13 @@
 //! The storage engine of one core.
 
+pub mod block;
 pub mod cache;
 pub mod filter;
 pub mod format;
+pub mod table;
+pub mod table_iter;
+pub mod table_writer;
+pub mod verify;
 
 use crate::base::codec::Malformed;
 
@@ -11,7 +16,11 @@ use crate::base::codec::Malformed;
 pub enum EngineError {
     Io(std::io::Error),
     /// Bytes on disk are not what was written: the file and where in it.
-    Corrupt { file: String, offset: u64, what: String },
+    Corrupt {
+        file: String,
+        offset: u64,
+        what: String,
+    },
     /// No room; reads and deletes go on.
     DiskFull,
     /// A sync failed earlier: this shard acknowledges nothing any more.
@@ -19,7 +28,10 @@ pub enum EngineError {
     /// A bound is reached; try later.
     Overloaded,
     /// Too new for this build: the file and which feature.
-    Unsupported { file: String, what: String },
+    Unsupported {
+        file: String,
+        what: String,
+    },
 }
 
 impl EngineError {
