@@ -4,8 +4,11 @@ pub mod block;
 pub mod cache;
 pub mod filter;
 pub mod format;
+pub mod fuzz_table;
 pub mod table;
 pub mod table_iter;
+#[cfg(test)]
+mod table_tests;
 pub mod table_writer;
 pub mod verify;
 
