@@ -368,6 +368,47 @@ fn the_table_of_another_node_is_refused() {
     });
 }
 
+#[test]
+fn rot_names_file_and_offset_and_an_iterator_given_up_harms_nobody() {
+    let world = World::new(3);
+    let machine = world.add_machine(Faults::default());
+    let model = kib_model(2000);
+    let (written, hour) = (model.clone(), Duration::from_secs(3600));
+    let (place, at) = world.run_task(machine, hour, |io| async move {
+        write(&io, options(), &written).await;
+        let table = open(&io).await;
+        for entries in [1, 3, 300, 1200, 1999] {
+            let mut iter = table.iter(&[], None);
+            for place in written.keys().take(entries) {
+                assert_eq!(iter.next().await.unwrap().unwrap().0, place);
+            }
+        }
+        assert_eq!(collect(&table, &[], None).await.len(), written.len());
+        let place = written.keys().nth(1500).unwrap().clone();
+        let at = table.locate(&place).unwrap().unwrap();
+        (place, at)
+    });
+    world.rot(machine, Path::new(PATH), at.offset + 1000).unwrap();
+    world.run_task(machine, hour, move |io| async move {
+        let (table, cache) = (open(&io).await, BlockCache::new(1 << 20, 1));
+        let is_named =
+            |error: EngineError| matches!(error, EngineError::Corrupt { file, offset, .. } if file == PATH && offset == at.offset);
+        assert!(is_named(table.get(&place, &cache).await.unwrap_err()));
+        assert!(is_named(table.get(&place, &cache).await.unwrap_err()), "nothing bad was cached");
+        assert!(is_named(verify_table(&io, Path::new(PATH)).await.unwrap_err()));
+        let before = model.range(..place).nth_back(20).unwrap();
+        assert_eq!(table.get(before.0, &cache).await.unwrap().unwrap().bytes(), before.1);
+        let mut iter = table.iter(before.0, None);
+        let error = loop {
+            match iter.next().await {
+                Ok(entry) => assert!(entry.is_some()),
+                Err(error) => break error,
+            }
+        };
+        assert!(is_named(error) && iter.next().await.unwrap().is_none());
+    });
+}
+
 async fn file_bytes(io: &Io) -> Vec<u8> {
     let file = io.open(Path::new(PATH), OpenHow::Read).await.unwrap();
     let bytes = io.size(&file).await.unwrap() as usize;
