@@ -18,6 +18,16 @@ mod wal_segments;
 #[cfg(test)]
 mod wal_tests;
 pub mod merge;
+pub mod block;
+pub mod cache;
+pub mod filter;
+pub mod fuzz_table;
+pub mod table;
+pub mod table_iter;
+#[cfg(test)]
+mod table_tests;
+pub mod table_writer;
+pub mod verify;
 
 use crate::base::codec::Malformed;
 
