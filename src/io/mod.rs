@@ -11,6 +11,7 @@ pub mod host;
 pub mod op;
 pub mod recording;
 pub mod sim;
+pub mod spsc;
 mod stream;
 mod sys;
 mod tasks;
