@@ -3,6 +3,9 @@
 pub mod layout;
 pub mod manifest;
 pub mod wal;
+pub mod block;
+pub mod table;
+pub mod table_index;
 
 use crate::base::codec::{Malformed, Reader};
 use crate::base::record::{Body, Cell, CollectionType, Expiry, Kind, NamespaceId, Token, Version};
