@@ -7,11 +7,18 @@ pub mod format;
 pub mod fuzz;
 pub mod levels;
 pub mod manifest;
+#[cfg(test)]
+mod manifest_tests;
 pub mod memtable;
 pub mod merge;
 pub mod pick;
 pub mod recover;
 pub mod signal;
+pub mod store;
+mod store_open;
+mod store_read;
+mod store_scan;
+mod store_work;
 pub mod wal;
 mod wal_plan;
 mod wal_replay;
@@ -53,6 +60,8 @@ pub enum EngineError {
     Stopped(String),
     /// A bound is reached; try later.
     Overloaded,
+    /// At or below its vnode's floor: what it is about may have been forgotten.
+    Superseded,
     /// One atomic write that does not fit into the log.
     TooLarge,
     /// Too new for this build: the file and which feature.
@@ -82,6 +91,7 @@ impl std::fmt::Display for EngineError {
             EngineError::DiskFull => f.write_str("the disk is full"),
             EngineError::Stopped(why) => write!(f, "this shard stopped acknowledging: {why}"),
             EngineError::Overloaded => f.write_str("overloaded"),
+            EngineError::Superseded => f.write_str("older than what this shard remembers"),
             EngineError::TooLarge => f.write_str("one write larger than the log takes"),
             EngineError::Unsupported { file, what } => write!(f, "{file} needs {what}, which this build does not know"),
         }

@@ -6,10 +6,12 @@
 //! version bounds say that nothing older can matter.
 
 use super::batch::{Batch, KeyRef};
+use super::block::BlockCache;
+use super::expire::Lags;
 use super::memtable::{self, Memtable, MemtableConfig};
+use super::pick::Policy;
 use super::recover::NodeStore;
 use super::signal::Signal;
-use super::table::BlockCache;
 use super::tables::Tables;
 use super::wal::{DurableHook, Wal, WalStats};
 use super::{EngineError, Planted, Seq};
@@ -48,6 +50,8 @@ pub struct EngineConfig {
     pub forget_after_ms: Option<u64>,
     /// Seeds the hash tables; drawn at start.
     pub hash_seed: u64,
+    /// When tables are merged.
+    pub policy: Policy,
     pub planted: Option<Planted>,
 }
 
@@ -67,6 +71,7 @@ impl EngineConfig {
             table_bytes_max: TABLE_BYTES_MAX,
             forget_after_ms: None,
             hash_seed,
+            policy: Policy::default(),
             planted: None,
         }
     }
@@ -116,20 +121,20 @@ pub(super) struct Core {
     /// A flush or a merge has ended.
     pub(super) progress: Signal,
     pub(super) counters: Counters,
+    /// For encoding places.
+    pub(super) scratch: RefCell<Vec<u8>>,
 }
 
 #[derive(Default)]
 pub(super) struct Counters {
     pub(super) peeks: Cell<u64>,
     pub(super) reads: Cell<u64>,
-    pub(super) disk_reads: Cell<u64>,
-    pub(super) filtered: Cell<u64>,
     pub(super) flushes: Cell<u64>,
     pub(super) flushed_bytes: Cell<u64>,
     pub(super) merges: Cell<u64>,
     pub(super) merged_bytes: Cell<u64>,
     pub(super) expired: Cell<u64>,
-    pub(super) lag: RefCell<super::lag::Lag>,
+    pub(super) lags: RefCell<Lags>,
 }
 
 pub(super) fn add(counter: &Cell<u64>, n: u64) {

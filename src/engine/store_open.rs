@@ -1,6 +1,7 @@
 //! Opening an engine: the manifest's tables, the log's records, the clock above everything that was ever stamped; with another core count
 //! first the move from the old folders. And closing it.
 
+use super::cache::Cache;
 use super::format::manifest::{Edit, VnodeRecord};
 use super::format::wal::{Record, VnodesRecord, parse_record};
 use super::manifest::{self, Manifest, State};
@@ -151,26 +152,18 @@ impl Engine {
 /// The highest clock that may have been given out.
 fn ceiling(tables: &Tables, replayed: &Replayed, log: u64) -> u64 {
     let tree = tables.tree();
-    let in_tables = tree.tables().map(|table| table.table.newest_version().hlc()).max().unwrap_or(0);
+    let in_tables = tree.tables().map(|table| table.table.info().newest_version().hlc()).max().unwrap_or(0);
     log.max(in_tables).max(replayed.newest.hlc()).max(tables.manifest().state().clock_ceiling)
 }
 
-fn assemble(
-    io: &Io,
-    store: &Arc<NodeStore>,
-    config: EngineConfig,
-    wal: Wal,
-    tables: Tables,
-    replayed: Replayed,
-    ceiling: u64,
-) -> Core {
+fn assemble(io: &Io, store: &Arc<NodeStore>, config: EngineConfig, wal: Wal, tables: Tables, replayed: Replayed, ceiling: u64) -> Core {
     let above = if config.planted == Some(Planted::ClockRestartedLow) { 0 } else { ceiling };
     wal.raise_clock(above);
     let state = tables.manifest().state().clone();
     let has_floors = state.vnodes.iter().any(|(_, _, _, record)| record.floor > Version::ZERO);
     let mut namespaces = replayed.namespaces;
     namespaces.extend(state.vnodes.iter().map(|(namespace, ..)| namespace));
-    let cache = super::table::block_cache(config.cache_bytes, config.hash_seed);
+    let cache = Cache::new(config.cache_bytes, config.hash_seed);
     Core {
         io: io.clone(),
         store: store.clone(),
@@ -187,6 +180,7 @@ fn assemble(
         flush_work: Signal::new(),
         progress: Signal::new(),
         counters: Counters::default(),
+        scratch: RefCell::default(),
         config,
     }
 }
@@ -204,20 +198,10 @@ async fn open_tables(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, man
 }
 
 /// Builds this shard's folder of the new generation from the old shards' manifests, tables and logs.
-async fn move_in(
-    io: &Io,
-    store: &Arc<NodeStore>,
-    config: &EngineConfig,
-    dir: &Path,
-    report: &mut OpenReport,
-) -> Result<(), EngineError> {
+async fn move_in(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, dir: &Path, report: &mut OpenReport) -> Result<(), EngineError> {
     let (mut states, mut readers) = (Vec::new(), Vec::new());
     for old in store.previous_dirs() {
-        let state = if manifest::exists(io, &old).await? {
-            manifest::load(io, &old, store.identity()).await?.0
-        } else {
-            State::default()
-        };
+        let state = if manifest::exists(io, &old).await? { manifest::load(io, &old, store.identity()).await?.0 } else { State::default() };
         readers.push(WalReader::open(io, &old, store.identity(), state.released, None).await?);
         states.push(state);
     }
