@@ -25,6 +25,11 @@ mod wal_replay;
 mod wal_segments;
 #[cfg(test)]
 mod wal_tests;
+pub mod block;
+pub mod table;
+pub mod table_iter;
+pub mod table_writer;
+pub mod verify;
 
 use crate::base::codec::Malformed;
 
