@@ -1,7 +1,10 @@
 //! The storage engine of one core.
 
 pub mod batch;
+pub mod block;
 pub mod cache;
+pub mod compact;
+pub mod expire;
 pub mod filter;
 pub mod format;
 pub mod fuzz;
@@ -14,22 +17,25 @@ pub mod merge;
 pub mod pick;
 pub mod recover;
 pub mod signal;
+pub mod snapshot;
 pub mod store;
 mod store_open;
 mod store_read;
 mod store_scan;
+#[cfg(test)]
+mod store_tests;
 mod store_work;
+pub mod table;
+pub mod table_iter;
+pub mod table_writer;
+pub mod tables;
+pub mod verify;
 pub mod wal;
 mod wal_plan;
 mod wal_replay;
 mod wal_segments;
 #[cfg(test)]
 mod wal_tests;
-pub mod block;
-pub mod table;
-pub mod table_iter;
-pub mod table_writer;
-pub mod verify;
 
 use crate::base::codec::Malformed;
 

@@ -6,7 +6,6 @@
 //! version bounds say that nothing older can matter.
 
 use super::batch::{Batch, KeyRef};
-use super::block::BlockCache;
 use super::expire::Lags;
 use super::memtable::{self, Memtable, MemtableConfig};
 use super::pick::Policy;
@@ -18,7 +17,7 @@ use super::{EngineError, Planted, Seq};
 use crate::base::record::{NamespaceId, Version, vnode_of};
 use crate::base::time::{HybridClock, WallMs};
 use crate::io::Io;
-use crate::limits::{TABLE_BYTES_MAX, WAL_SEGMENT_BYTES};
+use crate::limits::{BLOCK_BYTES, TABLE_BYTES_MAX, WAL_SEGMENT_BYTES};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -46,6 +45,7 @@ pub struct EngineConfig {
     pub wal_segments_max: usize,
     pub wal_pending_bytes_max: usize,
     pub table_bytes_max: u64,
+    pub block_bytes: usize,
     /// A tombstone may be forgotten after this long, where this node alone holds the data; `None`: only by `set_floor`.
     pub forget_after_ms: Option<u64>,
     /// Seeds the hash tables; drawn at start.
@@ -68,7 +68,8 @@ impl EngineConfig {
             wal_segment_bytes: WAL_SEGMENT_BYTES,
             wal_segments_max: WAL_SEGMENTS,
             wal_pending_bytes_max: WAL_SEGMENT_BYTES,
-            table_bytes_max: TABLE_BYTES_MAX,
+            table_bytes_max: (memory_bytes as u64 / 4).clamp(4 << 20, TABLE_BYTES_MAX / 4),
+            block_bytes: BLOCK_BYTES,
             forget_after_ms: None,
             hash_seed,
             policy: Policy::default(),
@@ -106,8 +107,6 @@ pub(super) struct Core {
     pub(super) config: EngineConfig,
     pub(super) wal: Wal,
     pub(super) tables: Tables,
-    /// Blocks of tables.
-    pub(super) cache: BlockCache,
     pub(super) mems: RefCell<Mems>,
     pub(super) clock: RefCell<HybridClock>,
     /// Namespaces that were ever written here.

@@ -110,6 +110,10 @@ impl Engine {
         while reader.next_group(&mut |seq, record| replayed.take(seq, record, vnodes, &|_| true)).await? {
             report.flushes += u64::from(replayed.flush(&tables, &config, None).await?);
         }
+        let edits: Vec<Edit> = replayed.vnodes.iter().flat_map(|one| vnode_edits(one, vnodes, &|_| true)).collect();
+        if !edits.is_empty() {
+            tables.manifest().commit(edits, |_| ()).await?;
+        }
         let ceiling = ceiling(&tables, &replayed, reader.ceiling);
         let released = tables.manifest().state().released;
         let wal_config = WalConfig {
@@ -152,7 +156,7 @@ impl Engine {
 /// The highest clock that may have been given out.
 fn ceiling(tables: &Tables, replayed: &Replayed, log: u64) -> u64 {
     let tree = tables.tree();
-    let in_tables = tree.tables().map(|table| table.table.info().newest_version().hlc()).max().unwrap_or(0);
+    let in_tables = tree.tables().map(|table| table.table.info().versions.1.hlc()).max().unwrap_or(0);
     log.max(in_tables).max(replayed.newest.hlc()).max(tables.manifest().state().clock_ceiling)
 }
 
@@ -163,14 +167,16 @@ fn assemble(io: &Io, store: &Arc<NodeStore>, config: EngineConfig, wal: Wal, tab
     let has_floors = state.vnodes.iter().any(|(_, _, _, record)| record.floor > Version::ZERO);
     let mut namespaces = replayed.namespaces;
     namespaces.extend(state.vnodes.iter().map(|(namespace, ..)| namespace));
-    let cache = Cache::new(config.cache_bytes, config.hash_seed);
+    let tree = tables.tree();
+    for table in tree.tables() {
+        namespaces.extend(table.table.properties().bounds.iter().map(|bounds| bounds.namespace));
+    }
     Core {
         io: io.clone(),
         store: store.clone(),
         clock: RefCell::new(HybridClock::new(above, config.core, store.cores())),
         wal,
         tables,
-        cache,
         mems: RefCell::new(Mems { active: replayed.active, sealed: VecDeque::<Sealed>::new() }),
         namespaces: RefCell::new(namespaces),
         has_floors: Cell::new(has_floors),
@@ -192,9 +198,11 @@ async fn open_tables(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, man
         vnodes: store.vnodes(),
         table_bytes: config.table_bytes_max,
         policy: config.policy,
+        block_bytes: config.block_bytes,
         planted: config.planted,
     };
-    Tables::open(io, tables_config, manifest, |id| store.file(id)).await
+    let cache = Rc::new(Cache::new(config.cache_bytes, config.hash_seed));
+    Tables::open(io, tables_config, manifest, cache, Rc::default(), |id| store.file(id)).await
 }
 
 /// Builds this shard's folder of the new generation from the old shards' manifests, tables and logs.

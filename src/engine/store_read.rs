@@ -110,7 +110,7 @@ impl Core {
             if !step.table.table.may_hold(*hash.get_or_insert_with(|| prefix_hash(key_prefix(place)))) {
                 continue;
             }
-            match step.table.table.peek(place, &self.cache).map_err(|_| NeedsDisk)? {
+            match step.table.table.peek(place, &self.tables.cache).map_err(|_| NeedsDisk)? {
                 Peeked::Hit(cell) => below = Some(join_bufs(below.take(), cell)),
                 Peeked::Absent => {}
                 Peeked::NeedsRead => return Err(NeedsDisk),
@@ -134,7 +134,7 @@ impl Core {
             if !step.table.table.may_hold(*hash.get_or_insert_with(|| prefix_hash(key_prefix(place)))) {
                 continue;
             }
-            if let Some(cell) = step.table.table.get(place, &self.cache).await? {
+            if let Some(cell) = step.table.table.get(place, &self.tables.cache).await? {
                 found = Some(join_bufs(found.take(), cell));
             }
         }

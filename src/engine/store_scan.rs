@@ -3,7 +3,7 @@
 use super::batch::KeyRef;
 use super::format::{PLACE_HEADER_BYTES, parse_cell, parse_place, put_cell, put_key_prefix, unescape};
 use super::store::{Core, Engine};
-use super::table::TableIter;
+use super::table_iter::TableIter;
 use super::{EngineError, Seq};
 use crate::base::record::{Body, Cell, Kind, NamespaceId, Version, join, token_of};
 use crate::base::time::WallMs;

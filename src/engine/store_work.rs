@@ -10,7 +10,7 @@ use super::table::Table;
 use super::tables::Memory;
 use super::wal::WalStats;
 use super::{EngineError, Seq};
-use crate::base::record::{NamespaceId, Version, vnode_of};
+use crate::base::record::{NamespaceId, Version};
 use crate::base::time::HLC_COUNTER_BITS;
 use std::path::Path;
 use std::rc::Rc;
@@ -295,7 +295,7 @@ impl Engine {
             level0_runs: tree.level0_runs(),
             filter_and_index_bytes: sum(Table::filter_and_index_bytes),
             table_memory_bytes: sum(Table::memory_bytes),
-            cache: core.cache.stats(),
+            cache: core.tables.cache.stats(),
             wal: core.wal.stats(),
             disk_full: core.disk_full.get() || core.wal.stats().disk_full,
             disk_reads: core.tables.stats().reads.get(),
