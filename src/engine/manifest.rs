@@ -145,17 +145,18 @@ impl State {
     }
 }
 
-/// One at a time, in the order of asking.
+/// One at a time.
 #[derive(Default)]
-struct Turns {
+pub(super) struct Turns {
     busy: Cell<bool>,
     waiting: RefCell<VecDeque<Waker>>,
 }
 
-struct TurnGuard<'a>(&'a Turns);
+/// While it lives, nobody else has the turn.
+pub(super) struct TurnGuard<'a>(&'a Turns);
 
 impl Turns {
-    async fn take(&self) -> TurnGuard<'_> {
+    pub(super) async fn take(&self) -> TurnGuard<'_> {
         poll_fn(|context| {
             if !self.busy.replace(true) {
                 return Poll::Ready(());
@@ -206,7 +207,8 @@ fn to_buf(io: &Io, bytes: &[u8]) -> Buf {
     buf
 }
 
-fn is_full(error: &std::io::Error) -> bool {
+/// The operation failed because the disk has no room.
+pub(super) fn is_full(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }
 

@@ -10,6 +10,7 @@
 //! only that vnode's entries, and a flush sorts one vnode's entries at a time, never all at once. A third index, of deadlines, is
 //! ordered by time: reclaiming what expired is proportional to what expired.
 
+use super::Seq;
 use super::format::{parse_cell, place_namespace_token, put_cell};
 use crate::base::checksum::hash64_seeded;
 use crate::base::map::{Map, Seeded};
@@ -17,9 +18,6 @@ use crate::base::record::{Body, Cell, NamespaceId, Version, join, vnode_of};
 use crate::base::time::WallMs;
 use hashbrown::HashTable;
 use std::collections::BTreeSet;
-
-/// A sequence number of this shard's log. 0 comes before every record.
-pub type Seq = u64;
 
 /// How a memtable is made.
 #[derive(Clone, Copy, Debug)]
@@ -197,6 +195,7 @@ pub struct Memtable {
     entries: usize,
     live_bytes: usize,
     seqs: Option<(Seq, Seq)>,
+    counted_ms: WallMs,
     scratch: Vec<u8>,
 }
 
@@ -214,6 +213,7 @@ impl Memtable {
             entries: 0,
             live_bytes: 0,
             seqs: None,
+            counted_ms: 0,
             scratch: Vec::new(),
         }
     }
@@ -404,7 +404,10 @@ impl Memtable {
     /// Takes the deadline that passed first, up to `now_ms`, and turns its cell into its remnant, unless `is_newest` (place, version of the
     /// deadline) says that a table may know a newer one. None when no deadline up to `now_ms` is left.
     pub fn pop_expired(&mut self, now_ms: WallMs, is_newest: impl FnOnce(&[u8], Version) -> bool) -> Option<Expired> {
-        let &(deadline_ms, addr) = self.deadlines.first().filter(|(deadline_ms, _)| *deadline_ms <= now_ms)?;
+        let Some(&(deadline_ms, addr)) = self.deadlines.first().filter(|(deadline_ms, _)| *deadline_ms <= now_ms) else {
+            self.counted_ms = self.counted_ms.max(now_ms);
+            return None;
+        };
         self.deadlines.pop_first();
         let (place, cell) = (self.arena.place(addr), self.arena.cell(addr));
         let mut expired = Expired { place: place.to_vec(), deadline_ms, freed_bytes: 0 };
@@ -419,6 +422,11 @@ impl Memtable {
             self.scratch = scratch;
         }
         Some(expired)
+    }
+
+    /// Every deadline up to here was taken by `pop_expired`.
+    pub fn counted_ms(&self) -> WallMs {
+        self.counted_ms
     }
 
     /// Forgets the entries of a vnode of a namespace whose log record is below `seq`: they are void.

@@ -1,6 +1,11 @@
 //! The storage engine of one core.
 
 pub mod batch;
+pub mod block;
+pub mod cache;
+pub mod compact;
+pub mod expire;
+pub mod filter;
 pub mod format;
 pub mod fuzz;
 pub mod levels;
@@ -11,6 +16,19 @@ pub mod memtable;
 pub mod pick;
 pub mod recover;
 pub mod signal;
+pub mod snapshot;
+pub mod store;
+mod store_open;
+mod store_read;
+mod store_scan;
+#[cfg(test)]
+mod store_tests;
+mod store_work;
+pub mod table;
+pub mod table_iter;
+pub mod table_writer;
+pub mod tables;
+pub mod verify;
 pub mod wal;
 mod wal_plan;
 mod wal_replay;
@@ -18,16 +36,9 @@ mod wal_segments;
 #[cfg(test)]
 mod wal_tests;
 pub mod merge;
-pub mod block;
-pub mod cache;
-pub mod filter;
 pub mod fuzz_table;
-pub mod table;
-pub mod table_iter;
 #[cfg(test)]
 mod table_tests;
-pub mod table_writer;
-pub mod verify;
 
 use crate::base::codec::Malformed;
 
@@ -63,6 +74,8 @@ pub enum EngineError {
     Stopped(String),
     /// A bound is reached; try later.
     Overloaded,
+    /// At or below its vnode's floor: what it is about may have been forgotten.
+    Superseded,
     /// One atomic write that does not fit into the log.
     TooLarge,
     /// Too new for this build: the file and which feature.
@@ -92,6 +105,7 @@ impl std::fmt::Display for EngineError {
             EngineError::DiskFull => f.write_str("the disk is full"),
             EngineError::Stopped(why) => write!(f, "this shard stopped acknowledging: {why}"),
             EngineError::Overloaded => f.write_str("overloaded"),
+            EngineError::Superseded => f.write_str("older than what this shard remembers"),
             EngineError::TooLarge => f.write_str("one write larger than the log takes"),
             EngineError::Unsupported { file, what } => write!(f, "{file} needs {what}, which this build does not know"),
         }

@@ -158,6 +158,24 @@ impl NodeStore {
         (self.core_of)(vnode, self.layout.cores)
     }
 
+    /// The core that owned a vnode before the move.
+    pub(super) fn previous_owner(&self, vnode: u32) -> u16 {
+        (self.core_of)(vnode, self.previous.map_or(self.layout.cores, |(_, cores)| cores))
+    }
+
+    /// The name of a shard's folder.
+    pub(super) fn shard_name(&self, core: u16) -> String {
+        format!("g{}-s{core}", self.layout.generation)
+    }
+
+    /// Completes a snapshot that every shard has put into `to`: from here on a node can be started on it.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub async fn snapshot_layout(&self, io: &Io, to: &Path) -> Result<(), EngineError> {
+        write_layout(io, to, &self.layout).await
+    }
+
     /// A shard's folder.
     pub fn shard_dir(&self, core: u16) -> PathBuf {
         shard_dir(&self.data, self.layout.generation, core)

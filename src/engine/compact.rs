@@ -1,0 +1,228 @@
+//! Carrying out a merge, a slice at a time.
+//!
+//! A merge of runs goes through the places from the first to the last. Each time that an output table is full and durable, one edit of the
+//! manifest shows it, drops the inputs that are consumed, raises the start of those that are consumed in part, and says how far the merge
+//! has come. The consumed fronts are given back to the file system. So a merge takes the room of one output table beyond its
+//! inputs, may stop anywhere (a crash included) and goes on from there, and readers always see one whole tree.
+
+use super::EngineError;
+use super::Planted;
+use super::format::manifest::{Edit, Level, MergeRecord, TableId};
+use super::merge::{Merge, MergeStep, Rules, Source, Tally, World};
+use super::pick::choose;
+use super::table::Table;
+use super::table_iter::TableIter;
+use super::tables::{Memory, Output, Tables, or_full, prefix_of};
+use crate::base::record::{NamespaceId, Version};
+use crate::base::time::WallMs;
+use crate::engine::format::manifest::VnodeRecord;
+use std::collections::{BTreeSet, VecDeque};
+use std::rc::Rc;
+
+/// An output table is also ended when so many times its size has gone in, so that inputs of garbage alone are given back.
+const CONSUMED_SIZES_MAX: u64 = 4;
+
+/// What a merge has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Merged {
+    pub level: Level,
+    pub tally: Tally,
+    /// Bytes of tables that were written.
+    pub written_bytes: u64,
+}
+
+/// One table as a source. It holds the open table, not its place in a tree, so that its front may be given back meanwhile.
+struct Input {
+    table: Rc<Table>,
+    start: Vec<u8>,
+    last_seq: u64,
+}
+
+/// One run as a source: its tables one after another.
+struct RunSource {
+    tables: VecDeque<Input>,
+    last_seq: u64,
+    current: Option<TableIter>,
+}
+
+impl Source for RunSource {
+    async fn advance(&mut self) -> Result<bool, EngineError> {
+        loop {
+            if let Some(iter) = &mut self.current
+                && iter.advance().await?
+            {
+                return Ok(true);
+            }
+            self.current = None;
+            let Some(input) = self.tables.pop_front() else { return Ok(false) };
+            self.last_seq = input.last_seq;
+            self.current = Some(input.table.iter(&input.start, None));
+        }
+    }
+    fn place(&self) -> &[u8] {
+        self.current.as_ref().map_or(&[], TableIter::place)
+    }
+    fn cell(&self) -> &[u8] {
+        self.current.as_ref().map_or(&[], TableIter::cell)
+    }
+    fn last_seq(&self) -> u64 {
+        self.last_seq
+    }
+    fn position(&self) -> (String, u64) {
+        self.current.as_ref().map_or_else(Default::default, TableIter::position)
+    }
+}
+
+/// The shard around a merge.
+struct Around<'a, M> {
+    tables: &'a Tables,
+    memory: &'a M,
+    inputs: BTreeSet<TableId>,
+}
+
+impl<M: Memory> World for Around<'_, M> {
+    fn vnodes(&self) -> u32 {
+        self.tables.config.vnodes
+    }
+    fn owns(&self, vnode: u32) -> bool {
+        self.memory.owns(vnode)
+    }
+    fn vnode_record(&self, namespace: NamespaceId, vnode: u32) -> VnodeRecord {
+        self.tables.manifest.state().vnodes.get(namespace, vnode)
+    }
+    fn may_exist_elsewhere(&self, prefix: &[u8], vnode: u32, version: Version) -> bool {
+        let namespace = NamespaceId::from_be_bytes(prefix[..4].try_into().expect("a place begins with its namespace"));
+        self.memory.oldest(namespace, vnode).is_some_and(|oldest| oldest < version)
+            || self.tables.may_hold_elsewhere(prefix, vnode, &self.inputs, |(least, _)| least < version)
+    }
+    fn may_be_newer_elsewhere(&self, place: &[u8], vnode: u32, version: Version) -> bool {
+        self.memory.newest(place).is_some_and(|newest| newest > version)
+            || self.tables.may_hold_elsewhere(prefix_of(place), vnode, &self.inputs, |(_, greatest)| greatest > version)
+    }
+}
+
+impl Tables {
+    /// Carries out the next merge that is due, to its end. None where none is due.
+    ///
+    /// # Errors
+    /// `DiskFull`: what is done stays done; call again when there may be room. Others: damage, or as `Manifest::commit`.
+    pub async fn compact(&self, memory: &impl Memory) -> Result<Option<Merged>, EngineError> {
+        let Some(choice) = choose(&self.shape(), &self.config.policy) else { return Ok(None) };
+        let begun = self.manifest.state().merge.clone();
+        let merge = match begun {
+            Some(merge) => merge,
+            None => {
+                let run = choice.run.unwrap_or_else(|| self.manifest.draw_run());
+                let merge = MergeRecord { inputs: choice.inputs, level: choice.level, run, done: Vec::new() };
+                self.manifest.commit(vec![Edit::Merge(Some(merge.clone()))], |_| {}).await?;
+                merge
+            }
+        };
+        let merged = self.carry_out(merge, memory).await?;
+        if merged.level == Level::Last && merged.tally.entries_in > 0 {
+            self.measure(&merged.tally);
+        }
+        Ok(Some(merged))
+    }
+
+    /// How much of what comes from above replaces something, judged by what vanished of it.
+    fn measure(&self, tally: &Tally) {
+        let gone = (tally.bytes_in - tally.bytes_out) as f64 / tally.bytes_in as f64;
+        // Of all that went in, about a half came from above.
+        self.overwritten_share.set((2.0 * gone).min(1.0));
+    }
+
+    async fn carry_out(&self, mut merge: MergeRecord, memory: &impl Memory) -> Result<Merged, EngineError> {
+        let (sources, inputs, seqs) = self.sources(&merge);
+        let around = Around { tables: self, memory, inputs };
+        let drop_early = self.config.planted == Some(Planted::TombstoneDroppedEarly);
+        let expired_ms = self.expiry.counted_ms_of(around.inputs.iter());
+        let mut steps = Merge::start(sources, Rules { expired_ms, level: merge.level, drop_early }).await?;
+        let mut output = Output::new(self, merge.level, merge.run, seqs);
+        let mut written_bytes = 0;
+        loop {
+            match self.fill(&mut steps, &mut output, &around).await {
+                Ok(()) => {}
+                Err(error) => {
+                    output.abandon().await;
+                    return Err(or_full(error));
+                }
+            }
+            let next = steps.next_place().map(<[u8]>::to_vec);
+            let is_last = next.is_none();
+            merge.done = next.unwrap_or_default();
+            written_bytes += self.end_slice(&merge, &mut output, &around.inputs, is_last, memory).await?;
+            drop(self.reap().await);
+            if is_last {
+                return Ok(Merged { level: merge.level, tally: steps.tally(), written_bytes });
+            }
+            if self.io.is_shutting_down() {
+                return Err(EngineError::Stopped("the node is shutting down".to_owned()));
+            }
+        }
+    }
+
+    /// The runs that a merge still has to read, the tables in them, and the log records that they hold.
+    fn sources(&self, merge: &MergeRecord) -> (Vec<RunSource>, BTreeSet<TableId>, (u64, u64)) {
+        let (mut sources, mut ids, mut seqs) = (Vec::new(), BTreeSet::new(), None::<(u64, u64)>);
+        for run in self.tree().runs.iter().filter(|run| merge.inputs.contains(&run.id)) {
+            // What a slice has written already lies below `done`, in the run that grows.
+            let mut tables = VecDeque::new();
+            for table in run.tables.iter().filter(|table| table.record.last >= merge.done) {
+                ids.insert(table.record.id);
+                let of = table.record.seqs;
+                seqs = Some(seqs.map_or(of, |all| (all.0.min(of.0), all.1.max(of.1))));
+                let start = table.start().max(&merge.done).to_vec();
+                tables.push_back(Input { table: table.table.clone(), start, last_seq: of.1 });
+            }
+            sources.push(RunSource { tables, last_seq: 0, current: None });
+        }
+        (sources, ids, seqs.unwrap_or((0, 0)))
+    }
+
+    /// Merges until an output table is full or the inputs end.
+    async fn fill(&self, steps: &mut Merge<RunSource>, output: &mut Output<'_>, around: &impl World) -> Result<(), EngineError> {
+        let consumed_max = steps.tally().bytes_in + self.config.table_bytes * CONSUMED_SIZES_MAX;
+        while !output.is_above(self.config.table_bytes) && steps.tally().bytes_in < consumed_max {
+            match steps.step(around).await? {
+                MergeStep::Entry => output.add(steps.place(), steps.cell()).await?,
+                MergeStep::Nothing => {}
+                MergeStep::End => break,
+            }
+            if self.io.slice_is_over() {
+                self.io.yield_now().await;
+            }
+        }
+        output.cut().await
+    }
+
+    /// Shows what a slice has written and hides what it consumed. Gives the bytes written.
+    async fn end_slice(
+        &self,
+        merge: &MergeRecord,
+        output: &mut Output<'_>,
+        inputs: &BTreeSet<TableId>,
+        is_last: bool,
+        memory: &impl Memory,
+    ) -> Result<u64, EngineError> {
+        let new = output.take();
+        let written_bytes = new.iter().map(|new| new.record.bytes).sum();
+        // Deadlines are counted up to one instant in all inputs, so that none is counted twice or never.
+        let _turn = self.expiry.turn().await;
+        let counted_ms: WallMs = self.count_expired(memory).await?;
+        let mut edits: Vec<Edit> = new.iter().map(|new| Edit::AddTable(new.record.clone())).collect();
+        {
+            let state = self.manifest.state();
+            for record in inputs.iter().filter_map(|id| state.tables.get(id)) {
+                if is_last || record.last < merge.done {
+                    edits.push(Edit::RemoveTable(record.id));
+                } else if record.first.as_slice().max(&record.from) < merge.done.as_slice() {
+                    edits.push(Edit::RaiseFrom { id: record.id, from: merge.done.clone() });
+                }
+            }
+        }
+        edits.push(Edit::Merge((!is_last).then(|| merge.clone())));
+        self.adopt(edits, new, counted_ms).await?;
+        Ok(written_bytes)
+    }
+}

@@ -1,0 +1,245 @@
+//! Reclaiming what expired, in the order of deadlines. Work is proportional to what expired, never to what is stored.
+//!
+//! A value is hidden from its deadline on by whoever reads it; this is about the rest. Each expiry is **counted** once, when its deadline
+//! passes: by the memtable that holds the newest cell of the place, else by the table that does. A table ends with its deadlines in order;
+//! a cursor per table goes forward in it as time passes. An entry there counts if no memtable and no other table holds a newer cell of its
+//! place; filters and version bounds answer nearly always, a read decides the rest. Deadlines that pass while the node is down are
+//! hidden, and reclaimed by merges, but not counted.
+//!
+//! **Freed** means: in a memtable, the payload (the cell becomes its remnant); on disk, what caches hold, at once, and the bytes in the table
+//! with the next merge, which the picker hears of (`Table::expired_share`). The lag from deadline to count is a histogram.
+
+use super::EngineError;
+use super::filter::prefix_hash;
+use super::format::manifest::TableId;
+use super::format::place_namespace_token;
+use super::levels::{TableRef, Tree};
+use super::memtable::{Expired, Memtable};
+use super::table::Table;
+use super::table_iter::Expiring;
+use super::tables::{Memory, Tables, prefix_of};
+use crate::base::record::{Version, vnode_of};
+use crate::base::time::WallMs;
+use hdrhistogram::Histogram;
+use std::cell::{Cell, Ref, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// Longer lags are recorded as this one: an hour.
+const LAG_MS_MAX: u64 = 3_600_000;
+
+/// How late expiries were counted.
+#[derive(Debug)]
+pub struct Lags {
+    histogram: Histogram<u64>,
+    /// Payload bytes that were freed.
+    pub freed_bytes: u64,
+}
+
+impl Default for Lags {
+    fn default() -> Lags {
+        let histogram = Histogram::new_with_bounds(1, LAG_MS_MAX, 2).expect("two digits up to an hour");
+        Lags { histogram, freed_bytes: 0 }
+    }
+}
+
+impl Lags {
+    /// One expiry, counted at `now_ms`.
+    pub fn record(&mut self, deadline_ms: WallMs, now_ms: WallMs) {
+        self.histogram.saturating_record(now_ms.saturating_sub(deadline_ms));
+    }
+
+    /// Expiries counted.
+    pub fn count(&self) -> u64 {
+        self.histogram.len()
+    }
+
+    /// The lag, in ms, that this share (0 to 1) of expiries did not exceed.
+    pub fn quantile_ms(&self, share: f64) -> u64 {
+        self.histogram.value_at_quantile(share)
+    }
+
+    /// The whole histogram, in ms.
+    pub fn histogram(&self) -> &Histogram<u64> {
+        &self.histogram
+    }
+}
+
+/// Reclaims up to `batch_max` expired cells of a memtable; true if more are due. `is_newest` (place, version of the deadline) says whether
+/// no table can know a newer deadline; each is reported to `expired` once it is counted.
+pub fn expire_memory(
+    memtable: &mut Memtable,
+    now_ms: WallMs,
+    batch_max: usize,
+    lags: &mut Lags,
+    mut is_newest: impl FnMut(&[u8], Version) -> bool,
+    mut expired: impl FnMut(&Expired),
+) -> bool {
+    for _ in 0..batch_max {
+        let Some(one) = memtable.pop_expired(now_ms, &mut is_newest) else { return false };
+        lags.record(one.deadline_ms, now_ms);
+        lags.freed_bytes += one.freed_bytes as u64;
+        expired(&one);
+    }
+    true
+}
+
+/// Where a table's deadlines are counted up to.
+struct Count {
+    counted_ms: WallMs,
+    cursor: Option<Expiring>,
+}
+
+/// The cursors of a shard's tables.
+pub struct DiskExpiry {
+    counts: RefCell<BTreeMap<TableId, Count>>,
+    /// Tables that are not known otherwise are counted from here on.
+    opened_ms: WallMs,
+    lags: RefCell<Lags>,
+    superseded: Cell<u64>,
+    turns: super::manifest::Turns,
+}
+
+impl DiskExpiry {
+    pub(super) fn new(opened_ms: WallMs) -> DiskExpiry {
+        let turns = super::manifest::Turns::default();
+        DiskExpiry { counts: RefCell::default(), opened_ms, lags: RefCell::default(), superseded: Cell::new(0), turns }
+    }
+
+    /// Expiries on disk and their lags.
+    pub fn lags(&self) -> Ref<'_, Lags> {
+        self.lags.borrow()
+    }
+
+    /// Deadlines that passed but whose value had been replaced, or given another deadline, before.
+    pub fn superseded(&self) -> u64 {
+        self.superseded.get()
+    }
+
+    /// One at a time: counting, and changes of the tree that move deadlines from one table to another.
+    pub(super) async fn turn(&self) -> super::manifest::TurnGuard<'_> {
+        self.turns.take().await
+    }
+
+    /// A new table's deadlines are counted from `counted_ms` on.
+    pub(super) fn start(&self, id: TableId, counted_ms: WallMs) {
+        self.counts.borrow_mut().insert(id, Count { counted_ms, cursor: None });
+    }
+
+    /// Up to where the deadlines of all these tables are counted.
+    pub(super) fn counted_ms_of<'a>(&self, ids: impl Iterator<Item = &'a TableId>) -> WallMs {
+        let counts = self.counts.borrow();
+        ids.map(|id| counts.get(id).map_or(self.opened_ms, |count| count.counted_ms)).min().unwrap_or(self.opened_ms)
+    }
+}
+
+impl Tables {
+    /// No table can hold a newer cell of the place than `version`: for `expire_memory`.
+    pub fn is_newest_in_memory(&self, place: &[u8], version: Version) -> bool {
+        let vnode = vnode_of(place_namespace_token(place).1, self.config.vnodes);
+        !self.may_hold_elsewhere(prefix_of(place), vnode, &Default::default(), |(_, greatest)| greatest > version)
+    }
+
+    /// Counts the deadlines on disk that have passed. Call it several times a second.
+    ///
+    /// # Errors
+    /// Of reading tables.
+    pub async fn expire(&self, memory: &impl Memory) -> Result<(), EngineError> {
+        let _turn = self.expiry.turn().await;
+        self.count_expired(memory).await.map(|_| ())
+    }
+
+    /// The same for one who has the turn. Gives the instant up to which all tables are counted.
+    pub(super) async fn count_expired(&self, memory: &impl Memory) -> Result<WallMs, EngineError> {
+        let tree = self.tree();
+        let now_ms = self.io.wall_ms();
+        self.expiry.counts.borrow_mut().retain(|id, _| self.manifest.state().tables.contains_key(id));
+        for table in tree.tables() {
+            let taken = self.expiry.counts.borrow_mut().remove(&table.record.id);
+            let mut count = taken.unwrap_or(Count { counted_ms: self.expiry.opened_ms, cursor: None });
+            let result = self.count_table(&tree, table, &mut count, now_ms, memory).await;
+            self.expiry.counts.borrow_mut().insert(table.record.id, count);
+            result?;
+        }
+        Ok(now_ms)
+    }
+
+    async fn count_table(
+        &self,
+        tree: &Tree<Table>,
+        table: &Rc<TableRef<Table>>,
+        count: &mut Count,
+        now_ms: WallMs,
+        memory: &impl Memory,
+    ) -> Result<(), EngineError> {
+        if table.table.properties().counts.volatile > 0 && count.counted_ms < now_ms {
+            let cursor = count.cursor.get_or_insert_with(|| table.table.expiring(count.counted_ms + 1));
+            while let Some(entry) = cursor.next_until(now_ms).await? {
+                let (deadline_ms, version, place) = (entry.deadline_ms, entry.version, entry.place.to_vec());
+                self.count_entry(tree, table, deadline_ms, version, &place, memory).await?;
+                if self.io.slice_is_over() {
+                    self.io.yield_now().await;
+                }
+            }
+        }
+        count.counted_ms = count.counted_ms.max(now_ms);
+        Ok(())
+    }
+
+    async fn count_entry(
+        &self,
+        tree: &Tree<Table>,
+        table: &Rc<TableRef<Table>>,
+        deadline_ms: WallMs,
+        version: Version,
+        place: &[u8],
+        memory: &impl Memory,
+    ) -> Result<(), EngineError> {
+        let (namespace, token) = place_namespace_token(place);
+        let vnode = vnode_of(token, self.config.vnodes);
+        let drop_seq = self.manifest.state().vnodes.get(namespace, vnode).drop_seq;
+        if place < table.start() || !memory.owns(vnode) || table.is_void(drop_seq) {
+            return Ok(());
+        }
+        if memory.newest(place).is_some_and(|newest| newest >= version) || self.is_superseded(tree, table, version, place, drop_seq).await?
+        {
+            self.expiry.superseded.set(self.expiry.superseded.get() + 1);
+            return Ok(());
+        }
+        self.expiry.lags.borrow_mut().record(deadline_ms, self.io.wall_ms());
+        memory.expired(place);
+        Ok(())
+    }
+
+    /// Another table holds a newer cell of the place; or the same one, and is looked at first.
+    async fn is_superseded(
+        &self,
+        tree: &Tree<Table>,
+        table: &Rc<TableRef<Table>>,
+        version: Version,
+        place: &[u8],
+        drop_seq: u64,
+    ) -> Result<bool, EngineError> {
+        let (namespace, token) = place_namespace_token(place);
+        let vnode = vnode_of(token, self.config.vnodes);
+        let hash = prefix_hash(prefix_of(place));
+        let mut is_before = true;
+        for step in tree.plan(place, drop_seq, |table| Tables::newest_in(table, namespace, vnode)) {
+            if step.newest_from_here < version {
+                break;
+            }
+            if Rc::ptr_eq(step.table, table) {
+                is_before = false;
+                continue;
+            }
+            if !step.table.table.may_hold(hash) {
+                continue;
+            }
+            let found = step.table.table.get(place, &self.cache).await?;
+            if found.is_some_and(|cell| cell.cell().newest() > version || is_before && cell.cell().newest() == version) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}

@@ -1,0 +1,352 @@
+//! The tables of one shard: its tree, its manifest, and the work between memory and disk. A flush makes a table of a memtable; `compact`
+//! merges tables; `expire` counts what their deadlines end; `snapshot` links them. Files go when nothing shows them any more (`reap`).
+
+use super::block::BlockCache;
+use super::expire::DiskExpiry;
+use super::filter::{bits_for_false_positives, prefix_hash};
+use super::format::key_prefix_len;
+use super::format::manifest::{Edit, Identity, Level, TableId, TableRecord};
+use super::format::table::TableIdentity;
+use super::levels::{Levels, Release, TableFile, TableRef, Tree};
+use super::manifest::{Manifest, is_full};
+use super::memtable::Memtable;
+use super::pick::{Policy, TreeShape};
+use super::table::{Table, TableStats};
+use super::table_writer::{TableOptions, TableWriter};
+use super::{EngineError, Planted, Seq};
+use crate::base::record::{NamespaceId, Version};
+use crate::base::time::WallMs;
+use crate::io::Io;
+use crate::limits::{BLOCK_BYTES, TABLE_BYTES_MAX};
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// How a shard's tables are kept.
+#[derive(Clone, Debug)]
+pub struct TablesConfig {
+    /// The folder of all tables of the node.
+    pub dir: PathBuf,
+    pub shard: u16,
+    /// Equal arcs of the ring.
+    pub vnodes: u32,
+    /// Bytes of one table that a merge writes: the extra space that it takes, and how far a crash sets it back.
+    pub table_bytes: u64,
+    pub policy: Policy,
+    /// A block of a table is closed when it reaches this.
+    pub block_bytes: usize,
+    pub planted: Option<Planted>,
+}
+
+/// What a shard's memtables hold, for work that runs beside them. Asked again and again, never remembered.
+pub trait Memory {
+    /// This shard owns the vnode.
+    fn owns(&self, vnode: u32) -> bool;
+    /// The least version in any memtable of a vnode, the one being flushed included.
+    fn oldest(&self, namespace: NamespaceId, vnode: u32) -> Option<Version>;
+    /// The greatest version of any part of the cell at a place in any memtable.
+    fn newest(&self, place: &[u8]) -> Option<Version>;
+    /// A cell on disk expired and was counted: what caches hold of it can go.
+    fn expired(&self, place: &[u8]);
+}
+
+/// The tables of one shard.
+pub struct Tables {
+    pub(super) io: Io,
+    pub(super) config: TablesConfig,
+    pub(super) manifest: Manifest,
+    pub(super) levels: Levels<Table>,
+    pub(super) expiry: DiskExpiry,
+    pub(super) cache: Rc<BlockCache>,
+    stats: Rc<TableStats>,
+    /// Of what merges took into the last level, the share that replaced something.
+    pub(super) overwritten_share: Cell<f64>,
+}
+
+/// A table that is written but not shown by any tree yet.
+pub(super) struct NewTable {
+    pub record: TableRecord,
+    pub table: Rc<Table>,
+    pub file: Arc<TableFile>,
+}
+
+impl Tables {
+    /// Opens the tables that a manifest names. `file` gives a table's file, the same for all shards that hold it.
+    ///
+    /// # Errors
+    /// A table is missing or damaged.
+    pub async fn open(
+        io: &Io,
+        config: TablesConfig,
+        manifest: Manifest,
+        cache: Rc<BlockCache>,
+        stats: Rc<TableStats>,
+        file: impl Fn(TableId) -> Arc<TableFile>,
+    ) -> Result<Tables, EngineError> {
+        assert!(config.table_bytes <= TABLE_BYTES_MAX);
+        let levels = Levels::default();
+        let state = manifest.state().clone();
+        let mut opened = Vec::with_capacity(state.tables.len());
+        for record in state.tables.values() {
+            let file = file(record.id);
+            opened.push((record.id, open_table(io, &manifest, &file, &stats).await?, file));
+        }
+        levels.adopt(&state, opened)?;
+        let expiry = DiskExpiry::new(io.wall_ms());
+        Ok(Tables { io: io.clone(), config, manifest, levels, expiry, cache, stats, overwritten_share: Cell::new(0.0) })
+    }
+
+    /// The tree as it is now, for a read.
+    pub fn tree(&self) -> Rc<Tree<Table>> {
+        self.levels.current()
+    }
+
+    /// Counters of reads and filters.
+    pub fn stats(&self) -> &TableStats {
+        &self.stats
+    }
+
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    pub fn config(&self) -> &TablesConfig {
+        &self.config
+    }
+
+    pub fn expiry(&self) -> &DiskExpiry {
+        &self.expiry
+    }
+
+    /// Level 0 is so full that writes must wait for compaction.
+    pub fn is_stalled(&self) -> bool {
+        self.tree().level0_runs() >= self.config.policy.stall_runs()
+    }
+
+    /// The greatest version of a vnode in a table, for `Tree::plan`.
+    pub fn newest_in(table: &Table, namespace: NamespaceId, vnode: u32) -> Option<Version> {
+        table.version_bounds(namespace, vnode).map(|(_, greatest)| greatest)
+    }
+
+    /// Writes a memtable as a run of level 0 and releases the log up to `released`, in one edit.
+    ///
+    /// # Errors
+    /// `DiskFull`: nothing has changed, try again later. Others as `Manifest::commit`.
+    pub async fn flush(&self, memtable: &Memtable, released: Seq) -> Result<(), EngineError> {
+        let run = self.manifest.draw_run();
+        let seqs = memtable.seqs().unwrap_or((0, 0));
+        let mut output = Output::new(self, Level::Zero, run, seqs);
+        if let Err(error) = self.write_memtable(memtable, &mut output).await {
+            output.abandon().await;
+            return Err(or_full(error));
+        }
+        let tables = output.take();
+        let turn = self.expiry.turn().await;
+        let mut edits: Vec<Edit> = tables.iter().map(|new| Edit::AddTable(new.record.clone())).collect();
+        edits.push(Edit::Released(released));
+        self.adopt(edits, tables, memtable.counted_ms()).await?;
+        drop(turn);
+        Ok(())
+    }
+
+    async fn write_memtable(&self, memtable: &Memtable, output: &mut Output<'_>) -> Result<(), EngineError> {
+        for (place, cell) in memtable.sorted() {
+            if output.is_above(TABLE_BYTES_MAX / 2) {
+                output.cut().await?;
+            }
+            output.add(place, cell).await?;
+            if self.io.slice_is_over() {
+                self.io.yield_now().await;
+            }
+        }
+        output.cut().await
+    }
+
+    /// Commits edits that add tables and makes the tree follow. The deadlines of the new ones are counted from `counted_ms` on.
+    pub(super) async fn adopt(&self, edits: Vec<Edit>, new: Vec<NewTable>, counted_ms: WallMs) -> Result<(), EngineError> {
+        let paths: Vec<_> = new.iter().map(|new| new.file.path.clone()).collect();
+        let mut adopted = Ok(());
+        let committed = self.manifest.commit(edits, |state| {
+            new.iter().for_each(|new| self.expiry.start(new.record.id, counted_ms));
+            let opened = new.into_iter().map(|new| (new.record.id, new.table, new.file)).collect();
+            adopted = self.levels.adopt(state, opened);
+        });
+        match committed.await {
+            Err(EngineError::DiskFull) => {
+                for path in paths {
+                    self.io.remove(&path).await?;
+                }
+                Err(EngineError::DiskFull)
+            }
+            other => other.and(adopted),
+        }
+    }
+
+    /// Removes the files, and gives back the fronts, that no tree shows any more. Call it after flushes and merges, and now and then.
+    ///
+    /// # Errors
+    /// Of the operations; what was not reached is removed when the node starts again.
+    pub async fn reap(&self) -> Result<(), EngineError> {
+        for release in self.levels.release() {
+            match release {
+                Release::Remove(file) => {
+                    if let Some(file) = Arc::into_inner(file) {
+                        self.io.remove(&file.path).await?;
+                    }
+                }
+                Release::Punch(table) => {
+                    // The first block holds the header. The cache may keep blocks of the front; nobody asks for them.
+                    let (block, to) = (BLOCK_BYTES as u64, table.table.offset_of(table.start())?);
+                    if to >= 2 * block {
+                        self.io.punch(&table.table.file, block, to / block * block - block).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The tree as the picker sees it.
+    pub fn shape(&self) -> TreeShape {
+        let now_ms = self.io.wall_ms();
+        let state = self.manifest.state();
+        self.tree().shape(&state, self.overwritten_share.get(), |table| sizes(table, now_ms))
+    }
+
+    /// May any table but those of `inputs` hold a cell of the key with a version that `matters` (given the bounds of its vnode)?
+    pub(super) fn may_hold_elsewhere(
+        &self,
+        prefix: &[u8],
+        vnode: u32,
+        inputs: &std::collections::BTreeSet<TableId>,
+        matters: impl Fn((Version, Version)) -> bool,
+    ) -> bool {
+        let namespace = NamespaceId::from_be_bytes(prefix[..4].try_into().expect("a place begins with its namespace"));
+        let drop_seq = self.manifest.state().vnodes.get(namespace, vnode).drop_seq;
+        let hash = prefix_hash(prefix);
+        let mut end = prefix.to_vec();
+        // A prefix ends with 1; no place of the key reaches the one that ends with 2.
+        *end.last_mut().expect("a prefix is not empty") = 2;
+        self.tree().runs.iter().flat_map(|run| run.overlapping(prefix, Some(&end))).any(|table| {
+            !inputs.contains(&table.record.id)
+                && !table.is_void(drop_seq)
+                && table.table.version_bounds(namespace, vnode).is_some_and(&matters)
+                && table.table.may_hold(hash)
+        })
+    }
+}
+
+/// The error that callers can act on, where the disk is full.
+pub(super) fn or_full(error: EngineError) -> EngineError {
+    match error {
+        EngineError::Io(error) if is_full(&error) => EngineError::DiskFull,
+        other => other,
+    }
+}
+
+/// A table's bytes from its start on, and those of them that expired values take.
+fn sizes(table: &TableRef<Table>, now_ms: WallMs) -> (u64, u64) {
+    let consumed = if table.record.from.is_empty() { 0 } else { table.table.offset_of(table.start()).unwrap_or(0) };
+    let bytes = table.record.bytes.saturating_sub(consumed);
+    let properties = table.table.properties();
+    let passed = properties.pages.partition_point(|page| page.first_deadline_ms <= now_ms);
+    // The last page that has begun counts as half passed; there are none without volatile cells.
+    let share = (passed as f64 - 0.5).max(0.0) / properties.pages.len().max(1) as f64;
+    let volatile = properties.counts.volatile as f64 / properties.counts.entries.max(1) as f64;
+    (bytes, (bytes as f64 * volatile * share) as u64)
+}
+
+/// The id that names a table in caches and seeds its checksums: no two tables of a node share it.
+pub fn cache_id(id: TableId) -> u64 {
+    assert!(id.number < 1 << 48, "numbers of tables have run out");
+    u64::from(id.shard) << 48 | id.number
+}
+
+/// The same identity, for tables.
+pub fn table_identity(identity: Identity) -> TableIdentity {
+    TableIdentity { cluster: identity.cluster, node: identity.node }
+}
+
+async fn open_table(io: &Io, manifest: &Manifest, file: &TableFile, stats: &Rc<TableStats>) -> Result<Rc<Table>, EngineError> {
+    Table::open(io, &file.path, table_identity(manifest.identity()), cache_id(file.id), stats).await
+}
+
+/// What a flush or a merge writes: tables of one run, one after another.
+pub(super) struct Output<'a> {
+    tables: &'a Tables,
+    level: Level,
+    run: u64,
+    seqs: (Seq, Seq),
+    writer: Option<(TableWriter, TableRecord, Arc<TableFile>)>,
+    done: Vec<NewTable>,
+}
+
+impl<'a> Output<'a> {
+    pub fn new(tables: &'a Tables, level: Level, run: u64, seqs: (Seq, Seq)) -> Output<'a> {
+        Output { tables, level, run, seqs, writer: None, done: Vec::new() }
+    }
+
+    /// The table under way has so many bytes.
+    pub fn is_above(&self, bytes: u64) -> bool {
+        self.writer.as_ref().is_some_and(|(writer, ..)| writer.bytes() >= bytes)
+    }
+
+    /// Adds an entry; places rise.
+    pub async fn add(&mut self, place: &[u8], cell: &[u8]) -> Result<(), EngineError> {
+        if self.writer.is_none() {
+            let Tables { io, config, manifest, .. } = self.tables;
+            let id = TableId { shard: config.shard, number: manifest.draw_table() };
+            let file = TableFile::new(&config.dir, id);
+            let options = TableOptions {
+                identity: table_identity(manifest.identity()),
+                table_id: cache_id(id),
+                vnodes: config.vnodes,
+                filter_bits_per_key: bits_for_false_positives(Policy::false_positives(self.level)),
+                block_bytes: config.block_bytes,
+            };
+            let writer = TableWriter::create(io, &file.path, options).await?;
+            let (level, run, first) = (self.level, self.run, place.to_vec());
+            let record = TableRecord { id, level, run, first, seqs: self.seqs, ..TableRecord::default() };
+            self.writer = Some((writer, record, file));
+        }
+        let (writer, record, _) = self.writer.as_mut().expect("made above");
+        writer.add(place, cell).await?;
+        record.last.clear();
+        record.last.extend_from_slice(place);
+        Ok(())
+    }
+
+    /// Ends the table under way; it is durable when this returns.
+    pub async fn cut(&mut self) -> Result<(), EngineError> {
+        let Some((writer, mut record, file)) = self.writer.take() else { return Ok(()) };
+        let info = writer.finish().await?;
+        (record.bytes, record.entries, record.vnodes) = (info.bytes, info.counts.entries, info.vnodes);
+        let Tables { io, config, manifest, stats, .. } = self.tables;
+        io.sync_dir(&config.dir).await?;
+        let table = open_table(io, manifest, &file, stats).await?;
+        self.done.push(NewTable { record, table, file });
+        Ok(())
+    }
+
+    /// The tables that were ended.
+    pub fn take(&mut self) -> Vec<NewTable> {
+        std::mem::take(&mut self.done)
+    }
+
+    /// Something went wrong: the files that no edit names go at once, as far as that works.
+    pub async fn abandon(mut self) {
+        let under_way = self.writer.take().map(|(writer, _, file)| {
+            drop(writer);
+            file
+        });
+        for file in self.done.drain(..).map(|new| new.file).chain(under_way) {
+            drop(self.tables.io.remove(&file.path).await);
+        }
+    }
+}
+
+/// The part of a place that names the key.
+pub(super) fn prefix_of(place: &[u8]) -> &[u8] {
+    &place[..key_prefix_len(place).unwrap_or(place.len())]
+}
