@@ -8,10 +8,10 @@
 use super::EngineError;
 use super::Planted;
 use super::format::manifest::{Edit, Level, MergeRecord, TableId};
-use super::levels::TableRef;
 use super::merge::{Merge, MergeStep, Rules, Source, Tally, World};
 use super::pick::choose;
-use super::table::{Table, TableIter};
+use super::table::Table;
+use super::table_iter::TableIter;
 use super::tables::{Memory, Output, Tables, or_full, prefix_of};
 use crate::base::record::{NamespaceId, Version};
 use crate::base::time::WallMs;
@@ -31,46 +31,45 @@ pub struct Merged {
     pub written_bytes: u64,
 }
 
-/// One run as a source: its tables one after another, from a place on.
+/// One table as a source. It holds the open table, not its place in a tree, so that its front may be given back meanwhile.
+struct Input {
+    table: Rc<Table>,
+    start: Vec<u8>,
+    last_seq: u64,
+}
+
+/// One run as a source: its tables one after another.
 struct RunSource {
-    tables: VecDeque<Rc<TableRef<Table>>>,
-    from: Vec<u8>,
-    current: Option<(Rc<TableRef<Table>>, TableIter)>,
-    place: Vec<u8>,
-    cell: Vec<u8>,
+    tables: VecDeque<Input>,
+    last_seq: u64,
+    current: Option<TableIter>,
 }
 
 impl Source for RunSource {
     async fn advance(&mut self) -> Result<bool, EngineError> {
         loop {
-            if let Some((_, iter)) = &mut self.current {
-                if let Some((place, cell)) = iter.next().await? {
-                    self.place.clear();
-                    self.place.extend_from_slice(place);
-                    self.cell.clear();
-                    self.cell.extend_from_slice(cell);
-                    return Ok(true);
-                }
-                self.current = None;
+            if let Some(iter) = &mut self.current
+                && iter.advance().await?
+            {
+                return Ok(true);
             }
-            let Some(table) = self.tables.pop_front() else { return Ok(false) };
-            let from = self.from.as_slice().max(table.start()).to_vec();
-            let iter = Table::iter(&table.table, &from, None);
-            // Only the open table is held, not its place in an old tree: its front may be given back while this goes on.
-            self.current = Some((table, iter));
+            self.current = None;
+            let Some(input) = self.tables.pop_front() else { return Ok(false) };
+            self.last_seq = input.last_seq;
+            self.current = Some(input.table.iter(&input.start, None));
         }
     }
     fn place(&self) -> &[u8] {
-        &self.place
+        self.current.as_ref().map_or(&[], TableIter::place)
     }
     fn cell(&self) -> &[u8] {
-        &self.cell
+        self.current.as_ref().map_or(&[], TableIter::cell)
     }
     fn last_seq(&self) -> u64 {
-        self.current.as_ref().map_or(0, |(table, _)| table.record.seqs.1)
+        self.last_seq
     }
     fn position(&self) -> (String, u64) {
-        (self.current.as_ref().map_or_else(String::new, |(table, _)| table.file.path.display().to_string()), 0)
+        self.current.as_ref().map_or_else(Default::default, TableIter::position)
     }
 }
 
@@ -168,13 +167,15 @@ impl Tables {
         let (mut sources, mut ids, mut seqs) = (Vec::new(), BTreeSet::new(), None::<(u64, u64)>);
         for run in self.tree().runs.iter().filter(|run| merge.inputs.contains(&run.id)) {
             // What a slice has written already lies below `done`, in the run that grows.
-            let tables: VecDeque<_> = run.tables.iter().filter(|table| table.record.last >= merge.done).cloned().collect();
-            for table in &tables {
+            let mut tables = VecDeque::new();
+            for table in run.tables.iter().filter(|table| table.record.last >= merge.done) {
                 ids.insert(table.record.id);
                 let of = table.record.seqs;
                 seqs = Some(seqs.map_or(of, |all| (all.0.min(of.0), all.1.max(of.1))));
+                let start = table.start().max(&merge.done).to_vec();
+                tables.push_back(Input { table: table.table.clone(), start, last_seq: of.1 });
             }
-            sources.push(RunSource { tables, from: merge.done.clone(), current: None, place: Vec::new(), cell: Vec::new() });
+            sources.push(RunSource { tables, last_seq: 0, current: None });
         }
         (sources, ids, seqs.unwrap_or((0, 0)))
     }

@@ -10,11 +10,13 @@
 //! with the next merge, which the picker hears of (`Table::expired_share`). The lag from deadline to count is a histogram.
 
 use super::EngineError;
+use super::filter::prefix_hash;
 use super::format::manifest::TableId;
 use super::format::place_namespace_token;
 use super::levels::{TableRef, Tree};
 use super::memtable::{Expired, Memtable};
-use super::table::{Table, VolatileCursor};
+use super::table::Table;
+use super::table_iter::Expiring;
 use super::tables::{Memory, Tables, prefix_of};
 use crate::base::record::{Version, vnode_of};
 use crate::base::time::WallMs;
@@ -85,7 +87,7 @@ pub fn expire_memory(
 /// Where a table's deadlines are counted up to.
 struct Count {
     counted_ms: WallMs,
-    cursor: Option<VolatileCursor>,
+    cursor: Option<Expiring>,
 }
 
 /// The cursors of a shard's tables.
@@ -170,28 +172,17 @@ impl Tables {
         now_ms: WallMs,
         memory: &impl Memory,
     ) -> Result<(), EngineError> {
-        let (after_ms, counts) = (count.counted_ms, table.table.counts());
-        if counts.volatile == 0 || after_ms >= now_ms {
-            count.counted_ms = after_ms.max(now_ms);
-            return Ok(());
-        }
-        let cursor = count.cursor.get_or_insert_with(|| Table::expiring(&table.table, after_ms));
-        while cursor.next_deadline_ms().is_some_and(|deadline_ms| deadline_ms <= now_ms) {
-            let Some(entry) = cursor.next().await? else { break };
-            if entry.deadline_ms > now_ms {
-                cursor.step_back();
-                break;
-            }
-            if entry.deadline_ms > after_ms {
+        if table.table.properties().counts.volatile > 0 && count.counted_ms < now_ms {
+            let cursor = count.cursor.get_or_insert_with(|| table.table.expiring(count.counted_ms + 1));
+            while let Some(entry) = cursor.next_until(now_ms).await? {
                 let (deadline_ms, version, place) = (entry.deadline_ms, entry.version, entry.place.to_vec());
                 self.count_entry(tree, table, deadline_ms, version, &place, memory).await?;
-            }
-            count.counted_ms = count.counted_ms.max(after_ms);
-            if self.io.slice_is_over() {
-                self.io.yield_now().await;
+                if self.io.slice_is_over() {
+                    self.io.yield_now().await;
+                }
             }
         }
-        count.counted_ms = now_ms;
+        count.counted_ms = count.counted_ms.max(now_ms);
         Ok(())
     }
 
@@ -210,7 +201,8 @@ impl Tables {
         if place < table.start() || !memory.owns(vnode) || table.is_void(drop_seq) {
             return Ok(());
         }
-        if memory.newest(place).is_some_and(|newest| newest >= version) || self.is_superseded(tree, table, version, place, drop_seq).await? {
+        if memory.newest(place).is_some_and(|newest| newest >= version) || self.is_superseded(tree, table, version, place, drop_seq).await?
+        {
             self.expiry.superseded.set(self.expiry.superseded.get() + 1);
             return Ok(());
         }
@@ -230,6 +222,7 @@ impl Tables {
     ) -> Result<bool, EngineError> {
         let (namespace, token) = place_namespace_token(place);
         let vnode = vnode_of(token, self.config.vnodes);
+        let hash = prefix_hash(prefix_of(place));
         let mut is_before = true;
         for step in tree.plan(place, drop_seq, |table| Tables::newest_in(table, namespace, vnode)) {
             if step.newest_from_here < version {
@@ -239,8 +232,11 @@ impl Tables {
                 is_before = false;
                 continue;
             }
-            let newest = step.table.table.newest_of(place).await?;
-            if newest.is_some_and(|newest| newest > version || is_before && newest == version) {
+            if !step.table.table.may_hold(hash) {
+                continue;
+            }
+            let found = step.table.table.get(place, &self.cache).await?;
+            if found.is_some_and(|cell| cell.cell().newest() > version || is_before && cell.cell().newest() == version) {
                 return Ok(true);
             }
         }

@@ -1,7 +1,10 @@
 //! The storage engine of one core.
 
 pub mod batch;
+pub mod block;
 pub mod cache;
+pub mod compact;
+pub mod expire;
 pub mod filter;
 pub mod format;
 pub mod fuzz;
@@ -14,6 +17,13 @@ pub mod merge;
 pub mod pick;
 pub mod recover;
 pub mod signal;
+pub mod snapshot;
+pub mod table;
+pub mod table_iter;
+pub mod table_writer;
+pub mod tables;
+#[cfg(test)]
+mod tables_tests;
 pub mod wal;
 mod wal_plan;
 mod wal_replay;

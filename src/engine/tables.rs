@@ -1,20 +1,23 @@
 //! The tables of one shard: its tree, its manifest, and the work between memory and disk. A flush makes a table of a memtable; `compact`
 //! merges tables; `expire` counts what their deadlines end; `snapshot` links them. Files go when nothing shows them any more (`reap`).
 
+use super::block::BlockCache;
 use super::expire::DiskExpiry;
 use super::filter::{bits_for_false_positives, prefix_hash};
 use super::format::key_prefix_len;
-use super::format::manifest::{Edit, Level, TableId, TableRecord};
+use super::format::manifest::{Edit, Identity, Level, TableId, TableRecord};
+use super::format::table::TableIdentity;
 use super::levels::{Levels, Release, TableFile, TableRef, Tree};
 use super::manifest::{Manifest, is_full};
 use super::memtable::Memtable;
 use super::pick::{Policy, TreeShape};
-use super::table::{Table, TableWriter};
+use super::table::{Table, TableStats};
+use super::table_writer::{TableOptions, TableWriter};
 use super::{EngineError, Planted, Seq};
 use crate::base::record::{NamespaceId, Version};
 use crate::base::time::WallMs;
 use crate::io::Io;
-use crate::limits::TABLE_BYTES_MAX;
+use crate::limits::{BLOCK_BYTES, TABLE_BYTES_MAX};
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -31,6 +34,8 @@ pub struct TablesConfig {
     /// Bytes of one table that a merge writes: the extra space that it takes, and how far a crash sets it back.
     pub table_bytes: u64,
     pub policy: Policy,
+    /// A block of a table is closed when it reaches this.
+    pub block_bytes: usize,
     pub planted: Option<Planted>,
 }
 
@@ -53,6 +58,8 @@ pub struct Tables {
     pub(super) manifest: Manifest,
     pub(super) levels: Levels<Table>,
     pub(super) expiry: DiskExpiry,
+    pub(super) cache: Rc<BlockCache>,
+    stats: Rc<TableStats>,
     /// Of what merges took into the last level, the share that replaced something.
     pub(super) overwritten_share: Cell<f64>,
 }
@@ -73,6 +80,8 @@ impl Tables {
         io: &Io,
         config: TablesConfig,
         manifest: Manifest,
+        cache: Rc<BlockCache>,
+        stats: Rc<TableStats>,
         file: impl Fn(TableId) -> Arc<TableFile>,
     ) -> Result<Tables, EngineError> {
         assert!(config.table_bytes <= TABLE_BYTES_MAX);
@@ -81,11 +90,11 @@ impl Tables {
         let mut opened = Vec::with_capacity(state.tables.len());
         for record in state.tables.values() {
             let file = file(record.id);
-            opened.push((record.id, Rc::new(open_table(io, &manifest, &file).await?), file));
+            opened.push((record.id, open_table(io, &manifest, &file, &stats).await?, file));
         }
         levels.adopt(&state, opened)?;
         let expiry = DiskExpiry::new(io.wall_ms());
-        Ok(Tables { io: io.clone(), config, manifest, levels, expiry, overwritten_share: Cell::new(0.0) })
+        Ok(Tables { io: io.clone(), config, manifest, levels, expiry, cache, stats, overwritten_share: Cell::new(0.0) })
     }
 
     /// The tree as it is now, for a read.
@@ -182,9 +191,10 @@ impl Tables {
                     }
                 }
                 Release::Punch(table) => {
-                    let (from, to) = (table.table.data_start(), table.table.offset_of(table.start())?);
-                    if to > from {
-                        self.io.punch(table.table.file(), from, to - from).await?;
+                    // The first block holds the header. The cache may keep blocks of the front; nobody asks for them.
+                    let (block, to) = (BLOCK_BYTES as u64, table.table.offset_of(table.start())?);
+                    if to >= 2 * block {
+                        self.io.punch(&table.table.file, block, to / block * block - block).await?;
                     }
                 }
             }
@@ -234,11 +244,27 @@ pub(super) fn or_full(error: EngineError) -> EngineError {
 fn sizes(table: &TableRef<Table>, now_ms: WallMs) -> (u64, u64) {
     let consumed = if table.record.from.is_empty() { 0 } else { table.table.offset_of(table.start()).unwrap_or(0) };
     let bytes = table.record.bytes.saturating_sub(consumed);
-    (bytes, (bytes as f64 * table.table.expired_share(now_ms)) as u64)
+    let properties = table.table.properties();
+    let passed = properties.pages.partition_point(|page| page.first_deadline_ms <= now_ms);
+    // The last page that has begun counts as half passed; there are none without volatile cells.
+    let share = (passed as f64 - 0.5).max(0.0) / properties.pages.len().max(1) as f64;
+    let volatile = properties.counts.volatile as f64 / properties.counts.entries.max(1) as f64;
+    (bytes, (bytes as f64 * volatile * share) as u64)
 }
 
-async fn open_table(io: &Io, manifest: &Manifest, file: &TableFile) -> Result<Table, EngineError> {
-    Table::open(io, &file.path, manifest.identity(), file.id).await
+/// The id that names a table in caches and seeds its checksums: no two tables of a node share it.
+pub fn cache_id(id: TableId) -> u64 {
+    assert!(id.number < 1 << 48, "numbers of tables have run out");
+    u64::from(id.shard) << 48 | id.number
+}
+
+/// The same identity, for tables.
+pub fn table_identity(identity: Identity) -> TableIdentity {
+    TableIdentity { cluster: identity.cluster, node: identity.node }
+}
+
+async fn open_table(io: &Io, manifest: &Manifest, file: &TableFile, stats: &Rc<TableStats>) -> Result<Rc<Table>, EngineError> {
+    Table::open(io, &file.path, table_identity(manifest.identity()), cache_id(file.id), stats).await
 }
 
 /// What a flush or a merge writes: tables of one run, one after another.
@@ -267,10 +293,16 @@ impl<'a> Output<'a> {
             let Tables { io, config, manifest, .. } = self.tables;
             let id = TableId { shard: config.shard, number: manifest.draw_table() };
             let file = TableFile::new(&config.dir, id);
-            let bits = bits_for_false_positives(Policy::false_positives(self.level));
-            let writer = TableWriter::create(io, &file.path, manifest.identity(), id, config.vnodes, bits).await?;
+            let options = TableOptions {
+                identity: table_identity(manifest.identity()),
+                table_id: cache_id(id),
+                vnodes: config.vnodes,
+                filter_bits_per_key: bits_for_false_positives(Policy::false_positives(self.level)),
+                block_bytes: config.block_bytes,
+            };
+            let writer = TableWriter::create(io, &file.path, options).await?;
             let (level, run, first) = (self.level, self.run, place.to_vec());
-            let record = TableRecord { id, level, run, first, seqs: self.seqs, vnodes: (u32::MAX, 0), ..TableRecord::default() };
+            let record = TableRecord { id, level, run, first, seqs: self.seqs, ..TableRecord::default() };
             self.writer = Some((writer, record, file));
         }
         let (writer, record, _) = self.writer.as_mut().expect("made above");
@@ -283,12 +315,12 @@ impl<'a> Output<'a> {
     /// Ends the table under way; it is durable when this returns.
     pub async fn cut(&mut self) -> Result<(), EngineError> {
         let Some((writer, mut record, file)) = self.writer.take() else { return Ok(()) };
-        let table = writer.finish().await?;
-        record.bytes = table.bytes();
-        record.entries = table.counts().entries;
-        record.vnodes = table.vnode_range().unwrap_or((0, 0));
-        self.tables.io.sync_dir(&self.tables.config.dir).await?;
-        self.done.push(NewTable { record, table: Rc::new(table), file });
+        let info = writer.finish().await?;
+        (record.bytes, record.entries, record.vnodes) = (info.bytes, info.counts.entries, info.vnodes);
+        let Tables { io, config, manifest, stats, .. } = self.tables;
+        io.sync_dir(&config.dir).await?;
+        let table = open_table(io, manifest, &file, stats).await?;
+        self.done.push(NewTable { record, table, file });
         Ok(())
     }
 
