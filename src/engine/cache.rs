@@ -123,7 +123,8 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     pub fn get<Q: Hash + Equivalent<K> + ?Sized>(&self, key: &Q) -> Option<V> {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
-        let node = state.find(self.hasher.hash_one(key), |node| key.equivalent(node)).and_then(|slot| state.slots[slot as usize].node.as_mut());
+        let node =
+            state.find(self.hasher.hash_one(key), |node| key.equivalent(node)).and_then(|slot| state.slots[slot as usize].node.as_mut());
         let node = node.filter(|node| !state.doomed.iter().any(|(group, _)| *group == node.key.group()));
         let Some(node) = node else {
             self.misses.set(self.misses.get() + 1);
@@ -139,19 +140,20 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         let hash = self.hasher.hash_one(&key);
         let mut state = self.state.borrow_mut();
         let bytes = Self::ENTRY_BYTES + key.heap_bytes() + value.heap_bytes();
-        let mut uses = 0;
-        if let Some(slot) = state.find(hash, |other| *other == key) {
-            uses = state.slots[slot as usize].node.as_ref().map_or(0, |node| node.uses);
-            state.take(slot, &self.hasher);
-        }
         state.sweep(SWEEP_SLOTS, &self.hasher);
+        let found = state.find(hash, |other| *other == key);
         if bytes > state.budget / SMALL_SHARE || state.doomed.iter().any(|(group, _)| *group == key.group()) {
+            found.map(|slot| state.take(slot, &self.hasher));
             return;
         }
         self.insertions.set(self.insertions.get() + 1);
-        let queue = if state.forget_ghost(hash) || uses > 1 { Queue::Main } else { Queue::Small };
+        if let Some(slot) = found {
+            state.replace(slot, value, bytes);
+            return self.make_room(&mut state, 0);
+        }
+        let queue = if state.forget_ghost(hash) { Queue::Main } else { Queue::Small };
         self.make_room(&mut state, bytes);
-        state.add(Node { key, value, bytes, uses, queue }, hash, &self.hasher);
+        state.add(Node { key, value, bytes, uses: 0, queue }, hash, &self.hasher);
     }
 
     /// Takes one entry out.
@@ -232,7 +234,29 @@ impl<K: CacheKey, V: CacheValue> State<K, V> {
         if node.queue == Queue::Small {
             self.small_bytes += Cache::<K, V>::ENTRY_BYTES;
         }
+        // The small queue moves all the time; the main one might keep its empty slots for long, so it is turned until they are few.
+        for _ in 0..2 * SWEEP_SLOTS {
+            if (self.main.len() - self.main_entries) * 4 <= self.main.len() {
+                break;
+            }
+            let Some(slot) = self.main.pop_front() else { break };
+            match self.slots[slot as usize].node {
+                Some(_) => self.main.push_back(slot),
+                None => self.release(slot, Queue::Main),
+            }
+        }
         Some(node)
+    }
+
+    /// Another value under the same key.
+    fn replace(&mut self, slot: u32, value: V, bytes: usize) {
+        let Some(node) = self.slots[slot as usize].node.as_mut() else { return };
+        node.value = value;
+        let before = std::mem::replace(&mut node.bytes, bytes);
+        self.bytes = self.bytes - before + bytes;
+        if node.queue == Queue::Small {
+            self.small_bytes = self.small_bytes - before + bytes;
+        }
     }
 
     fn detach(&mut self, slot: u32, hasher: &Seeded) -> Option<Node<K, V>> {
@@ -400,15 +424,16 @@ mod tests {
         let value = || Rc::new(vec![0u8; 4000]);
         let mut prng = Prng::new(3);
         let mut ask = |cache: &Blocks, rounds: u32| {
-            (0..rounds).filter(|_| {
-                let key = (1, prng.below(150));
-                let hit = cache.get(&key).is_some();
-                if !hit {
-                    cache.insert(key, value());
-                }
-                hit
-            })
-            .count()
+            (0..rounds)
+                .filter(|_| {
+                    let key = (1, prng.below(150));
+                    let hit = cache.get(&key).is_some();
+                    if !hit {
+                        cache.insert(key, value());
+                    }
+                    hit
+                })
+                .count()
         };
         ask(&cache, 5000);
         let before = ask(&cache, 1000);

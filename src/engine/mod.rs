@@ -30,6 +30,7 @@ mod wal_replay;
 mod wal_segments;
 #[cfg(test)]
 mod wal_tests;
+pub mod verify;
 
 use crate::base::codec::Malformed;
 

@@ -183,7 +183,8 @@ impl Footer {
 
     /// The footer in the last bytes of a file of `bytes` bytes.
     pub fn parse(tail: &[u8], bytes: u64) -> Result<Footer, Bad> {
-        let (checked, checksum) = tail.last_chunk::<FOOTER_BYTES>().and_then(|f| f.split_last_chunk::<8>()).ok_or(Malformed("too short"))?;
+        let (checked, checksum) =
+            tail.last_chunk::<FOOTER_BYTES>().and_then(|f| f.split_last_chunk::<8>()).ok_or(Malformed("too short"))?;
         if checked[FOOTER_BYTES - 16..] != END_MAGIC {
             return Err(Malformed("no footer of a table").into());
         }

@@ -1,0 +1,276 @@
+//! Reading a table in order: entries by sequential reads that grow from small to large and pass the cache by, and the cells that will
+//! expire, page by page, forward as time passes.
+
+use super::EngineError;
+use super::format::block::{BlockCursor, BlockView};
+use super::format::table::{VolatileAt, VolatileEntry, next_volatile, unseal};
+use super::format::table_index::BlockRef;
+use super::table::{Table, bump, read_range};
+use crate::base::codec::Malformed;
+use crate::base::time::WallMs;
+use crate::io::buffer::Buf;
+use crate::limits::BLOCK_BYTES;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// The first read of an iterator; each later one is twice as large.
+const READ_BYTES_MIN: u64 = 16 * 1024;
+/// The largest.
+const READ_BYTES_MAX: u64 = 256 * 1024;
+/// Blocks that are known ahead, at least.
+const BLOCKS_AHEAD: usize = 64;
+
+/// A walk through a part of a table, in order of places.
+pub struct TableIter {
+    table: Rc<Table>,
+    from: Option<Vec<u8>>,
+    to: Option<Vec<u8>>,
+    /// The number of the first block that is not in `refs` yet, and of the last block that can matter.
+    next_number: u32,
+    last_number: u32,
+    refs: VecDeque<BlockRef>,
+    read_bytes: u64,
+    chunk: Option<(u64, Buf)>,
+    /// The block it stands in.
+    block: Option<BlockRef>,
+    /// Its content, in the chunk.
+    content: Range<usize>,
+    cursor: BlockCursor,
+    cell: Range<usize>,
+    is_over: bool,
+}
+
+impl Table {
+    /// Entries from place `from` on, up to `to` (excluded) if given.
+    pub fn iter(self: &Rc<Self>, from: &[u8], to: Option<&[u8]>) -> TableIter {
+        TableIter {
+            table: self.clone(),
+            from: Some(from.to_vec()),
+            to: to.map(<[u8]>::to_vec),
+            next_number: 0,
+            last_number: 0,
+            refs: VecDeque::new(),
+            read_bytes: READ_BYTES_MIN,
+            chunk: None,
+            block: None,
+            content: 0..0,
+            cursor: BlockCursor::default(),
+            cell: 0..0,
+            is_over: false,
+        }
+    }
+
+    /// Cells that will expire, from deadline `from_ms` on, in order of deadlines.
+    pub fn expiring(self: &Rc<Self>, from_ms: WallMs) -> Expiring {
+        // The page before the first that begins at `from_ms` may hold the first ones.
+        let page = self.properties.pages.partition_point(|page| page.first_deadline_ms < from_ms).saturating_sub(1);
+        let offset = self.footer.volatile + self.properties.pages[..page].iter().map(|page| u64::from(page.bytes)).sum::<u64>();
+        Expiring { table: self.clone(), from_ms, page, offset, loaded: None }
+    }
+}
+
+impl TableIter {
+    /// The next place and cell, both encoded; None at the end.
+    ///
+    /// # Errors
+    /// `Corrupt` naming file and offset, I/O errors. After an error it is over.
+    pub async fn next(&mut self) -> Result<Option<(&[u8], &[u8])>, EngineError> {
+        if !self.advance().await? {
+            return Ok(None);
+        }
+        Ok(Some((self.place(), self.cell())))
+    }
+
+    /// Goes to the next entry (the first, at the first call); false at the end.
+    ///
+    /// # Errors
+    /// As `next`.
+    pub async fn advance(&mut self) -> Result<bool, EngineError> {
+        if self.is_over {
+            return Ok(false);
+        }
+        let stepped = self.step().await;
+        self.is_over = !matches!(stepped, Ok(true));
+        if self.is_over {
+            (self.chunk, self.block) = (None, None);
+        }
+        stepped
+    }
+
+    /// The encoded place it stands on.
+    pub fn place(&self) -> &[u8] {
+        &self.cursor.place
+    }
+
+    /// The encoded cell it stands on.
+    pub fn cell(&self) -> &[u8] {
+        let Some((_, buf)) = &self.chunk else { return &[] };
+        &buf[self.content.start + self.cell.start..self.content.start + self.cell.end]
+    }
+
+    /// The file, and where in it the current block begins.
+    pub fn position(&self) -> (String, u64) {
+        (self.table.path.clone(), self.block.map_or(0, |block| block.offset))
+    }
+
+    /// The number of the current block.
+    pub(super) fn block_number(&self) -> Option<u32> {
+        self.block.map(|block| block.number)
+    }
+
+    async fn step(&mut self) -> Result<bool, EngineError> {
+        if self.block.is_none() && !self.begin().await? {
+            return Ok(false);
+        }
+        loop {
+            if self.step_in_block()? {
+                if self.from.as_ref().is_some_and(|from| self.cursor.place < *from) {
+                    continue;
+                }
+                self.from = None;
+                return Ok(self.to.as_ref().is_none_or(|to| self.cursor.place < *to));
+            }
+            if !self.next_block().await? {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn step_in_block(&mut self) -> Result<bool, EngineError> {
+        let (Some((_, buf)), Some(block)) = (&self.chunk, self.block) else { return Ok(false) };
+        let advanced = BlockView::new(&buf[self.content.clone()]).and_then(|view| self.cursor.advance(&view));
+        let Some(cell) = advanced.map_err(|what| self.table.corrupt(block.offset, what))? else { return Ok(false) };
+        self.cell = cell;
+        Ok(true)
+    }
+
+    /// Finds the first block and the last one that can matter.
+    async fn begin(&mut self) -> Result<bool, EngineError> {
+        let from = self.from.clone().unwrap_or_default();
+        let properties = &self.table.properties;
+        if properties.counts.entries == 0 || from > properties.last || self.to.as_ref().is_some_and(|to| *to <= properties.first) {
+            return Ok(false);
+        }
+        let Some(first) = self.table.locate(&from)? else { return Ok(false) };
+        self.next_number = first.number;
+        self.last_number = match &self.to {
+            Some(to) => self.table.locate(to)?.map_or(0, |block| block.number),
+            None => self.table.index.blocks().saturating_sub(1),
+        };
+        self.next_block().await
+    }
+
+    fn fill_refs(&mut self) -> Result<(), EngineError> {
+        // Enough of them for a whole read, so that no short one follows each group of the index.
+        while self.refs.len() < BLOCKS_AHEAD && self.next_number <= self.last_number {
+            let filled = self.table.index.blocks_from(self.next_number, &mut self.refs);
+            filled.map_err(|what| self.table.corrupt(self.table.footer.index, what))?;
+            let last = self.last_number;
+            self.refs.retain(|block| block.number <= last);
+            self.next_number = self.refs.back().map_or(last, |block| block.number) + 1;
+        }
+        Ok(())
+    }
+
+    async fn next_block(&mut self) -> Result<bool, EngineError> {
+        self.fill_refs()?;
+        let Some(block) = self.refs.pop_front() else { return Ok(false) };
+        let has = |(start, buf): &(u64, Buf)| *start <= block.offset && block.end() <= start + buf.len() as u64;
+        if !self.chunk.as_ref().is_some_and(has) {
+            self.read_chunk(&block).await?;
+        }
+        let Some((start, buf)) = &self.chunk else { return Ok(false) };
+        let content = self.table.unseal_in(buf, *start, &block)?;
+        let at = (block.offset - start) as usize;
+        self.content = at..at + content.len();
+        self.cursor.reset();
+        self.block = Some(block);
+        Ok(true)
+    }
+
+    /// Reads from a block on as far as blocks are known, whole ones only.
+    async fn read_chunk(&mut self, first: &BlockRef) -> Result<(), EngineError> {
+        let start = first.offset / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+        let fits = |block: &&BlockRef| block.end() <= start + self.read_bytes;
+        let end = self.refs.iter().take_while(fits).last().map_or(first.end(), BlockRef::end);
+        let bytes = end.next_multiple_of(BLOCK_BYTES as u64) - start;
+        let stats = &self.table.stats;
+        bump(&stats.scan_reads, 1);
+        bump(&stats.scan_bytes, bytes);
+        self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
+        let used = self.chunk.take().map(|(_, buf)| buf).filter(|buf| buf.len() as u64 == bytes);
+        let buf = used.unwrap_or_else(|| self.table.io.buf(bytes as usize));
+        let (buf, _) = self.table.io.read_into(&self.table.file, start, buf).await?;
+        self.chunk = Some((start, buf));
+        Ok(())
+    }
+}
+
+/// Reads the cells that will expire, forward. Holds one page while inside it.
+pub struct Expiring {
+    table: Rc<Table>,
+    from_ms: WallMs,
+    /// The page that is read next, and where it lies.
+    page: usize,
+    offset: u64,
+    loaded: Option<(Vec<u8>, VolatileAt)>,
+}
+
+impl Expiring {
+    /// A deadline that no entry still to come lies below; None when none is to come. No I/O.
+    pub fn next_deadline_ms(&self) -> Option<WallMs> {
+        if let Some((content, at)) = &self.loaded
+            && let Ok(Some(entry)) = next_volatile(content, &mut at.clone())
+        {
+            return Some(entry.deadline_ms.max(self.from_ms));
+        }
+        self.table.properties.pages.get(self.page).map(|page| page.first_deadline_ms.max(self.from_ms))
+    }
+
+    /// The next entry whose deadline is at or before `until_ms`; None if there is none (yet).
+    ///
+    /// # Errors
+    /// `Corrupt` naming file and offset, I/O errors.
+    pub async fn next_until(&mut self, until_ms: WallMs) -> Result<Option<VolatileEntry<'_>>, EngineError> {
+        loop {
+            if self.next_deadline_ms().is_none_or(|deadline_ms| deadline_ms > until_ms) {
+                return Ok(None);
+            }
+            if self.loaded.is_none() {
+                self.load().await?;
+            }
+            let Some((content, at)) = &mut self.loaded else { return Ok(None) };
+            let before = *at;
+            match next_volatile(content, at) {
+                Ok(Some(entry)) if entry.deadline_ms < self.from_ms => {}
+                Ok(Some(entry)) if entry.deadline_ms > until_ms => {
+                    *at = before;
+                    return Ok(None);
+                }
+                // Taken apart once more, for a loop may not give away a borrow.
+                Ok(Some(_)) => return self.entry_at(before),
+                Ok(None) => self.loaded = None,
+                Err(what) => return Err(self.table.corrupt(self.offset, what)),
+            }
+        }
+    }
+
+    fn entry_at(&self, mut at: VolatileAt) -> Result<Option<VolatileEntry<'_>>, EngineError> {
+        let Some((content, _)) = &self.loaded else { return Ok(None) };
+        next_volatile(content, &mut at).map_err(|what| self.table.corrupt(self.offset, what))
+    }
+
+    async fn load(&mut self) -> Result<(), EngineError> {
+        let table = &self.table;
+        let Some(page) = table.properties.pages.get(self.page) else { return Ok(()) };
+        let end = self.offset + u64::from(page.bytes);
+        let sealed = read_range(&table.io, &table.file, self.offset, end).await?;
+        let sealed = sealed.ok_or_else(|| table.corrupt(self.offset, Malformed("the table ends too early")))?;
+        let content = unseal(&sealed, table.header.salt, self.offset).map_err(|bad| table.bad(self.offset, bad))?.to_vec();
+        self.loaded = Some((content, VolatileAt::default()));
+        self.page += 1;
+        self.offset = end;
+        Ok(())
+    }
+}
