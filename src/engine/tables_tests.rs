@@ -158,6 +158,8 @@ struct Outside {
     /// What the last acknowledged flush left, and what the one under way will.
     durable: Model,
     flushing: Option<Model>,
+    /// The drop sequence that is being made durable.
+    dropping: u64,
     seq: u64,
     merges: u64,
     forgotten: u64,
@@ -185,6 +187,34 @@ fn write(shard: &Shard, outside: &mut Outside, prng: &mut Prng, floor: Version) 
     outside.model.insert(place, joined(old, &encoded(&cell)));
 }
 
+async fn flush(shard: &Shard, outside: &RefCell<Outside>) -> Result<(), EngineError> {
+    let (model, seq) = (outside.borrow().model.clone(), outside.borrow().seq);
+    outside.borrow_mut().flushing = Some(model.clone());
+    shard.flush(seq).await?;
+    let mut outside = outside.borrow_mut();
+    (outside.durable, outside.flushing) = (model, None);
+    Ok(())
+}
+
+/// Everything so far becomes void.
+async fn drop_all(shard: &Shard, outside: &RefCell<Outside>) -> Result<(), EngineError> {
+    flush(shard, outside).await?;
+    outside.borrow_mut().seq += 1;
+    let drop_seq = outside.borrow().seq;
+    outside.borrow_mut().dropping = drop_seq;
+    let record = VnodeRecord { drop_seq, ..shard.tables.manifest().state().vnodes.get(1, 0) };
+    shard.tables.manifest().commit(vec![Edit::Vnodes { namespace: 1, first: 0, last: VNODES - 1, record }], |_| {}).await?;
+    {
+        let mut outside = outside.borrow_mut();
+        outside.dropping = 0;
+        outside.model.clear();
+        outside.durable.clear();
+    }
+    shard.tables.drop_void().await?;
+    assert_eq!(shard.tables.tree().tables().count(), 0);
+    Ok(())
+}
+
 /// One life of random work.
 async fn live(io: Io, outside: Rc<RefCell<Outside>>, mut prng: Prng, rounds: u64) -> Result<(), EngineError> {
     let shard = Shard::open(&io, "/data").await?;
@@ -194,6 +224,10 @@ async fn live(io: Io, outside: Rc<RefCell<Outside>>, mut prng: Prng, rounds: u64
         let flushing = outside.flushing.take();
         let is_there = shard.tables.manifest().state().released == outside.seq && flushing.is_some();
         outside.durable = if is_there { flushing.unwrap() } else { std::mem::take(&mut outside.durable) };
+        if shard.tables.manifest().state().vnodes.get(1, 0).drop_seq == outside.dropping && outside.dropping > 0 {
+            outside.durable.clear();
+        }
+        outside.dropping = 0;
         outside.model = outside.durable.clone();
     }
     let now_ms = io.wall_ms();
@@ -208,13 +242,7 @@ async fn live(io: Io, outside: Rc<RefCell<Outside>>, mut prng: Prng, rounds: u64
         let newest = |place: &[u8], version| shard.tables.is_newest_in_memory(place, version);
         expire_memory(&mut shard.active.borrow_mut(), io.wall_ms(), 50, &mut shard.lags.borrow_mut(), newest, |_| {});
         match prng.below(6) {
-            0 | 1 => {
-                let (model, seq) = (outside.borrow().model.clone(), outside.borrow().seq);
-                outside.borrow_mut().flushing = Some(model.clone());
-                shard.flush(seq).await?;
-                let mut outside = outside.borrow_mut();
-                (outside.durable, outside.flushing) = (model, None);
-            }
+            0 | 1 => flush(&shard, &outside).await?,
             2 => {
                 let held = shard.tables.tree();
                 if let Some(merged) = shard.tables.compact(&*shard).await? {
@@ -228,6 +256,7 @@ async fn live(io: Io, outside: Rc<RefCell<Outside>>, mut prng: Prng, rounds: u64
                 shard.tables.reap().await?;
             }
             3 => shard.tables.expire(&*shard).await?,
+            5 if prng.one_in(4) => drop_all(&shard, &outside).await?,
             4 if prng.one_in(3) => {
                 let floor = Version::put(outside.borrow().seq.saturating_sub(prng.below(60)), 0);
                 let record = VnodeRecord { floor, ..shard.tables.manifest().state().vnodes.get(1, 0) };
