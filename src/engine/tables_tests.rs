@@ -86,6 +86,10 @@ impl Shard {
     }
 
     async fn open_with(io: &Io, root: &str, table_bytes: u64) -> Result<Rc<Shard>, EngineError> {
+        Shard::open_as(io, root, config(&format!("{root}/tables"), table_bytes)).await
+    }
+
+    async fn open_as(io: &Io, root: &str, config: TablesConfig) -> Result<Rc<Shard>, EngineError> {
         let (shard, tables) = (PathBuf::from(format!("{root}/shard")), format!("{root}/tables"));
         for dir in [Path::new(root), &shard, Path::new(&tables)] {
             io.make_dir(dir).await?;
@@ -102,7 +106,7 @@ impl Shard {
         }
         let (cache, stats) = (Rc::new(BlockCache::new(1 << 20, 1)), Rc::new(TableStats::default()));
         let dir = PathBuf::from(&tables);
-        let tables = Tables::open(io, config(&tables, table_bytes), manifest, cache, stats, |id| TableFile::new(&dir, id)).await?;
+        let tables = Tables::open(io, config, manifest, cache, stats, |id| TableFile::new(&dir, id)).await?;
         let (active, frozen, lags) = (RefCell::new(memtable()), RefCell::default(), RefCell::default());
         Ok(Rc::new(Shard { io: io.clone(), tables, active, frozen, lags }))
     }
@@ -368,7 +372,9 @@ fn each_expiry_is_counted_once_in_memory_or_on_disk_and_soon_after_its_deadline(
             let newest = |place: &[u8], version| shard.tables.is_newest_in_memory(place, version);
             while expire_memory(&mut shard.active.borrow_mut(), io.wall_ms(), 64, &mut shard.lags.borrow_mut(), newest, |_| {}) {}
             match round % 7 {
-                0 => drop(shard.tables.compact(&*shard).await?),
+                0 => {
+                    shard.tables.compact(&*shard).await?;
+                }
                 3 => shard.flush(30_000).await?,
                 _ => {}
             }
@@ -410,6 +416,45 @@ fn a_snapshot_opens_as_a_folder_of_its_own_and_outlives_what_it_was_taken_of() {
             let cell = parse_cell(&found).unwrap();
             assert!(cell.version == Version::put(key + 1, 0) && matches!(cell.body, Body::Bytes(_)));
         }
+        Ok(())
+    });
+    ended.unwrap().unwrap_or_else(|why: EngineError| panic!("{why}"));
+}
+
+/// The fill of the large figure (4M values of 1 KiB, two cores, memtables of 32 MiB) at a hundredth of its size.
+#[test]
+fn a_fill_in_random_order_writes_tables_at_most_four_times_and_never_takes_much_more_than_what_lives() {
+    let world = World::new(4);
+    let machine = world.add_machine(Faults::default());
+    let inside = world.clone();
+    let ended = on(&world, machine, |io| async move {
+        let mut config = config("/data/tables", 512 << 10);
+        (config.policy, config.block_bytes) = (Policy::default(), 4096);
+        let shard = Shard::open_as(&io, "/data", config).await?;
+        let (mut written, mut live, mut worst) = (0, 0u64, 0.0f64);
+        for key in 0..24_000u64 {
+            let payload = [key as u8; 1024];
+            let place = place_of(key);
+            shard.active.borrow_mut().insert(&place, &Cell::value(Version::put(key + 1, 0), &payload), key);
+            live += (place.len() - 15 + payload.len()) as u64;
+            if shard.active.borrow().live_bytes() < 380 << 10 {
+                continue;
+            }
+            let before = shard.tables.tree().tables().map(|table| table.record.bytes).sum::<u64>();
+            shard.flush(key).await?;
+            written += shard.tables.tree().tables().map(|table| table.record.bytes).sum::<u64>() - before;
+            while let Some(merged) = shard.tables.compact(&*shard).await? {
+                written += merged.written_bytes;
+                shard.tables.reap().await?;
+            }
+            if live > 12 << 20 {
+                // Without the manifest, which is as large as at full size.
+                let tables = inside.disk_bytes(machine) - (256 << 10);
+                worst = worst.max(tables as f64 / live as f64);
+            }
+        }
+        assert!(written as f64 <= 4.0 * live as f64, "{} times", written as f64 / live as f64);
+        assert!(worst <= 1.15, "{worst} of what lives");
         Ok(())
     });
     ended.unwrap().unwrap_or_else(|why: EngineError| panic!("{why}"));
