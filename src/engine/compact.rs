@@ -158,8 +158,8 @@ impl Tables {
             if is_last {
                 return Ok(Merged { level: merge.level, tally: steps.tally(), written_bytes });
             }
-            if self.io.is_shutting_down() {
-                return Err(EngineError::Stopped("the node is shutting down".to_owned()));
+            if memory.is_closing() || self.io.is_shutting_down() {
+                return Err(EngineError::Stopped("the shard is closing".to_owned()));
             }
         }
     }

@@ -49,6 +49,10 @@ pub trait Memory {
     fn newest(&self, place: &[u8]) -> Option<Version>;
     /// A cell on disk expired and was counted: what caches hold of it can go.
     fn expired(&self, place: &[u8]);
+    /// The shard is closing: a merge stops at its next slice.
+    fn is_closing(&self) -> bool {
+        false
+    }
 }
 
 /// The tables of one shard.

@@ -15,7 +15,11 @@ use super::tables::{Memory, Tables, TablesConfig, prefix_of};
 use crate::base::prng::Prng;
 use crate::base::record::{Body, Cell, Kind, NamespaceId, Version, join, token_of, vnode_of};
 use crate::base::time::WallMs;
+use crate::io::driver::Driver;
+use crate::io::executor::Executor;
 use crate::io::sim::{CrashSite, Faults, World};
+use crate::io::uring::{UringConfig, UringDriver};
+use crate::io::wakers::Wakers;
 use crate::io::{Class, Io};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -390,35 +394,66 @@ fn each_expiry_is_counted_once_in_memory_or_on_disk_and_soon_after_its_deadline(
     ended.unwrap().unwrap_or_else(|why: EngineError| panic!("{why}"));
 }
 
+/// Takes a snapshot, overwrites and merges everything, and opens the snapshot.
+async fn snapshot_and_open(io: Io, root: String) -> Result<(), EngineError> {
+    let (data, copy) = (format!("{root}data"), format!("{root}copy"));
+    let shard = Shard::open(&io, &data).await?;
+    fill(&shard, 0..1500, |key| (key + 1, 0)).await?;
+    let (tables, manifest) = (format!("{copy}/tables"), format!("{copy}/shard"));
+    for dir in [&copy, &tables, &manifest] {
+        io.make_dir(Path::new(dir)).await?;
+    }
+    io.sync_dir(Path::new(&root)).await?;
+    io.sync_dir(Path::new(&copy)).await?;
+    let linked = shard.tables.snapshot(Path::new(&tables), Path::new(&manifest)).await?;
+    assert!(linked.len() > 1);
+    fill(&shard, 0..1500, |key| (key + 5000, 0)).await?;
+    for round in 0..4 {
+        fill(&shard, 0..1500, |key| (key + 10_000 * (round + 1), 0)).await?;
+        while shard.tables.compact(&*shard).await?.is_some() {
+            shard.tables.reap().await?;
+        }
+    }
+    for key in 0..1500 {
+        let found = shard.get_in(&shard.tables.tree(), &place_of(key)).await?.expect("written");
+        assert_eq!(parse_cell(&found).unwrap().version, Version::put(key + 40_000, 0));
+    }
+    drop(shard);
+    let copy = Shard::open(&io, &copy).await?;
+    for key in 0..1500 {
+        let found = copy.get_in(&copy.tables.tree(), &place_of(key)).await?.expect("in the snapshot");
+        let cell = parse_cell(&found).unwrap();
+        assert!(cell.version == Version::put(key + 1, 0) && matches!(cell.body, Body::Bytes(_)));
+    }
+    Ok(())
+}
+
 #[test]
 fn a_snapshot_opens_as_a_folder_of_its_own_and_outlives_what_it_was_taken_of() {
     let world = World::new(3);
     let machine = world.add_machine(Faults::default());
-    let ended = on(&world, machine, |io| async move {
-        let shard = Shard::open(&io, "/data").await?;
-        fill(&shard, 0..1500, |key| (key + 1, 0)).await?;
-        for dir in ["/copy", "/copy/tables", "/copy/shard"] {
-            io.make_dir(Path::new(dir)).await?;
-        }
-        io.sync_dir(Path::new("/")).await?;
-        io.sync_dir(Path::new("/copy")).await?;
-        let linked = shard.tables.snapshot(Path::new("/copy/tables"), Path::new("/copy/shard")).await?;
-        assert!(linked.len() > 1);
-        // Everything is overwritten and merged; the files of the snapshot stay as they were.
-        fill(&shard, 0..1500, |key| (key + 5000, 0)).await?;
-        while shard.tables.compact(&*shard).await?.is_some() {
-            shard.tables.reap().await?;
-        }
-        drop(shard);
-        let copy = Shard::open(&io, "/copy").await?;
-        for key in 0..1500 {
-            let found = copy.get_in(&copy.tables.tree(), &place_of(key)).await?.expect("in the snapshot");
-            let cell = parse_cell(&found).unwrap();
-            assert!(cell.version == Version::put(key + 1, 0) && matches!(cell.body, Body::Bytes(_)));
-        }
-        Ok(())
-    });
+    let ended = on(&world, machine, |io| snapshot_and_open(io, "/".to_owned()));
     ended.unwrap().unwrap_or_else(|why: EngineError| panic!("{why}"));
+}
+
+#[test]
+fn the_same_on_real_files_through_io_uring() {
+    let driver = UringDriver::new(UringConfig::default(), 0, &Wakers::new(1)).expect("a ring");
+    let mut executor = Executor::new(Driver::Uring(Box::new(driver)), 0, Wakers::new(1));
+    let io = executor.handle();
+    let root = std::env::temp_dir().join(format!("ringkv-tables-{:x}/", io.random_u64()));
+    let ended = executor.run(async move {
+        io.make_dir(&root).await?;
+        let ended = snapshot_and_open(io.clone(), root.display().to_string()).await;
+        for dir in ["data/shard", "data/tables", "data", "copy/shard", "copy/tables", "copy", ""] {
+            for entry in io.list(&root.join(dir)).await? {
+                io.remove(&root.join(dir).join(entry.name)).await?;
+            }
+            io.remove_dir(&root.join(dir)).await?;
+        }
+        ended
+    });
+    ended.unwrap_or_else(|why: EngineError| panic!("{why}"));
 }
 
 /// The fill of the large figure (4M values of 1 KiB, two cores, memtables of 32 MiB) at a hundredth of its size.
