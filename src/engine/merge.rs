@@ -238,6 +238,11 @@ impl<S: Source> Merge<S> {
         &self.cell
     }
 
+    /// From here on cells whose deadline is at or before this become remnants.
+    pub fn set_expired_ms(&mut self, expired_ms: WallMs) {
+        self.judge.rules.expired_ms = expired_ms;
+    }
+
     /// What has gone in and come out so far.
     pub fn tally(&self) -> Tally {
         self.tally

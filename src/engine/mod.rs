@@ -29,6 +29,8 @@ pub mod table_iter;
 pub mod table_writer;
 pub mod tables;
 pub mod verify;
+#[cfg(test)]
+mod tables_tests;
 pub mod wal;
 mod wal_plan;
 mod wal_replay;

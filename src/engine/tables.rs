@@ -49,6 +49,10 @@ pub trait Memory {
     fn newest(&self, place: &[u8]) -> Option<Version>;
     /// A cell on disk expired and was counted: what caches hold of it can go.
     fn expired(&self, place: &[u8]);
+    /// The shard is closing: a merge stops at its next slice.
+    fn is_closing(&self) -> bool {
+        false
+    }
 }
 
 /// The tables of one shard.
@@ -205,6 +209,34 @@ impl Tables {
             }
         }
         Ok(())
+    }
+
+    /// Removes the tables of which everything is void, because its vnodes were dropped after it was written: what a FLUSHALL leaves needs
+    /// no merge. Call it after drop sequences rose. Gives how many went.
+    ///
+    /// # Errors
+    /// As `Manifest::commit`.
+    pub async fn drop_void(&self) -> Result<usize, EngineError> {
+        let turn = self.expiry.turn().await;
+        let newest = self.manifest.state().vnodes.iter().map(|(.., record)| record.drop_seq).max().unwrap_or(0);
+        let mut void = Vec::new();
+        for table in self.tree().tables().filter(|table| table.is_void(newest)) {
+            let is_void = {
+                let state = self.manifest.state();
+                let drop_seq = |namespace, vnode| state.vnodes.get(namespace, vnode).drop_seq;
+                table.table.properties().bounds.iter().all(|bound| table.is_void(drop_seq(bound.namespace, bound.vnode)))
+            };
+            void.extend(is_void.then_some(table.record.id));
+            if self.io.slice_is_over() {
+                self.io.yield_now().await;
+            }
+        }
+        if !void.is_empty() {
+            self.adopt(void.iter().copied().map(Edit::RemoveTable).collect(), Vec::new(), 0).await?;
+        }
+        drop(turn);
+        self.reap().await?;
+        Ok(void.len())
     }
 
     /// The tree as the picker sees it.
