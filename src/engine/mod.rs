@@ -1,6 +1,8 @@
 //! The storage engine of one core.
 
 pub mod batch;
+pub mod cache;
+pub mod filter;
 pub mod format;
 pub mod fuzz;
 pub mod levels;

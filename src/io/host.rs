@@ -226,3 +226,69 @@ pub fn disk_free_bytes(path: &Path) -> io::Result<u64> {
         Ok(stat.f_bavail * stat.f_frsize)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> PathBuf {
+        let path = std::env::temp_dir().join(format!("ringkv-host-{}-{:x}", std::process::id(), random_u64()));
+        create_dirs(&path.join("below")).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_folder_is_locked_once_and_free_again_after() {
+        let folder = folder();
+        let lock = lock_dir(&folder).unwrap();
+        let error = lock_dir(&folder).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(error.to_string().contains("already in use") && error.to_string().contains(&*folder.to_string_lossy()));
+        drop(lock);
+        lock_dir(&folder).unwrap();
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_small_file_is_replaced_whole() {
+        let folder = folder();
+        let path = folder.join("file");
+        write_file(&path, b"one, long").unwrap();
+        write_file(&path, b"two").unwrap();
+        assert_eq!(read_to_string(&path).unwrap(), "two");
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2);
+        assert!(disk_free_bytes(&folder).unwrap() > 0);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_thread_runs_where_it_was_pinned() {
+        let cpus = allowed_cpus();
+        let last = *cpus.last().unwrap();
+        let pinned = spawn_thread("pinned", move || {
+            pin_to_cpu(last).unwrap();
+            allowed_cpus()
+        });
+        assert_eq!(pinned.unwrap().join().unwrap(), [last]);
+        assert_eq!(allowed_cpus(), cpus, "only that thread");
+        assert!(pin_to_cpu(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn limits_are_found() {
+        assert!(memory_total_bytes() > 1 << 20);
+        assert!(raise_nofile().unwrap() >= nofile());
+    }
+
+    #[test]
+    fn a_blocked_signal_reaches_the_one_who_waits() {
+        let signal = spawn_thread("signals", || {
+            block_signals().unwrap();
+            let none = wait_for_signal(Some(std::time::Duration::from_millis(1)));
+            // SAFETY: no pointers; the signal is blocked in this thread, to which it is sent.
+            assert_eq!(unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGTERM) }, 0);
+            (none, wait_for_signal(Some(std::time::Duration::from_secs(10))))
+        });
+        assert_eq!(signal.unwrap().join().unwrap(), (None, Some(Signal::Terminate)));
+    }
+}

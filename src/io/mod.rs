@@ -10,6 +10,7 @@ pub mod executor;
 pub mod host;
 pub mod op;
 pub mod recording;
+pub mod spsc;
 pub mod sim;
 mod stream;
 mod sys;

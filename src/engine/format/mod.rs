@@ -1,7 +1,10 @@
 //! Every byte on disk. Nothing else in the engine builds or takes apart a structure that outlives the process.
 
+pub mod block;
 pub mod layout;
 pub mod manifest;
+pub mod table;
+pub mod table_index;
 pub mod wal;
 
 use crate::base::codec::{Malformed, Reader};
