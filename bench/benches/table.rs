@@ -1,0 +1,71 @@
+//! What a table's bytes cost without a disk: blocks built, checked, searched and walked; filters built and asked.
+
+use bench::Suite;
+use ringkv::base::prng::Prng;
+use ringkv::base::record::{Cell, Kind, NAMESPACE_DEFAULT, Version, token_of};
+use ringkv::engine::filter::{Filter, prefix_hash};
+use ringkv::engine::format::block::{BlockBuilder, BlockCursor, BlockView};
+use ringkv::engine::format::table::unseal;
+use ringkv::engine::format::{put_cell, put_place};
+use std::hint::black_box;
+
+/// Places rise, as in a table.
+fn places(count: u64) -> Vec<Vec<u8>> {
+    let mut places: Vec<Vec<u8>> = (0..count)
+        .map(|key| {
+            let (name, mut out) = (format!("key:{key:012}"), Vec::new());
+            put_place(&mut out, NAMESPACE_DEFAULT, token_of(name.as_bytes()), name.as_bytes(), Kind::Head, &[]);
+            out
+        })
+        .collect();
+    places.sort();
+    places
+}
+
+fn main() {
+    let suite = Suite::new("table");
+    for (value_bytes, entries) in [(100, 24), (1024, 3)] {
+        blocks(&suite, value_bytes, entries);
+    }
+    filters(&suite);
+}
+
+/// A block of about 4 KiB.
+fn blocks(suite: &Suite, value_bytes: usize, entries: usize) {
+    let places = places(entries as u64);
+    let mut cell = Vec::new();
+    put_cell(&mut cell, &Cell::value(Version::put(7, 1), &vec![7; value_bytes]));
+    let (mut builder, mut sealed) = (BlockBuilder::default(), Vec::new());
+    let mut build = || {
+        sealed.clear();
+        places.iter().for_each(|place| builder.add(place, &cell));
+        builder.finish(1, 4096, &mut sealed);
+        sealed.len()
+    };
+    suite.run(&format!("build a block, {entries} of {value_bytes} B"), entries, &mut build);
+    build();
+    suite.run(&format!("check a block of {value_bytes} B values"), 1, || unseal(black_box(&sealed), 1, 4096).ok().map(<[u8]>::len));
+    let content = unseal(&sealed, 1, 4096).expect("just sealed");
+    let mut random = Prng::new(1);
+    suite.run(&format!("find in a block, {entries} of {value_bytes} B"), 1, || {
+        let view = BlockView::new(black_box(content)).unwrap();
+        view.find(&places[random.below(entries as u64) as usize]).unwrap().unwrap()
+    });
+    suite.run(&format!("walk a block, {entries} of {value_bytes} B"), entries, || {
+        let view = BlockView::new(black_box(content)).unwrap();
+        let mut cursor = BlockCursor::default();
+        std::iter::from_fn(|| cursor.advance(&view).unwrap()).map(|cell| cell.len()).sum::<usize>()
+    });
+}
+
+fn filters(suite: &Suite) {
+    let mut random = Prng::new(2);
+    let hashes: Vec<u64> = (0..200_000).map(|_| random.next_u64()).collect();
+    suite.run("filter hash of a prefix of 30 B", 1, || prefix_hash(black_box(&[7; 30])));
+    for bits in [10.0, 16.0] {
+        suite.run(&format!("build a filter of {bits} bits"), hashes.len(), || Filter::build(black_box(&hashes), bits));
+        let filter = Filter::parse(&Filter::build(&hashes, bits)).unwrap();
+        suite.run(&format!("ask a filter of {bits} bits, there"), 1, || filter.may_hold(hashes[random.below(200_000) as usize]));
+        suite.run(&format!("ask a filter of {bits} bits, absent"), 1, || filter.may_hold(random.next_u64()));
+    }
+}
