@@ -69,7 +69,7 @@ if ! command -v python3 >/dev/null; then
 elif [ ! -f tests/ringkv_client.py ]; then
     skip python "there is no tests/ringkv_client.py"
 else
-    step python 300 scripts/with_node.sh "$node" python3 tests/ringkv_client.py HOST PORT
+    step python 300 scripts/with_node.sh "$node" python3 -B tests/ringkv_client.py HOST PORT
 fi
 step simulator 600 cargo run --locked --release --quiet -- sim --seeds "${RINGKV_SEEDS:-50}"
 

@@ -9,7 +9,7 @@ fn main() {
 }
 
 fn run() -> i32 {
-    match config::load(std::env::args_os(), &|path| host::read_to_string(path)) {
+    match config::load(std::env::args_os(), &|path| host::read_to_string(path), look) {
         Err(refusal) if refusal.code == exit::CLEAN => {
             println!("{}", refusal.text);
             exit::CLEAN
@@ -23,6 +23,11 @@ fn run() -> i32 {
         Ok(Command::Verify(dir)) => ringkv::verify::run(&dir, &|line| println!("{line}")),
         Ok(Command::Sim(run)) => ringkv::sim::run(&run, &mut |line| println!("{line}")),
     }
+}
+
+/// What this machine offers.
+fn look() -> config::Host {
+    config::Host { cpus: host::allowed_cpus(), memory_bytes: host::memory_total_bytes() }
 }
 
 fn serve(config: &config::Config) -> i32 {

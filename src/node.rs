@@ -143,7 +143,7 @@ fn run_core(
     for line in driver.degraded() {
         degrade(strict, line, tell)?;
     }
-    let mut executor = Executor::new(Driver::Uring(driver), core, wakers);
+    let mut executor = Executor::new(Driver::Uring(Box::new(driver)), core, wakers);
     let io = executor.handle();
     executor.run(async move { start::run(io, ends, plan).await }).map_err(Failure::from)
 }

@@ -26,7 +26,7 @@ pub fn run(dir: &Path, say: &dyn Fn(&str)) -> i32 {
             return exit::FAILED;
         }
     };
-    let mut executor = Executor::new(Driver::Uring(driver), 0, wakers);
+    let mut executor = Executor::new(Driver::Uring(Box::new(driver)), 0, wakers);
     let io = executor.handle();
     let path = dir.to_owned();
     let report = executor.run(async move { engine::verify::verify_folder(&io, &path).await });

@@ -262,10 +262,16 @@ fn unsafety(source: &Source, found: &mut Vec<(usize, String)>) {
         let number = source.line(at);
         if !UNSAFE_HOMES.iter().any(|home| source.path.starts_with(home)) {
             found.push((number, "unsafe outside src/io".to_owned()));
-        } else if !is_argued(&lines, number) {
+        } else if !is_pointer_type(source, at) && !is_argued(&lines, number) {
             found.push((number, "unsafe without a SAFETY comment above".to_owned()));
         }
     }
+}
+
+/// `unsafe fn(…)` and `unsafe extern "C" fn(…)` are types: nothing is done there that wants a reason.
+fn is_pointer_type(source: &Source, at: usize) -> bool {
+    let next = if source.word(at + 1) == Some("extern") { at + 2 } else { at + 1 };
+    source.word(next) == Some("fn") && source.is(next + 1, '(')
 }
 
 /// Whether the statement around line `number` has a comment with its reason: beside it, or above, over at most four lines
@@ -465,6 +471,7 @@ fn what_only_looks_like_a_violation_is_let_be() {
             "src/io/uring.rs",
             "fn f() {\n    // SAFETY: the ring outlives it,\n    // as the type says.\n    let a =\n        unsafe { x() };\n}",
         ),
+        ("src/io/sys.rs", "type Call = unsafe extern \"C\" fn(i32) -> i32;"),
         ("src/main.rs", "fn main() { println!(\"x\") }"),
         ("src/sim/mod.rs", "use crate::{shard, client};"),
     ];

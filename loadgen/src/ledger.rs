@@ -13,7 +13,7 @@
 
 use crate::value::Stamp;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Locks; keys go to them round robin.
@@ -21,7 +21,7 @@ const STRIPES: usize = 1024;
 /// So many writes of one key may follow each other without the key falling quiet.
 const OVERLAP_MAX: u32 = 64;
 /// So many writes of unknown outcome a stripe remembers; the keys of further ones are not checked any more.
-const UNKNOWN_MAX: usize = 65_536;
+const UNKNOWN_MAX: usize = 1024;
 /// Deadlines are held to this, in milliseconds: they are of millisecond grain, on a clock of the server's.
 const SLACK_MS: u32 = 5;
 
@@ -148,7 +148,7 @@ impl Ledger {
     }
 
     fn stripe(&self, key: u64) -> (MutexGuard<'_, Stripe>, usize) {
-        let stripe = self.stripes[(key % STRIPES as u64) as usize].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let stripe = self.stripes[(key % STRIPES as u64) as usize].lock().unwrap_or_else(PoisonError::into_inner);
         (stripe, (key / STRIPES as u64) as usize)
     }
 
@@ -274,6 +274,22 @@ impl Ledger {
         stripe.unknown_count += 1;
     }
 
+    /// The server that took them is dead: writes of unknown outcome are in by now, or never will be. The next acknowledged write of their
+    /// key supersedes them like any other.
+    pub(crate) fn settle(&self) {
+        for (number, stripe) in self.stripes.iter().enumerate() {
+            let mut guard = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+            let stripe = &mut *guard;
+            for (key, write) in stripe.unknown.drain().flat_map(|(key, writes)| writes.into_iter().map(move |write| (key, write))) {
+                debug_assert_eq!(key % STRIPES as u64, number as u64);
+                let state = &mut stripe.states[(key / STRIPES as u64) as usize];
+                // It may have been applied after writes that were issued after it.
+                state.floor = state.floor.min(write.seq);
+            }
+            stripe.unknown_count = 0;
+        }
+    }
+
     /// Whether a write of this key was ever issued.
     pub fn was_written(&self, key: u64) -> bool {
         self.is_tracked(key) && {
@@ -384,6 +400,23 @@ mod tests {
         ledger.end_write(7, delete, WriteEnd::Unknown, 0);
         write(&ledger, false, 0);
         assert_eq!(ledger.judge(7, ledger.begin_read(7, 0), None, 0), Verdict::Right);
+    }
+
+    #[test]
+    fn after_a_crash_an_unknown_write_is_in_or_never_will_be() {
+        let ledger = Ledger::new(1, 100, 0);
+        write(&ledger, false, 0);
+        let delete = ledger.begin_write(7, true, 0).unwrap();
+        ledger.end_write(7, delete, WriteEnd::Unknown, 0);
+        write(&ledger, false, 0);
+        ledger.settle();
+        let read = ledger.begin_read(7, 0);
+        assert_eq!((ledger.judge(7, read, None, 0), ledger.judge(7, read, stamp(3), 0)), (Verdict::Right, Verdict::Right));
+        assert!(matches!(ledger.judge(7, read, stamp(1), 0), Verdict::Lost(_)));
+        write(&ledger, false, 0);
+        let read = ledger.begin_read(7, 0);
+        assert!(matches!(ledger.judge(7, read, None, 0), Verdict::Lost(_)));
+        assert_eq!(ledger.judge(7, read, stamp(4), 0), Verdict::Right);
     }
 
     #[test]

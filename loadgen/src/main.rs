@@ -2,11 +2,14 @@
 
 use clap::Parser;
 use loadgen::options::Options;
+use loadgen::poll::{catch_interrupts, raise_open_files};
 use loadgen::run::{Failure, exit_code, run};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    raise_open_files();
+    catch_interrupts();
     let json = options.json.clone();
     match run(options, &mut |report| print!("{}", report.table())) {
         Ok(report) => {

@@ -16,7 +16,8 @@ use std::path::PathBuf;
 /// it is there already); when the server dies the run ends with code 3 and the journal written. After a restart `--verify-journal FILE`
 /// reads every key back. Or `--check --reconnect`: stay through the restart and read everything back at the end.
 ///
-/// Exit codes: 0 all well; 1 wrong or lost answers; 2 bad command line; 3 the server went away during the run; 4 it could not be reached.
+/// Exit codes: 0 all well; 1 wrong or lost answers; 2 bad command line; 3 the run ended early, because the server went away or a signal
+/// came; 4 the server could not be reached.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "loadgen", version, about, verbatim_doc_comment)]
 pub struct Options {

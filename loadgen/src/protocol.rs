@@ -2,7 +2,7 @@
 
 use crate::ledger::WriteEnd;
 use crate::plan::OpKind;
-use ringkv::base::record::{token_of, vnode_of};
+use ringkv::base::record::{core_of, token_of, vnode_of};
 use ringkv::limits::FRAME_BYTES_MAX;
 use ringkv::wire::command::{CORE_ANY, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
 use ringkv::wire::command::{Command, Condition, Delete, ErrorCode, Hello, HelloOk, Put, Reply, Request, WriteOptions};
@@ -23,10 +23,10 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// The data core that owns a key (docs/protocol.md: vnodes go to cores round robin).
+    /// The data core that owns a key.
     #[inline]
     pub fn core_of(&self, key: &[u8]) -> u16 {
-        if self.cores <= 1 { 0 } else { (vnode_of(token_of(key), self.vnodes) % u32::from(self.cores)) as u16 }
+        if self.cores <= 1 { 0 } else { core_of(vnode_of(token_of(key), self.vnodes), self.cores) }
     }
 }
 
@@ -43,8 +43,14 @@ pub struct Greeted {
 /// # Errors
 /// The system's, or `InvalidData` with what the server said.
 pub fn connect(target: &str, core: Option<u16>, credential: &[u8]) -> io::Result<Greeted> {
-    let address = target.to_socket_addrs()?.next().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the host has no address"))?;
-    let mut stream = TcpStream::connect_timeout(&address, HELLO_TIMEOUT)?;
+    let mut result = Err(io::Error::new(io::ErrorKind::NotFound, "the host has no address"));
+    for address in target.to_socket_addrs()? {
+        result = TcpStream::connect_timeout(&address, HELLO_TIMEOUT);
+        if result.is_ok() {
+            break;
+        }
+    }
+    let mut stream = result?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(HELLO_TIMEOUT))?;
     let core = core.unwrap_or(CORE_ANY);

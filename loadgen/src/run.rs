@@ -152,6 +152,7 @@ fn prepare(mut options: Options) -> Result<Setup, Failure> {
                 return Err(Failure::Usage(format!("--journal was made with other flags: {old_shape:?}, now {shape:?}")));
             }
             run = old.run();
+            old.settle();
             ledger = Some(old);
         }
         None if options.verify_journal.is_some() => return Err(Failure::Usage("--verify-journal: there is no such file".into())),

@@ -11,7 +11,7 @@ use crate::connection::{Connection, Planned};
 use crate::keys::KeyNames;
 use crate::ledger::{ReadTicket, WriteTicket};
 use crate::plan::OpKind;
-use crate::poll::{Poll, Ready, sharpen_timers, thread_cpu_ns};
+use crate::poll::{Poll, Ready, is_interrupted, sharpen_timers, thread_cpu_ns};
 use crate::protocol::{Common, Topology, connect, encode};
 use crate::report::Tally;
 use crate::source::{Router, Source, Work};
@@ -27,6 +27,8 @@ const BACKLOG_MAX: usize = 1 << 20;
 const GRACE_NS: u64 = 5_000_000_000;
 /// No wait is longer than this, so that progress and ends are seen.
 const WAIT_NS_MAX: u64 = 50_000_000;
+/// Between two hand-overs to the progress line.
+const PUBLISH_NS: u64 = 200_000_000;
 /// Between two tries to reach a lost server.
 const RECONNECT_NS: u64 = 100_000_000;
 /// A server that is gone for longer is gone for good.
@@ -132,9 +134,12 @@ impl<'a> Worker<'a> {
         let mut published_ns = began_ns;
         loop {
             let now_ns = self.now_ns();
-            if now_ns - published_ns > WAIT_NS_MAX {
+            if now_ns - published_ns > PUBLISH_NS {
                 published_ns = now_ns;
                 self.books.publish(interval);
+                if is_interrupted() {
+                    self.died = Some(format!("interrupted after {:.3} s", now_ns as f64 / 1e9));
+                }
             }
             self.plan(now_ns);
             self.fill(now_ns);

@@ -1,7 +1,7 @@
 //! The record model that every room shares: tokens, versions, places and cells, and the join of two cells.
 //!
-//! A **place** names a cell: (namespace, token, key, kind, element). A **cell** has a value part and an expiry part, each under a version of its own.
-//! Two cells of one place merge part by part (`join`), so that merging, expiry, replication, repair and compaction share one rule.
+//! A **place** names a cell: (namespace, token, key, kind, element). A **cell** has a value part and an expiry part, each under
+//! a version of its own. Two cells of one place merge part by part (`join`), so that merging, expiry, replication, repair and compaction share one rule.
 
 use super::checksum::{crc16, hash64};
 use super::time::WallMs;
@@ -185,7 +185,8 @@ pub enum Body<'a> {
     Bytes(&'a [u8]),
     /// A string in chunk cells of the same version; elements below this version are dead.
     Chunked { len: u32 },
-    /// A collection: elements below `floor` are dead; `context` is type-specific (first and last position of a list, causal context of siblings).
+    /// A collection: elements below `floor` are dead; `context` is type-specific (first and last position of a list, causal context
+    /// of siblings).
     Collection { of: CollectionType, floor: Version, context: &'a [u8] },
     /// A signed delta of a derived cell, keyed by the head's floor. Adds up; not idempotent, so it never leaves its replica.
     Sum { floor: Version, delta: i64 },

@@ -13,7 +13,8 @@ mod signal;
 pub use admin::{CONNECTIONS_MAX, HEAD_BYTES_MAX, IDLE_MAX};
 
 use crate::io::SocketAddr;
-use crate::io::admin::{BoundListener, Thread};
+use crate::io::admin::BoundListener;
+use crate::io::host::{Thread, spawn_thread};
 use glommio::{LocalExecutorBuilder, Placement};
 use signal::Signal;
 use std::sync::{Arc, mpsc};
@@ -73,7 +74,7 @@ impl std::error::Error for StartError {}
 pub struct ControlHandle {
     address: SocketAddr,
     stop: Arc<Signal>,
-    thread: Option<Thread>,
+    thread: Option<Thread<()>>,
 }
 
 impl ControlHandle {
@@ -90,7 +91,8 @@ impl ControlHandle {
     fn end(&mut self) {
         self.stop.fire();
         if let Some(thread) = self.thread.take() {
-            thread.join();
+            // A panic there has been told on standard error already.
+            let _ = thread.join();
         }
     }
 }
@@ -128,7 +130,7 @@ pub fn start(config: ControlConfig) -> Result<ControlHandle, StartError> {
         let _ = started.send(Ok(()));
         executor.run(admin::serve(listener, config.source, config.idle_max, heard));
     };
-    let thread = Thread::spawn("ringkv-control", run).map_err(StartError::Io)?;
+    let thread = spawn_thread("ringkv-control", run).map_err(StartError::Io)?;
     match outcome.recv() {
         Ok(Ok(())) => Ok(ControlHandle { address, stop, thread: Some(thread) }),
         Ok(Err(why)) => Err(StartError::Runtime(why)),

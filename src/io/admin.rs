@@ -1,5 +1,5 @@
-//! What the control core needs of the host before its own executor can serve: a thread, and a listening socket that belongs to
-//! this process alone.
+//! What the control core needs of the host before its own executor can serve: a listening socket that belongs to this process alone,
+//! and niceness.
 //!
 //! The control core's executor would bind with SO_REUSEPORT, under which two nodes share a port without noticing. So the socket
 //! is made here, where a busy port is an error, and handed over.
@@ -7,7 +7,6 @@
 use super::SocketAddr;
 use std::net::TcpListener;
 use std::os::fd::{FromRawFd, IntoRawFd};
-use std::thread::{Builder, JoinHandle};
 
 /// A bound, listening TCP socket that no executor owns yet.
 #[derive(Debug)]
@@ -39,20 +38,4 @@ pub fn give_way() {
     const NICENESS: i32 = 10;
     // SAFETY: plain numbers in; 0 means the calling thread.
     let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
-}
-
-/// A thread that somebody waits for.
-#[derive(Debug)]
-pub struct Thread(JoinHandle<()>);
-
-impl Thread {
-    /// Starts a thread. `name` is seen in `top -H` and in panics; the kernel keeps 15 bytes of it.
-    pub fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<Thread> {
-        Builder::new().name(name.to_owned()).spawn(run).map(Thread)
-    }
-
-    /// Waits for its end; a panic there has been told on standard error already.
-    pub fn join(self) {
-        let _ = self.0.join();
-    }
 }

@@ -32,8 +32,11 @@ pub fn pin_to_cpu(cpu: usize) -> io::Result<()> {
     }
 }
 
+/// A thread that somebody may wait for.
+pub type Thread<T> = std::thread::JoinHandle<T>;
+
 /// Starts a named thread.
-pub fn spawn_thread<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> io::Result<std::thread::JoinHandle<T>> {
+pub fn spawn_thread<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> io::Result<Thread<T>> {
     std::thread::Builder::new().name(name.into()).spawn(body)
 }
 

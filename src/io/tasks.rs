@@ -237,7 +237,7 @@ impl<T> Task<T> {
         self.join.done.get()
     }
 
-    pub(super) fn take_result(&self) -> Option<T> {
+    pub fn take_result(&self) -> Option<T> {
         self.join.result.take()
     }
 }

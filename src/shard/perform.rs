@@ -267,6 +267,7 @@ impl Task<'_> {
     /// Core 0 alone changes the table: stored first, then known to all.
     async fn change_namespaces(
         &self,
+        name: &str,
         change: impl FnOnce(&NamespaceTable) -> Result<NamespaceTable, NamespaceError>,
     ) -> Result<(), EngineError> {
         let shard = self.shard;

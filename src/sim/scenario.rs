@@ -304,7 +304,8 @@ impl Run {
         if fate < 2 {
             let site = [CrashSite::Before, CrashSite::During, CrashSite::After][self.prng.below(3) as usize];
             let at = self.prng.between(20, 400);
-            self.world.crash_at_op(self.node, at, site);
+            let from = self.world.disk_ops(self.node);
+            self.world.crash_at_op(self.node, from + at, site);
         }
     }
 
@@ -345,7 +346,8 @@ impl Run {
         for _ in 0..self.prng.below(3) {
             let site = [CrashSite::Before, CrashSite::During, CrashSite::After][self.prng.below(3) as usize];
             let at = self.prng.between(1, 60);
-            self.world.crash_at_op(self.node, at, site);
+            let from = self.world.disk_ops(self.node);
+            self.world.crash_at_op(self.node, from + at, site);
             match self.boot() {
                 Ok(life) => return Some(life),
                 Err(None) => {

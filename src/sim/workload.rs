@@ -321,7 +321,7 @@ fn read(checker: &mut Checker, key: u32, outcome: &Outcome<'_>, span: Span, now:
 }
 
 /// Without a time to live in the answer, the time to live is not checked: only what the value is.
-fn reads_value(checker: &mut Checker, key: u32, value: Option<(Version, &[u8])>, span: Span, now: Mono) {
+pub(super) fn reads_value(checker: &mut Checker, key: u32, value: Option<(Version, &[u8])>, span: Span, now: Mono) {
     match value {
         None => checker.read(key, Shown::Absent, span, now),
         Some((version, value)) => match write_of(key, value) {

@@ -361,7 +361,7 @@ impl<'a> ErrorReply<'a> {
 }
 
 /// Why there is no answer. The numbers are part of the protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u16)]
 pub enum ErrorCode {
     /// The frame is whole, what it says is not allowed.
