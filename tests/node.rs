@@ -339,7 +339,9 @@ fn keys_and_values_up_to_the_bounds_are_kept_and_larger_ones_refused() {
     for bytes in [1, 1000, KEY_BYTES_MAX] {
         assert_eq!(client.get(&key(bytes)).unwrap().expect("the key is there").value, b"v");
     }
-    assert!(client.get(&[&key(KEY_BYTES_MAX - 1)[..], b"l"].concat()).unwrap().expect("the key is there").value == value(7, 7, VALUE_BYTES_MAX));
+    assert!(
+        client.get(&[&key(KEY_BYTES_MAX - 1)[..], b"l"].concat()).unwrap().expect("the key is there").value == value(7, 7, VALUE_BYTES_MAX)
+    );
 }
 
 #[test]
@@ -420,8 +422,12 @@ fn namespaces_keep_their_ttl_and_durability_over_a_restart() {
     assert!(matches!(missing, Err(ClientError::Failed { code: ErrorCode::NoSuchNamespace, .. })), "{missing:?}");
     let before = client.namespaces().unwrap();
     let rows: Vec<_> = before.iter().map(|row| (row.name.as_str(), row.default_ttl.as_millis(), row.durability)).collect();
-    let expected =
-        [("default", 0, Durability::Sync), ("fast", 0, Durability::Interval), ("plain", 0, Durability::Sync), ("short", 300, Durability::Sync)];
+    let expected = [
+        ("default", 0, Durability::Sync),
+        ("fast", 0, Durability::Interval),
+        ("plain", 0, Durability::Sync),
+        ("short", 300, Durability::Sync),
+    ];
     assert!(rows.len() == 4 && expected.iter().all(|row| rows.contains(row)), "{rows:?}");
     let mut fast = node.client_of("fast");
     fast.put(b"k", b"in fast").unwrap();
