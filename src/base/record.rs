@@ -1,7 +1,8 @@
 //! The record model that every room shares: tokens, versions, places and cells, and the join of two cells.
 //!
 //! A **place** names a cell: (namespace, token, key, kind, element). A **cell** has a value part and an expiry part, each under
-//! a version of its own. Two cells of one place merge part by part (`join`), so that merging, expiry, replication, repair and compaction share one rule.
+//! a version of its own. Two cells of one place merge part by part (`join`), so that
+//! merging, expiry, replication, repair and compaction share one rule.
 
 use super::checksum::{crc16, hash64};
 use super::time::WallMs;

@@ -1,0 +1,306 @@
+//! The command line as scripts and people rely on it: a real node on a temporary folder, the shell client, exit codes.
+
+use ringkv::config::exit;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// A folder that goes away with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Folder {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("ringkv-cli-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_string_lossy().into_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Node {
+    child: Child,
+    native: String,
+    admin: String,
+}
+
+fn ringkv(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringkv"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+/// Runs to its end, which must come within a minute.
+fn finish(args: &[&str]) -> Output {
+    let mut child = ringkv(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let began = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if began.elapsed() > Duration::from_secs(60) {
+            let _ = child.kill();
+            panic!("{args:?} does not end");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.wait_with_output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).trim().to_owned()
+}
+
+impl Node {
+    fn start(data: &str, more: &[&str]) -> Node {
+        let flags = [&["--data", data, "--port", "0", "--admin-port", "0", "--memory", "64MiB"], more].concat();
+        let mut child = ringkv(&flags).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let _ = BufReader::new(stdout).read_line(&mut line);
+            let _ = sender.send(line);
+        });
+        let line = receiver.recv_timeout(READY_WITHIN).unwrap_or_default();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let ["ready", native, admin] = words[..] else {
+            let _ = child.kill();
+            panic!("the first line should be `ready native=HOST:PORT admin=HOST:PORT`, and was {line:?}");
+        };
+        let native = native.strip_prefix("native=").expect("native").to_owned();
+        let admin = admin.strip_prefix("admin=").expect("admin").to_owned();
+        Node { child, native, admin }
+    }
+
+    /// The shell client: exit code and standard output.
+    fn shell(&self, words: &[&str]) -> (i32, String) {
+        let (host, port) = self.native.rsplit_once(':').unwrap();
+        let output = finish(&[words, &["--host", host, "--port", port]].concat());
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+    }
+
+    fn ok(&self, words: &[&str]) -> String {
+        let (code, text) = self.shell(words);
+        assert_eq!(code, exit::CLEAN, "{words:?} said {text}");
+        text
+    }
+
+    fn page(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(&self.admin).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, and the exit code.
+    fn terminate(mut self) -> i32 {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code().expect("an exit code, no signal");
+            }
+            assert!(began.elapsed() < Duration::from_secs(30), "SIGTERM should end it");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn allowed_cpus() -> Vec<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+    ringkv::config::parse::cores(list.trim()).unwrap()
+}
+
+#[test]
+fn a_wrong_configuration_is_one_sentence_that_names_the_key_and_exit_2() {
+    let folder = Folder::new();
+    let file = folder.path("conf");
+    std::fs::write(&file, "prot = 7400\n").unwrap();
+    for (args, key) in [
+        (vec!["--prot", "1"], "--prot"),
+        (vec!["--memory", "lots"], "memory"),
+        (vec!["--port", "7480"], "admin-port"),
+        (vec!["--host", "0.0.0.0"], "secret-file"),
+        (vec!["--config", &file], "prot"),
+        (vec!["get"], "KEY"),
+    ] {
+        let output = finish(&args);
+        assert_eq!(output.status.code(), Some(exit::CONFIG), "{args:?}");
+        let text = said(&output);
+        assert!(text.contains(key) && text.lines().count() == 1 && output.stdout.is_empty(), "{args:?} said {text}");
+    }
+    assert_eq!(finish(&["--help"]).status.code(), Some(exit::CLEAN));
+}
+
+#[test]
+fn the_shell_client_puts_gets_expires_and_deletes() {
+    let folder = Folder::new();
+    let node = Node::start(&folder.path("data"), &[]);
+    let first = node.ok(&["put", "key", "value"]);
+    assert_eq!((first.len(), node.ok(&["get", "key"])), (32, "value".to_owned()));
+    assert_eq!(node.shell(&["put", "key", "other", "--if-absent"]).0, exit::FAILED);
+    let second = node.ok(&["put", "key", "newer", "--if-version", &first]);
+    assert!(second > first, "{second} lies above {first}");
+    assert_eq!(node.ok(&["ttl", "key"]), "never");
+    node.ok(&["expire", "key", "1h"]);
+    assert!(node.ok(&["ttl", "key"]).starts_with("35"), "a bit less than 3600 s");
+    node.ok(&["persist", "key"]);
+    assert_eq!(node.ok(&["ttl", "key"]), "never");
+    node.ok(&["put", "short", "x", "--ttl", "50ms"]);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(node.shell(&["get", "short"]), (exit::FAILED, String::new()));
+    assert_eq!(node.ok(&["scan"]), "key");
+    node.ok(&["del", "key"]);
+    assert_eq!(node.shell(&["get", "key"]).0, exit::FAILED);
+    assert!(node.ok(&["ns", "create", "cache", "--durability", "interval", "--ttl", "1m"]).starts_with("cache "));
+    node.ok(&["put", "key", "in cache", "--namespace", "cache"]);
+    assert_eq!(node.shell(&["get", "key"]).0, exit::FAILED, "namespaces are apart");
+    assert!(node.ok(&["ns", "list"]).contains("durability=interval"));
+    assert!(node.ok(&["info"]).lines().all(|line| line.is_empty() || line.contains(':')));
+    assert_eq!(node.terminate(), exit::CLEAN);
+}
+
+#[test]
+fn the_admin_port_tells_metrics_health_and_info() {
+    let folder = Folder::new();
+    let node = Node::start(&folder.path("data"), &[]);
+    node.ok(&["put", "key", "value"]);
+    assert!(node.page("/health").ends_with("ok\n"));
+    let metrics = node.page("/metrics");
+    assert!(metrics.contains("# TYPE ringkv_") && metrics.contains("core=\"0\""), "{metrics}");
+    assert!(node.page("/info").contains(':') && node.page("/").contains("<h1>ringkv</h1>"));
+}
+
+#[test]
+fn what_was_acknowledged_survives_kill_9_and_another_core_list() {
+    let folder = Folder::new();
+    let data = folder.path("data");
+    let cpus = allowed_cpus();
+    let one = cpus[0].to_string();
+    let all = ringkv::config::spell(&cpus);
+    for (round, cores) in [one.as_str(), &all, &one].into_iter().enumerate() {
+        let node = Node::start(&data, &["--cores", cores]);
+        for earlier in 0..round * 10 {
+            assert_eq!(node.ok(&["get", &format!("key{earlier}")]), format!("value{earlier}"));
+        }
+        for new in round * 10..round * 10 + 10 {
+            node.ok(&["put", &format!("key{new}"), &format!("value{new}")]);
+        }
+        node.kill();
+    }
+}
+
+#[test]
+fn busy_ports_and_folders_are_refused_with_codes_of_their_own() {
+    let folder = Folder::new();
+    let data = folder.path("data");
+    let node = Node::start(&data, &[]);
+    let second = finish(&["--data", &data, "--port", "0", "--admin-port", "0"]);
+    assert_eq!(second.status.code(), Some(exit::DATA_IN_USE), "{}", said(&second));
+    assert!(said(&second).contains("data"));
+    let port = |address: &str| address.rsplit_once(':').unwrap().1.to_owned();
+    let other = folder.path("other");
+    let busy = finish(&["--data", &other, "--port", &port(&node.native), "--admin-port", "0"]);
+    assert_eq!(busy.status.code(), Some(exit::ADDRESS_IN_USE), "{}", said(&busy));
+    assert!(said(&busy).contains("--port"));
+    let busy = finish(&["--data", &other, "--port", "0", "--admin-port", &port(&node.admin)]);
+    assert_eq!(busy.status.code(), Some(exit::ADDRESS_IN_USE), "{}", said(&busy));
+    assert!(said(&busy).contains("--admin-port"));
+}
+
+#[test]
+fn the_number_of_vnodes_is_fixed_when_the_folder_is_made() {
+    let folder = Folder::new();
+    let data = folder.path("data");
+    assert_eq!(Node::start(&data, &["--vnodes", "256"]).terminate(), exit::CLEAN);
+    assert_eq!(Node::start(&data, &[]).terminate(), exit::CLEAN);
+    let output = finish(&["--data", &data, "--port", "0", "--admin-port", "0", "--vnodes", "512"]);
+    assert_eq!(output.status.code(), Some(exit::CONFIG), "{}", said(&output));
+    assert!(said(&output).contains("vnodes"));
+}
+
+#[test]
+fn a_secret_is_asked_of_every_client() {
+    let folder = Folder::new();
+    let (right, wrong) = (folder.path("right"), folder.path("wrong"));
+    std::fs::write(&right, "open sesame\n").unwrap();
+    std::fs::write(&wrong, "open barley\n").unwrap();
+    let node = Node::start(&folder.path("data"), &["--secret-file", &right]);
+    node.ok(&["put", "key", "value", "--secret-file", &right]);
+    assert_eq!(node.shell(&["get", "key"]).0, exit::FAILED);
+    assert_eq!(node.shell(&["get", "key", "--secret-file", &wrong]).0, exit::FAILED);
+    assert_eq!(node.ok(&["get", "key", "--secret-file", &right]), "value");
+}
+
+#[test]
+fn other_protocols_on_the_native_port_get_one_human_sentence() {
+    let folder = Folder::new();
+    let node = Node::start(&folder.path("data"), &[]);
+    for first in ["GET / HTTP/1.1\r\nHost: x\r\n\r\n", "*1\r\n$4\r\nPING\r\n"] {
+        let mut stream = TcpStream::connect(&node.native).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.write_all(first.as_bytes()).unwrap();
+        let mut bytes = Vec::new();
+        // The port may reset the connection behind its sentence.
+        let _ = stream.read_to_end(&mut bytes);
+        assert!(String::from_utf8_lossy(&bytes).contains("ringkv"), "{first:?} got {bytes:?}");
+    }
+    node.ok(&["put", "key", "value"]);
+}
+
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files(&path, found) } else { found.push(path) }
+    }
+}
+
+#[test]
+fn verify_passes_a_sound_folder_and_names_the_damaged_file() {
+    let folder = Folder::new();
+    let data = folder.path("data");
+    let node = Node::start(&data, &[]);
+    node.ok(&["put", "key", "value"]);
+    assert_eq!(node.terminate(), exit::CLEAN);
+    let sound = finish(&["verify", &data]);
+    assert_eq!(sound.status.code(), Some(exit::CLEAN), "{}", said(&sound));
+    let mut all = Vec::new();
+    files(Path::new(&data), &mut all);
+    let victim = all.iter().max_by_key(|path| std::fs::metadata(path).unwrap().len()).expect("a node leaves files");
+    let mut file = std::fs::OpenOptions::new().write(true).open(victim).unwrap();
+    file.write_all(&[0xA5; 4096]).unwrap();
+    drop(file);
+    let damaged = finish(&["verify", &data]);
+    let text = format!("{}{}", String::from_utf8_lossy(&damaged.stdout), said(&damaged));
+    assert_eq!(damaged.status.code(), Some(exit::DATA_DAMAGED), "{text}");
+    assert!(text.contains(&*victim.file_name().unwrap().to_string_lossy()), "{text} names {victim:?}");
+}
