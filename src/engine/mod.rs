@@ -8,7 +8,6 @@ pub mod manifest;
 #[cfg(test)]
 mod manifest_tests;
 pub mod memtable;
-pub mod merge;
 pub mod pick;
 pub mod recover;
 pub mod signal;
@@ -18,6 +17,7 @@ mod wal_replay;
 mod wal_segments;
 #[cfg(test)]
 mod wal_tests;
+pub mod merge;
 
 use crate::base::codec::Malformed;
 

@@ -1,8 +1,8 @@
 //! Every byte on disk. Nothing else in the engine builds or takes apart a structure that outlives the process.
 
-pub mod layout;
-pub mod manifest;
 pub mod wal;
+pub mod manifest;
+pub mod layout;
 
 use crate::base::codec::{Malformed, Reader};
 use crate::base::record::{Body, Cell, CollectionType, Expiry, Kind, NamespaceId, Token, Version};
