@@ -112,6 +112,8 @@ pub struct Checker {
     pub acknowledged: u64,
     /// Under `interval`, what a power loss may take.
     loses_ms: u64,
+    /// When the power failed last. What was asked before and answered after (the answer was on its way) counts as answered before.
+    lost_at: Mono,
 }
 
 impl Checker {
@@ -144,12 +146,15 @@ impl Checker {
     }
 
     /// The write was acknowledged.
-    pub fn acknowledged(&mut self, key: u32, write: WriteId, version: Version, now: Mono) {
+    pub fn acknowledged(&mut self, key: u32, write: WriteId, version: Version, asked: Mono, now: Mono) {
         self.stamped(key, write, version);
         self.acknowledged += 1;
         let entry = self.write(key, write);
         entry.outcome = Outcome::Acknowledged;
         let is_expire = matches!(entry.effect, Effect::Expire { .. });
+        if !self.binds(asked) {
+            return;
+        }
         let key = self.keys.get_mut(&key).expect("a key that was written");
         if is_expire { &mut key.expiry_marks } else { &mut key.marks }.push(Mark { version, at: now });
     }
@@ -161,6 +166,7 @@ impl Checker {
 
     /// The power failed: under `interval`, what was acknowledged or shown last binds nobody any more.
     pub fn power_lost(&mut self, now: Mono) {
+        self.lost_at = now;
         if self.loses_ms == 0 {
             return;
         }
@@ -194,7 +200,9 @@ impl Checker {
         if let Err(why) = verdict {
             self.failures.push(format!("key {key}: {why} (asked at {} ns)", span.asked.0));
         }
-        if let Shown::Value { version, .. } = shown {
+        if let Shown::Value { version, .. } = shown
+            && self.binds(span.asked)
+        {
             self.keys.entry(key).or_default().marks.push(Mark { version, at: now });
         }
     }
@@ -296,7 +304,14 @@ impl Checker {
         if version < bound {
             self.failures.push(format!("key {key}: is said to have {version:?}, though {bound:?} was acknowledged or shown before"));
         }
-        self.keys.entry(key).or_default().marks.push(Mark { version, at: now });
+        if self.binds(span.asked) {
+            self.keys.entry(key).or_default().marks.push(Mark { version, at: now });
+        }
+    }
+
+    /// What was answered to a request asked at `asked` binds later reads.
+    fn binds(&self, asked: Mono) -> bool {
+        self.loses_ms == 0 || self.lost_at == Mono(0) || asked > self.lost_at
     }
 
     fn writes(&self, key: u32) -> impl Iterator<Item = (WriteId, &Write)> {
@@ -339,7 +354,7 @@ mod tests {
     fn a_lost_or_stale_or_invented_answer_is_found() {
         let mut checker = Checker::new(false);
         let old = checker.begin(1, Effect::Put { ttl_ms: 0 }, 0, None);
-        checker.acknowledged(1, old, at(5), Mono(10));
+        checker.acknowledged(1, old, at(5), Mono(1), Mono(10));
         let new = checker.begin(1, Effect::Put { ttl_ms: 0 }, 0, None);
         checker.read(1, shown(new, at(6)), span(15, 7), Mono(16));
         assert!(checker.failures.is_empty(), "{:?}", checker.failures);
@@ -354,7 +369,7 @@ mod tests {
     fn a_read_that_was_asked_before_the_acknowledgement_may_be_older() {
         let mut checker = Checker::new(false);
         let write = checker.begin(1, Effect::Put { ttl_ms: 0 }, 0, None);
-        checker.acknowledged(1, write, at(5), Mono(10));
+        checker.acknowledged(1, write, at(5), Mono(1), Mono(10));
         checker.read(1, Shown::Absent, span(9, 7), Mono(11));
         assert!(checker.failures.is_empty(), "{:?}", checker.failures);
     }
@@ -363,7 +378,7 @@ mod tests {
     fn expiry_is_exact_both_ways() {
         let mut checker = Checker::new(false);
         let write = checker.begin(1, Effect::Put { ttl_ms: 10 }, 0, None);
-        checker.acknowledged(1, write, at(100), Mono(10));
+        checker.acknowledged(1, write, at(100), Mono(1), Mono(10));
         let live = Shown::Value { write, version: at(100), remaining_ms: Some(5) };
         checker.read(1, live, span(20, 105), Mono(21));
         checker.read(1, Shown::Absent, span(22, 110), Mono(23));
@@ -377,7 +392,7 @@ mod tests {
     fn an_unknown_delete_excuses_absence_and_a_refused_one_does_not() {
         let mut checker = Checker::new(false);
         let write = checker.begin(1, Effect::Put { ttl_ms: 0 }, 0, None);
-        checker.acknowledged(1, write, at(5), Mono(10));
+        checker.acknowledged(1, write, at(5), Mono(1), Mono(10));
         let delete = checker.begin(1, Effect::Delete, 0, None);
         checker.read(1, Shown::Absent, span(20, 7), Mono(21));
         assert!(checker.failures.is_empty());
@@ -391,7 +406,7 @@ mod tests {
         for (at_ms, failures) in [(950, 0), (800, 1)] {
             let mut checker = Checker::new(true);
             let write = checker.begin(1, Effect::Put { ttl_ms: 0 }, 0, None);
-            checker.acknowledged(1, write, at(5), Mono(at_ms * 1_000_000));
+            checker.acknowledged(1, write, at(5), Mono(1), Mono(at_ms * 1_000_000));
             checker.power_lost(Mono(1_000_000_000));
             checker.read(1, Shown::Absent, span(2_000_000_000, 7), Mono(2_000_000_001));
             assert_eq!(checker.failures.len(), failures, "{:?}", checker.failures);

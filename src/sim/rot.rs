@@ -11,7 +11,6 @@ use std::path::PathBuf;
 
 /// Flips a bit of a random file of the node, starts it, and reads every key.
 pub(super) fn flip_and_look(run: &mut Run) {
-    run.world.faults(run.node, |faults| *faults = crate::io::sim::Faults::default());
     let files: Vec<(String, u64)> =
         run.world.tree(run.node).into_iter().filter(|(name, bytes)| *bytes > 0 && !name.ends_with("lock")).collect();
     if files.is_empty() {

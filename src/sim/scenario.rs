@@ -120,6 +120,7 @@ impl Run {
             at_work: Cell::new(0),
             errors: RefCell::default(),
             wall_ms: Box::new(move || clock.wall_ms(node)),
+            lost: Cell::new((Mono(0), 0)),
             large_one_in: prng.between(50, 400),
         };
         let cores = setup.cores.unwrap_or(prng.between(1, 5) as u16);
@@ -166,6 +167,7 @@ impl Run {
             life = self.reboot();
         }
         let Some(last) = life else { return };
+        self.calm();
         self.shared.stop.set(true);
         let shared = self.shared.clone();
         self.world.run_until(STUCK, || shared.at_work.get() == 0);
@@ -179,6 +181,13 @@ impl Run {
         if self.setup.faults.rot && self.outcome.failures.is_empty() && !self.has_wrong_answers() {
             rot::flip_and_look(self);
         }
+    }
+
+    /// From here on nothing fails.
+    fn calm(&mut self) {
+        self.world.faults(self.node, |faults| *faults = Faults::default());
+        self.world.crash_at_op(self.node, u64::MAX, CrashSite::Before);
+        self.world.set_capacity(self.node, u64::MAX);
     }
 
     fn has_wrong_answers(&self) -> bool {
@@ -327,7 +336,8 @@ impl Run {
     }
 
     fn power_lost(&mut self) {
-        let now: Mono = self.world.now();
+        let now = self.world.now();
+        self.shared.lost.set((now, self.world.wall_ms(self.node)));
         self.shared.checkers.iter().for_each(|checker| checker.borrow_mut().power_lost(now));
     }
 
@@ -336,6 +346,7 @@ impl Run {
         if self.setup.faults.clock && self.prng.one_in(3) {
             let offset = self.prng.below(40_000) as i64 - 30_000;
             self.note(format!("the wall clock is off by {offset} ms"));
+            self.shared.lost.set((self.world.now(), self.world.wall_ms(self.node)));
             self.world.set_wall_offset_ms(self.node, offset);
         }
         if self.setup.cores.is_none() && self.prng.one_in(3) {
@@ -399,9 +410,10 @@ impl Run {
     }
 
     fn finish(mut self) -> Outcome {
-        for checker in &self.shared.checkers {
+        for (index, checker) in self.shared.checkers.iter().enumerate() {
             let checker = checker.borrow();
-            self.outcome.failures.extend(checker.failures.iter().cloned());
+            let name = if index == 0 { "sync" } else { "interval" };
+            self.outcome.failures.extend(checker.failures.iter().map(|failure| format!("{name} namespace, {failure}")));
             self.outcome.acknowledged += checker.acknowledged;
         }
         self.outcome.commands = self.shared.answered.get();

@@ -39,6 +39,8 @@ pub struct Shared {
     pub errors: RefCell<BTreeMap<ErrorCode, u64>>,
     /// The node's wall clock.
     pub wall_ms: Box<dyn Fn() -> WallMs>,
+    /// When the power failed last, and what the node's wall clock showed: an answer on its way was given before.
+    pub lost: Cell<(Mono, WallMs)>,
     /// Sizes of values: mostly small, rarely in chunks.
     pub large_one_in: u64,
 }
@@ -102,13 +104,16 @@ pub struct SimClient {
     shared: Rc<Shared>,
     prng: Prng,
     pipeline: usize,
+    /// It thinks about once in so many answers, for a while: a run is to last longer than a few milliseconds.
+    thinks_one_in: u64,
     /// Writes whose outcome is unknown, with the version that makes a second try the same write.
     retries: Vec<(Asked, Version)>,
 }
 
 impl SimClient {
-    pub fn new(io: Io, server: SocketAddr, shared: Rc<Shared>, prng: Prng, pipeline: usize) -> SimClient {
-        SimClient { io, server, shared, prng, pipeline, retries: Vec::new() }
+    pub fn new(io: Io, server: SocketAddr, shared: Rc<Shared>, mut prng: Prng, pipeline: usize) -> SimClient {
+        let thinks_one_in = prng.between(4, 40);
+        SimClient { io, server, shared, prng, pipeline, thinks_one_in, retries: Vec::new() }
     }
 
     /// Works until the run stops, over as many connections as it takes.
@@ -136,6 +141,10 @@ impl SimClient {
         let mut welcome = false;
         loop {
             if welcome && !self.shared.stop.get() {
+                if self.prng.one_in(self.thinks_one_in) {
+                    let thought = Duration::from_micros(self.prng.below(20_000));
+                    io.sleep(thought).await;
+                }
                 self.fill(&mut core, &mut asked);
             }
             if core.in_flight() == 0 {
@@ -267,6 +276,10 @@ impl SimClient {
     fn take(&mut self, asked: &mut BTreeMap<u64, Asked>, event: Event<'_>) {
         let request = if event.last { asked.remove(&event.id) } else { asked.get(&event.id).cloned() };
         let request = request.expect("an event of a request that was asked");
+        if let (Some(Asked { what: What::Gets { keys }, .. }), Ok(Reply::Values(part))) = (asked.get_mut(&event.id), &event.outcome) {
+            // More parts follow: they are of the keys behind these.
+            keys.drain(..part.len());
+        }
         let now = self.io.now();
         if event.last {
             self.shared.answered.set(self.shared.answered.get() + 1);
@@ -274,7 +287,9 @@ impl SimClient {
         if let Err(ClientError::Failed { code, .. }) = &event.outcome {
             *self.shared.errors.borrow_mut().entry(*code).or_default() += 1;
         }
-        let span = Span { asked: request.asked, asked_ms: request.asked_ms, answered_ms: (self.shared.wall_ms)() };
+        let (lost_at, lost_ms) = self.shared.lost.get();
+        let answered_ms = if request.asked <= lost_at { lost_ms } else { (self.shared.wall_ms)() };
+        let span = Span { asked: request.asked, asked_ms: request.asked_ms, answered_ms };
         let mut checker = self.shared.checkers[request.namespace].borrow_mut();
         let retry = match &request.what {
             What::Other => None,
@@ -334,7 +349,7 @@ pub(super) fn reads_value(checker: &mut Checker, key: u32, value: Option<(Versio
 /// What an answer says of writes; a version under which it may be asked for again.
 fn wrote(checker: &mut Checker, writes: &[(u32, WriteId)], outcome: &Outcome<'_>, again: bool, span: Span, now: Mono) -> Option<Version> {
     match outcome {
-        Ok(Reply::Done { version }) => writes.iter().for_each(|&(key, id)| checker.acknowledged(key, id, *version, now)),
+        Ok(Reply::Done { version }) => writes.iter().for_each(|&(key, id)| checker.acknowledged(key, id, *version, span.asked, now)),
         Ok(Reply::Announced { version }) => writes.iter().for_each(|&(key, id)| checker.stamped(key, id, *version)),
         Ok(Reply::Absent) => {
             // An expire or persist of a key that is absent.
