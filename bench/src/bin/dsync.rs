@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 fn measure(path: &Path, time: Duration) -> std::io::Result<Vec<u64>> {
     let mut filled = File::create(path)?;
     let zeros = vec![0; 1 << 20];
-    for _ in 0..FILE_BLOCKS * BLOCK_BYTES as u64 >> 20 {
+    for _ in 0..(FILE_BLOCKS * BLOCK_BYTES as u64) >> 20 {
         filled.write_all(&zeros)?;
     }
     filled.sync_all()?;
