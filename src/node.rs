@@ -107,7 +107,8 @@ fn read_secret(config: &Config) -> Result<Option<Vec<u8>>, Failure> {
 
 fn plan(config: &Config, secret: Option<Vec<u8>>, tell: mpsc::Sender<News>) -> Plan {
     let cores = config.cores.len();
-    let engine = EngineConfig::for_budget((config.memory_bytes as usize) / cores, host::random_u64());
+    let memory_bytes = config.memory_bytes as usize / cores;
+    let engine = EngineConfig::new(0, memory_bytes, host::random_u64());
     Plan {
         data: config.data.clone(),
         listen: config.native,
@@ -116,6 +117,7 @@ fn plan(config: &Config, secret: Option<Vec<u8>>, tell: mpsc::Sender<News>) -> P
         vnodes: config.vnodes,
         durability: config.durability,
         secret,
+        memory_bytes,
         engine,
         board: Arc::new(Board::default()),
         port: 0.into(),

@@ -9,7 +9,6 @@ use super::EngineError;
 use super::Planted;
 use super::format::manifest::{Edit, Level, MergeRecord, TableId};
 use super::merge::{Merge, MergeStep, Rules, Source, Tally, World};
-use super::pick::choose;
 use super::pick::{RunShape, choose};
 use super::table::Table;
 use super::table_iter::TableIter;

@@ -5,6 +5,7 @@ pub mod block;
 pub mod cache;
 pub mod compact;
 pub mod expire;
+pub mod figures;
 pub mod filter;
 pub mod format;
 pub mod fuzz;
@@ -29,6 +30,7 @@ pub mod table_iter;
 pub mod table_writer;
 pub mod tables;
 pub mod verify;
+pub mod verify_folder;
 #[cfg(test)]
 mod tables_tests;
 pub mod wal;
@@ -41,6 +43,9 @@ pub mod merge;
 pub mod fuzz_table;
 #[cfg(test)]
 mod table_tests;
+
+pub use batch::{Batch, KeyRef};
+pub use store::{Engine, EngineConfig};
 
 use crate::base::codec::Malformed;
 

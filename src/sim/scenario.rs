@@ -6,6 +6,7 @@ use super::workload::{FIRST_NAMESPACE, INTERVAL_NAMESPACE, Shared, SimClient, ke
 use super::{final_look, rot};
 use crate::base::prng::Prng;
 use crate::base::record::{core_of, token_of, vnode_of};
+use crate::engine::pick::Policy;
 use crate::engine::{EngineConfig, EngineError, Planted};
 use crate::io::sim::{CrashSite, Faults, MachineId, World};
 use crate::io::wakers::Wakers;
@@ -218,7 +219,20 @@ impl Run {
 
     /// Sizes small enough that a few hundred writes flush and compact.
     fn engine_config(&mut self) -> EngineConfig {
-        EngineConfig::small(self.hash_seed, self.prng.between(24, 120) as usize * 1024)
+        let memtable_bytes = self.prng.between(48, 160) as usize * 1024;
+        EngineConfig {
+            writer: 1,
+            memtable_bytes,
+            memtable_chunk_bytes: 16 * 1024,
+            cache_bytes: self.prng.between(16, 256) as usize * 1024,
+            wal_segment_bytes: 512 * 1024,
+            wal_segments_max: self.prng.between(4, 10) as usize,
+            wal_pending_bytes_max: 512 * 1024,
+            table_bytes_max: self.prng.between(32, 256) * 1024,
+            forget_after_ms: self.prng.one_in(2).then(|| self.prng.between(100, 2_000)),
+            policy: Policy { level0_runs: self.prng.between(2, 6) as usize, level1_runs: 2, dead_bytes_min: 16 * 1024, ..Policy::default() },
+            ..EngineConfig::new(0, 1 << 20, self.hash_seed)
+        }
     }
 
     fn plan(&mut self, cores: u16, ready: &Arc<AtomicBool>) -> Plan {
@@ -231,6 +245,7 @@ impl Run {
             vnodes: Some(VNODES),
             durability: Durability::Sync,
             secret: None,
+            memory_bytes: 4 << 20,
             engine: self.engine_config(),
             board: Arc::new(Board::default()),
             port: 0.into(),
