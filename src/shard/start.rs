@@ -24,8 +24,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// How often a shard publishes its figures.
-const PUBLISH_EVERY: Duration = Duration::from_millis(500);
 /// How often answers that wait for the log are looked through for passed deadlines.
 const OVERDUE_EVERY: Duration = Duration::from_millis(10);
 /// How long a closing shard waits for what is under way.
@@ -47,6 +45,8 @@ pub struct Plan {
     /// Sizes of the engine: everything in it that is the same for all cores.
     pub engine: EngineConfig,
     pub board: Arc<Board>,
+    /// How often a shard publishes its figures.
+    pub publish_every: Duration,
     /// The port that was bound; 0 until then.
     pub port: AtomicU16,
     /// Set, and every core woken, to end the node.
@@ -289,11 +289,11 @@ fn spawn_services(shard: &Rc<Shard>, plan: &Arc<Plan>) {
             watched.expire_held();
         }
     }));
-    let (published, board) = (shard.clone(), plan.board.clone());
+    let (published, board, every) = (shard.clone(), plan.board.clone(), plan.publish_every);
     drop(io.spawn(Class::Background, async move {
         while !published.is_closing() {
             board.publish(published.core(), report(&published));
-            published.io.sleep(PUBLISH_EVERY).await;
+            published.io.sleep(every).await;
         }
     }));
 }
