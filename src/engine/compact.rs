@@ -9,7 +9,7 @@ use super::EngineError;
 use super::Planted;
 use super::format::manifest::{Edit, Level, MergeRecord, TableId};
 use super::merge::{Merge, MergeStep, Rules, Source, Tally, World};
-use super::pick::choose;
+use super::pick::{RunShape, choose};
 use super::table::Table;
 use super::table_iter::TableIter;
 use super::tables::{Memory, Output, Tables, or_full, prefix_of};
@@ -107,7 +107,12 @@ impl Tables {
     /// # Errors
     /// `DiskFull`: what is done stays done; call again when there may be room. Others: damage, or as `Manifest::commit`.
     pub async fn compact(&self, memory: &impl Memory) -> Result<Option<Merged>, EngineError> {
-        let Some(choice) = choose(&self.shape(), &self.config.policy) else { return Ok(None) };
+        let shape = self.shape();
+        let Some(choice) = choose(&shape, &self.config.policy) else { return Ok(None) };
+        let (above, last): (Vec<_>, Vec<_>) =
+            shape.runs.iter().filter(|run| choice.inputs.contains(&run.id)).partition(|run| run.level < Level::Last);
+        let sum = |runs: Vec<&RunShape>| runs.iter().map(|run| run.bytes).sum::<u64>() as f64;
+        let (above, last) = (sum(above), sum(last));
         let begun = self.manifest.state().merge.clone();
         let merge = match begun {
             Some(merge) => merge,
@@ -119,17 +124,12 @@ impl Tables {
             }
         };
         let merged = self.carry_out(merge, memory).await?;
-        if merged.level == Level::Last && merged.tally.entries_in > 0 {
-            self.measure(&merged.tally);
+        if merged.level == Level::Last && merged.tally.bytes_in > 0 {
+            // What vanished was replaced by what came from above, or took it along.
+            let gone = (merged.tally.bytes_in - merged.tally.bytes_out.min(merged.tally.bytes_in)) as f64 / merged.tally.bytes_in as f64;
+            self.overwritten_share.set((gone * (above + last) / above.max(1.0)).min(1.0));
         }
         Ok(Some(merged))
-    }
-
-    /// How much of what comes from above replaces something, judged by what vanished of it.
-    fn measure(&self, tally: &Tally) {
-        let gone = (tally.bytes_in - tally.bytes_out) as f64 / tally.bytes_in as f64;
-        // Of all that went in, about a half came from above.
-        self.overwritten_share.set((2.0 * gone).min(1.0));
     }
 
     async fn carry_out(&self, mut merge: MergeRecord, memory: &impl Memory) -> Result<Merged, EngineError> {
@@ -138,7 +138,11 @@ impl Tables {
         let drop_early = self.config.planted == Some(Planted::TombstoneDroppedEarly);
         let expired_ms = self.expiry.counted_ms_of(around.inputs.iter());
         let mut steps = Merge::start(sources, Rules { expired_ms, level: merge.level, drop_early }).await?;
-        let mut output = Output::new(self, merge.level, merge.run, seqs);
+        let entries = {
+            let state = self.manifest.state();
+            around.inputs.iter().filter_map(|id| state.tables.get(id)).map(|record| record.entries).sum()
+        };
+        let mut output = Output::new(self, merge.level, merge.run, seqs, entries);
         let mut written_bytes = 0;
         loop {
             match self.fill(&mut steps, &mut output, &around).await {
@@ -151,13 +155,15 @@ impl Tables {
             let next = steps.next_place().map(<[u8]>::to_vec);
             let is_last = next.is_none();
             merge.done = next.unwrap_or_default();
-            written_bytes += self.end_slice(&merge, &mut output, &around.inputs, is_last, memory).await?;
+            let (bytes, counted_ms) = self.end_slice(&merge, &mut output, &around.inputs, is_last, memory).await?;
+            written_bytes += bytes;
+            steps.set_expired_ms(counted_ms);
             drop(self.reap().await);
             if is_last {
                 return Ok(Merged { level: merge.level, tally: steps.tally(), written_bytes });
             }
-            if self.io.is_shutting_down() {
-                return Err(EngineError::Stopped("the node is shutting down".to_owned()));
+            if memory.is_closing() || self.io.is_shutting_down() {
+                return Err(EngineError::Stopped("the shard is closing".to_owned()));
             }
         }
     }
@@ -196,7 +202,7 @@ impl Tables {
         output.cut().await
     }
 
-    /// Shows what a slice has written and hides what it consumed. Gives the bytes written.
+    /// Shows what a slice has written and hides what it consumed. Gives the bytes written, and up to when all deadlines are counted.
     async fn end_slice(
         &self,
         merge: &MergeRecord,
@@ -204,7 +210,7 @@ impl Tables {
         inputs: &BTreeSet<TableId>,
         is_last: bool,
         memory: &impl Memory,
-    ) -> Result<u64, EngineError> {
+    ) -> Result<(u64, WallMs), EngineError> {
         let new = output.take();
         let written_bytes = new.iter().map(|new| new.record.bytes).sum();
         // Deadlines are counted up to one instant in all inputs, so that none is counted twice or never.
@@ -223,6 +229,6 @@ impl Tables {
         }
         edits.push(Edit::Merge((!is_last).then(|| merge.clone())));
         self.adopt(edits, new, counted_ms).await?;
-        Ok(written_bytes)
+        Ok((written_bytes, counted_ms))
     }
 }

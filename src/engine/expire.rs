@@ -6,8 +6,8 @@
 //! place; filters and version bounds answer nearly always, a read decides the rest. Deadlines that pass while the node is down are
 //! hidden, and reclaimed by merges, but not counted.
 //!
-//! **Freed** means: in a memtable, the payload (the cell becomes its remnant); on disk, what caches hold, at once, and the bytes in the table
-//! with the next merge, which the picker hears of (`Table::expired_share`). The lag from deadline to count is a histogram.
+//! **Freed** means: in a memtable, the payload (the cell becomes its remnant); on disk, what caches hold, at once, and the bytes in the
+//! table with the next merge, for which the picker is told how much has expired. The lag from deadline to count is a histogram.
 
 use super::EngineError;
 use super::filter::prefix_hash;
@@ -95,6 +95,8 @@ pub struct DiskExpiry {
     counts: RefCell<BTreeMap<TableId, Count>>,
     /// Tables that are not known otherwise are counted from here on.
     opened_ms: WallMs,
+    /// No deadline on disk that is still to be counted lies below.
+    due_ms: Cell<WallMs>,
     lags: RefCell<Lags>,
     superseded: Cell<u64>,
     turns: super::manifest::Turns,
@@ -103,7 +105,14 @@ pub struct DiskExpiry {
 impl DiskExpiry {
     pub(super) fn new(opened_ms: WallMs) -> DiskExpiry {
         let turns = super::manifest::Turns::default();
-        DiskExpiry { counts: RefCell::default(), opened_ms, lags: RefCell::default(), superseded: Cell::new(0), turns }
+        DiskExpiry {
+            counts: RefCell::default(),
+            opened_ms,
+            due_ms: Cell::new(0),
+            lags: RefCell::default(),
+            superseded: Cell::new(0),
+            turns,
+        }
     }
 
     /// Expiries on disk and their lags.
@@ -124,6 +133,7 @@ impl DiskExpiry {
     /// A new table's deadlines are counted from `counted_ms` on.
     pub(super) fn start(&self, id: TableId, counted_ms: WallMs) {
         self.counts.borrow_mut().insert(id, Count { counted_ms, cursor: None });
+        self.due_ms.set(0);
     }
 
     /// Up to where the deadlines of all these tables are counted.
@@ -140,11 +150,14 @@ impl Tables {
         !self.may_hold_elsewhere(prefix_of(place), vnode, &Default::default(), |(_, greatest)| greatest > version)
     }
 
-    /// Counts the deadlines on disk that have passed. Call it several times a second.
+    /// Counts the deadlines on disk that have passed. Call it several times a second; it costs nothing when none has.
     ///
     /// # Errors
     /// Of reading tables.
     pub async fn expire(&self, memory: &impl Memory) -> Result<(), EngineError> {
+        if self.io.wall_ms() < self.expiry.due_ms.get() {
+            return Ok(());
+        }
         let _turn = self.expiry.turn().await;
         self.count_expired(memory).await.map(|_| ())
     }
@@ -154,13 +167,16 @@ impl Tables {
         let tree = self.tree();
         let now_ms = self.io.wall_ms();
         self.expiry.counts.borrow_mut().retain(|id, _| self.manifest.state().tables.contains_key(id));
+        let mut due_ms = WallMs::MAX;
         for table in tree.tables() {
             let taken = self.expiry.counts.borrow_mut().remove(&table.record.id);
             let mut count = taken.unwrap_or(Count { counted_ms: self.expiry.opened_ms, cursor: None });
             let result = self.count_table(&tree, table, &mut count, now_ms, memory).await;
+            due_ms = due_ms.min(count.cursor.as_ref().and_then(Expiring::next_deadline_ms).unwrap_or(WallMs::MAX));
             self.expiry.counts.borrow_mut().insert(table.record.id, count);
             result?;
         }
+        self.expiry.due_ms.set(due_ms);
         Ok(now_ms)
     }
 

@@ -11,6 +11,7 @@ use super::manifest::State;
 use super::pick::{RunShape, TreeShape};
 use crate::base::record::{Cell, Version};
 use std::cell::RefCell;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -105,13 +106,13 @@ impl<T> Tree<T> {
     }
 
     fn new(tables: impl Iterator<Item = Rc<TableRef<T>>>) -> Tree<T> {
-        let mut runs: BTreeMap<(Level, std::cmp::Reverse<u64>), Vec<Rc<TableRef<T>>>> = BTreeMap::new();
+        let mut runs = BTreeMap::<_, Vec<_>>::new();
         for table in tables {
-            runs.entry((table.record.level, std::cmp::Reverse(table.record.run))).or_default().push(table);
+            runs.entry((table.record.level, Reverse(table.record.run))).or_default().push(table);
         }
-        let runs = runs.into_iter().map(|((level, id), mut tables)| {
+        let runs = runs.into_iter().map(|((level, Reverse(id)), mut tables)| {
             tables.sort_unstable_by(|a, b| a.start().cmp(b.start()));
-            Run { id: id.0, level, tables }
+            Run { id, level, tables }
         });
         Tree { runs: runs.collect() }
     }

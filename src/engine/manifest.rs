@@ -410,9 +410,10 @@ impl Manifest {
             (log.number, log.next_group, log.end_bytes, log.file_bytes, log.file.clone())
         };
         // The numbers that were drawn are remembered with the first edit that can name one.
-        let state = self.state.borrow();
-        edits.push(Edit::Numbers { table: state.next_table, run: state.next_run });
-        drop(state);
+        edits.push({
+            let state = self.state.borrow();
+            Edit::Numbers { table: state.next_table, run: state.next_run }
+        });
         let blocks = group_blocks(self.identity, number, next_group, &edits);
         let len = blocks.len() as u64;
         if end_bytes + len > file_bytes {
@@ -452,11 +453,12 @@ impl Manifest {
         };
         switch(&self.io, &self.dir, log.number).await?;
         *self.log.borrow_mut() = log;
-        let mut current = self.state.borrow_mut();
-        // Numbers may have been drawn meanwhile.
-        let (table, run) = (current.next_table.max(state.next_table), current.next_run.max(state.next_run));
-        *current = State { next_table: table, next_run: run, ..state };
-        drop(current);
+        {
+            // Numbers may have been drawn meanwhile.
+            let mut current = self.state.borrow_mut();
+            let (table, run) = (current.next_table.max(state.next_table), current.next_run.max(state.next_run));
+            *current = State { next_table: table, next_run: run, ..state };
+        }
         self.io.remove(&self.dir.join(file_name(old))).await?;
         Ok(())
     }

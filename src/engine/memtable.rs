@@ -63,29 +63,21 @@ impl Arena {
         (addr as usize / units, addr as usize % units * UNIT_BYTES)
     }
 
-    /// Makes room for `bytes`; None when addresses have run out (some 64 GiB).
-    fn reserve(&mut self, bytes: usize) -> Option<Addr> {
-        let bytes = bytes.next_multiple_of(UNIT_BYTES);
-        let fits = self.chunks.last().is_some_and(|last| last.capacity() != 0 && last.capacity() - last.len() >= bytes);
-        if !fits {
+    /// Finds room for `bytes`, a multiple of 16: the address and the chunk. None when addresses have run out (some 64 GiB).
+    fn reserve(&mut self, bytes: usize) -> Option<(Addr, usize)> {
+        let units = self.chunk_bytes / UNIT_BYTES;
+        let room = |last: &Vec<u8>| last.capacity() != 0 && self.chunk_bytes - last.len() >= bytes;
+        let mut index = self.chunks.len().wrapping_sub(1);
+        if !self.chunks.last().is_some_and(room) {
+            index = self.chunks.len();
             let capacity = bytes.max(self.chunk_bytes);
-            // An entry larger than a chunk takes the numbers of as many chunks as it covers.
-            let index = self.chunks.len();
             self.chunks.push(Vec::with_capacity(capacity));
             self.reserved_bytes += capacity;
-            let covered = capacity.div_ceil(self.chunk_bytes);
-            self.chunks.resize_with(index + covered, Vec::new);
-            let start = index.checked_mul(self.chunk_bytes / UNIT_BYTES)?;
-            if covered > 1 {
-                self.chunks[index].resize(bytes, 0);
-                return Addr::try_from(start).ok();
-            }
+            // An entry larger than a chunk takes the numbers of as many chunks as it covers.
+            self.chunks.resize_with(index + capacity.div_ceil(self.chunk_bytes), Vec::new);
         }
-        let index = self.chunks.len() - 1;
-        let chunk = &mut self.chunks[index];
-        let offset = chunk.len();
-        chunk.resize(offset + bytes, 0);
-        Addr::try_from(index * (self.chunk_bytes / UNIT_BYTES) + offset / UNIT_BYTES).ok().filter(|&addr| addr != NONE)
+        let addr = Addr::try_from(index * units + self.chunks[index].len() / UNIT_BYTES).ok().filter(|&addr| addr != NONE)?;
+        Some((addr, index))
     }
 
     fn at(&self, addr: Addr) -> &[u8] {
@@ -154,14 +146,14 @@ impl Arena {
     }
 
     fn push(&mut self, hash: u64, seq: Seq, next: Addr, place: &[u8], cell: &[u8]) -> Option<Addr> {
-        let addr = self.reserve(HEADER_BYTES + place.len() + cell.len())?;
-        let entry = self.at_mut(addr);
-        entry[..8].copy_from_slice(&hash.to_le_bytes());
-        entry[16..20].copy_from_slice(&next.to_le_bytes());
-        entry[20..24].copy_from_slice(&(place.len() as u32).to_le_bytes());
-        entry[28..32].copy_from_slice(&(cell.len() as u32).to_le_bytes());
-        entry[HEADER_BYTES..HEADER_BYTES + place.len()].copy_from_slice(place);
-        self.set_cell(addr, cell, seq);
+        let bytes = (HEADER_BYTES + place.len() + cell.len()).next_multiple_of(UNIT_BYTES);
+        let (addr, chunk) = self.reserve(bytes)?;
+        let (place_len, cell_len) = ((place.len() as u32).to_le_bytes(), (cell.len() as u32).to_le_bytes());
+        let chunk = &mut self.chunks[chunk];
+        let end = chunk.len() + bytes;
+        let parts = [&hash.to_le_bytes(), &seq.to_le_bytes(), &next.to_le_bytes()[..], &place_len, &cell_len, &cell_len, place, cell];
+        parts.into_iter().for_each(|part| chunk.extend_from_slice(part));
+        chunk.resize(end, 0);
         Some(addr)
     }
 }

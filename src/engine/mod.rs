@@ -18,24 +18,19 @@ pub mod pick;
 pub mod recover;
 pub mod signal;
 pub mod snapshot;
-pub mod store;
-mod store_open;
-mod store_read;
-mod store_scan;
-#[cfg(test)]
-mod store_tests;
-mod store_work;
 pub mod table;
 pub mod table_iter;
 pub mod table_writer;
 pub mod tables;
-pub mod verify;
+#[cfg(test)]
+mod tables_tests;
 pub mod wal;
 mod wal_plan;
 mod wal_replay;
 mod wal_segments;
 #[cfg(test)]
 mod wal_tests;
+pub mod verify;
 
 use crate::base::codec::Malformed;
 

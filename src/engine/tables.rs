@@ -49,6 +49,10 @@ pub trait Memory {
     fn newest(&self, place: &[u8]) -> Option<Version>;
     /// A cell on disk expired and was counted: what caches hold of it can go.
     fn expired(&self, place: &[u8]);
+    /// The shard is closing: a merge stops at its next slice.
+    fn is_closing(&self) -> bool {
+        false
+    }
 }
 
 /// The tables of one shard.
@@ -136,7 +140,7 @@ impl Tables {
     pub async fn flush(&self, memtable: &Memtable, released: Seq) -> Result<(), EngineError> {
         let run = self.manifest.draw_run();
         let seqs = memtable.seqs().unwrap_or((0, 0));
-        let mut output = Output::new(self, Level::Zero, run, seqs);
+        let mut output = Output::new(self, Level::Zero, run, seqs, memtable.len() as u64);
         if let Err(error) = self.write_memtable(memtable, &mut output).await {
             output.abandon().await;
             return Err(or_full(error));
@@ -205,6 +209,34 @@ impl Tables {
             }
         }
         Ok(())
+    }
+
+    /// Removes the tables of which everything is void, because its vnodes were dropped after it was written: what a FLUSHALL leaves needs
+    /// no merge. Call it after drop sequences rose. Gives how many went.
+    ///
+    /// # Errors
+    /// As `Manifest::commit`.
+    pub async fn drop_void(&self) -> Result<usize, EngineError> {
+        let turn = self.expiry.turn().await;
+        let newest = self.manifest.state().vnodes.iter().map(|(.., record)| record.drop_seq).max().unwrap_or(0);
+        let mut void = Vec::new();
+        for table in self.tree().tables().filter(|table| table.is_void(newest)) {
+            let is_void = {
+                let state = self.manifest.state();
+                let drop_seq = |namespace, vnode| state.vnodes.get(namespace, vnode).drop_seq;
+                table.table.properties().bounds.iter().all(|bound| table.is_void(drop_seq(bound.namespace, bound.vnode)))
+            };
+            void.extend(is_void.then_some(table.record.id));
+            if self.io.slice_is_over() {
+                self.io.yield_now().await;
+            }
+        }
+        if !void.is_empty() {
+            self.adopt(void.iter().copied().map(Edit::RemoveTable).collect(), Vec::new(), 0).await?;
+        }
+        drop(turn);
+        self.reap().await?;
+        Ok(void.len())
     }
 
     /// The tree as the picker sees it.
@@ -278,13 +310,18 @@ pub(super) struct Output<'a> {
     level: Level,
     run: u64,
     seqs: (Seq, Seq),
+    filter_bits_per_key: f32,
     writer: Option<(TableWriter, TableRecord, Arc<TableFile>)>,
     done: Vec<NewTable>,
 }
 
 impl<'a> Output<'a> {
-    pub fn new(tables: &'a Tables, level: Level, run: u64, seqs: (Seq, Seq)) -> Output<'a> {
-        Output { tables, level, run, seqs, writer: None, done: Vec::new() }
+    /// `entries` is about how many the whole run will have.
+    pub fn new(tables: &'a Tables, level: Level, run: u64, seqs: (Seq, Seq), entries: u64) -> Output<'a> {
+        let tree = tables.tree();
+        let last = tree.tables().filter(|table| table.record.level == Level::Last).map(|table| table.record.entries).sum();
+        let filter_bits_per_key = bits_for_false_positives(tables.config.policy.false_positives(level, entries, last));
+        Output { tables, level, run, seqs, filter_bits_per_key, writer: None, done: Vec::new() }
     }
 
     /// The table under way has so many bytes.
@@ -302,7 +339,7 @@ impl<'a> Output<'a> {
                 identity: table_identity(manifest.identity()),
                 table_id: cache_id(id),
                 vnodes: config.vnodes,
-                filter_bits_per_key: bits_for_false_positives(Policy::false_positives(self.level)),
+                filter_bits_per_key: self.filter_bits_per_key,
                 block_bytes: config.block_bytes,
             };
             let writer = TableWriter::create(io, &file.path, options).await?;

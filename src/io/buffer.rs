@@ -16,13 +16,16 @@ pub struct Buf {
 struct Block([u8; BLOCK_BYTES]);
 
 impl Buf {
+    /// Zeroed, of `bytes` rounded up to blocks.
     pub fn new(bytes: usize) -> Buf {
         let len = bytes.next_multiple_of(BLOCK_BYTES);
         Buf { blocks: vec![Block([0; BLOCK_BYTES]); len / BLOCK_BYTES], len }
     }
+    /// In bytes, a multiple of `BLOCK_BYTES`.
     pub fn len(&self) -> usize {
         self.len
     }
+    /// No block at all.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -23,10 +23,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-/// A round ends after this many polls, so that completions are taken.
+/// A round ends after this many polls, or after a slice's time, so that completions are taken.
 const POLLS_A_ROUND_MAX: usize = 256;
-/// A round also ends after this long.
-const ROUND_US_MAX: u64 = 500;
 /// How long `run` looks for work before it parks, unless told otherwise.
 const SPIN_DEFAULT: Duration = Duration::from_micros(20);
 /// Operations in flight on one core. Everything above this room is bounded far below it.
@@ -294,7 +292,7 @@ impl Inner {
             self.tasks.poll_one(class);
             let end = self.read_clock();
             self.tasks.charge(class, end.since(start));
-            if end.since(begin) > Duration::from_micros(ROUND_US_MAX) {
+            if end.since(begin) > Duration::from_micros(SLICE_US) {
                 return;
             }
         }
@@ -455,7 +453,8 @@ impl Drop for Executor {
     fn drop(&mut self) {
         self.inner.dead.set(true);
         drop(self.inner.tasks.take_all(false));
-        let operations = std::mem::take(&mut *self.inner.operations.borrow_mut());
+        // Ids stay used: futures that outlive the executor must not find another's operation.
+        let operations: Vec<_> = self.inner.operations.borrow_mut().slots.iter_mut().filter_map(|slot| slot.1.take()).collect();
         let timers = std::mem::take(&mut *self.inner.timers.borrow_mut());
         let waiters = std::mem::take(&mut *self.inner.inbox_waiters.borrow_mut());
         let inbox = self.inner.inbox.borrow_mut().take();

@@ -154,9 +154,11 @@ impl Io {
         }
         self.inner.tasks.spawn(class, future)
     }
+    /// Waits at least so long; ends at once after `shutdown`.
     pub async fn sleep(&self, pause: Duration) {
         Sleep::new(&self.inner, self.now().plus(pause)).await;
     }
+    /// Waits until `now` is at least `at`; ends at once after `shutdown`.
     pub async fn sleep_until(&self, at: Mono) {
         Sleep::new(&self.inner, at).await;
     }
@@ -170,7 +172,7 @@ impl Io {
         })
         .await
     }
-    /// Lets the others run; comes back in the next round.
+    /// Lets the others of its class run first, and the other classes have their shares.
     pub async fn yield_now(&self) {
         tasks::YieldNow::default().await;
     }
@@ -220,6 +222,7 @@ impl Io {
         Socket { handle: Rc::new(SocketHandle { io: self.clone(), arrivals: Rc::new(Arrivals::new(fd)) }) }
     }
 
+    /// Opens a file, O_DIRECT where the file system allows it.
     pub async fn open(&self, path: &Path, how: OpenHow) -> io::Result<File> {
         match self.perform(Op::Open { path: path.into(), how }).await? {
             Done::Opened(fd) => Ok(File { handle: Rc::new(FileHandle { io: self.clone(), fd }) }),
@@ -253,24 +256,30 @@ impl Io {
             other => unexpected(&other),
         }
     }
+    /// All writes to the file that had returned before are durable, its length too.
     pub async fn sync(&self, file: &File) -> io::Result<()> {
         self.on_file(file, |fd| Op::Sync { file: fd }).await.map(|_| ())
     }
+    /// The file's length in bytes.
     pub async fn size(&self, file: &File) -> io::Result<u64> {
         match self.on_file(file, |fd| Op::Size { file: fd }).await? {
             Done::Size(bytes) => Ok(bytes),
             other => unexpected(&other),
         }
     }
+    /// Sets the file's length in bytes; what is added reads as zeros.
     pub async fn resize(&self, file: &File, bytes: u64) -> io::Result<()> {
         self.on_file(file, |fd| Op::Resize { file: fd, bytes }).await.map(|_| ())
     }
+    /// Gives a range's blocks back; it reads as zeros, and the length stays.
     pub async fn punch(&self, file: &File, offset: u64, bytes: u64) -> io::Result<()> {
         self.on_file(file, |fd| Op::Punch { file: fd, offset, bytes }).await.map(|_| ())
     }
+    /// Renames, over an existing file too. Durable with `sync_dir` of both folders.
     pub async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.unit(Op::Rename { from: from.into(), to: to.into() }).await
     }
+    /// Gives a file another name; fails if it is taken. Durable with `sync_dir`.
     pub async fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.unit(Op::Link { from: from.into(), to: to.into() }).await
     }
@@ -279,6 +288,7 @@ impl Io {
     pub async fn remove(&self, path: &Path) -> io::Result<()> {
         self.unit(Op::Unlink { path: path.into() }).await
     }
+    /// Makes a folder; no error if it is there. Blocks the core: at startup only.
     pub async fn make_dir(&self, path: &Path) -> io::Result<()> {
         self.unit(Op::MakeDir { path: path.into() }).await
     }
@@ -286,6 +296,7 @@ impl Io {
     pub async fn remove_dir(&self, path: &Path) -> io::Result<()> {
         self.unit(Op::RemoveDir { path: path.into() }).await
     }
+    /// The folder's names are durable.
     pub async fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.unit(Op::SyncDir { path: path.into() }).await
     }
@@ -297,6 +308,7 @@ impl Io {
         }
     }
 
+    /// Listens for connections, port 0 draws one. `AddrInUse` if the port is taken.
     pub async fn listen(&self, address: SocketAddr) -> io::Result<Listener> {
         match self.perform(Op::Listen { address }).await? {
             Done::Bound(fd, address) => Ok(Listener { io: self.clone(), arrivals: Rc::new(Arrivals::new(fd)), address }),
@@ -304,6 +316,7 @@ impl Io {
         }
     }
     /// The next connection. An error (no descriptor left, say) concerns one connection; the listener goes on.
+    /// Where none is left the error comes at once each time: wait a little before the next.
     pub async fn accept(&self, listener: &Listener) -> io::Result<(Socket, SocketAddr)> {
         let found = poll_fn(|context| {
             if self.inner.is_stopping() {
@@ -320,6 +333,7 @@ impl Io {
         });
         found.await.map(|(fd, address)| (self.socket(fd), address))
     }
+    /// Connects; dropped early, the attempt is cancelled.
     pub async fn connect(&self, address: SocketAddr) -> io::Result<Socket> {
         match self.perform(Op::Connect { address }).await? {
             Done::Opened(fd) => Ok(self.socket(fd)),

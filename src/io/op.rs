@@ -105,7 +105,7 @@ pub enum Op {
     Listen {
         address: SocketAddr,
     },
-    /// Multishot. → `Accepted` each
+    /// Multishot. → `Accepted` each; an error with `more` concerns one connection
     Accept {
         listener: Fd,
     },

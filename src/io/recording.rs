@@ -101,8 +101,9 @@ impl Recording {
             files.insert(*file, content.clone());
         }
         let mut folders = Vec::new();
+        let flushed = Flushed::of(entries);
         for (number, entry) in entries.iter().enumerate() {
-            if !is_durable(entries, number) && !keep_unsynced(number) {
+            if !flushed.is_durable(number, entry) && !keep_unsynced(number) {
                 continue;
             }
             if let Recorded::MakeDir { path } = entry {
@@ -125,21 +126,38 @@ impl Recording {
     }
 }
 
-/// Whether nothing can undo entry `number` of these.
-fn is_durable(entries: &[Recorded], number: usize) -> bool {
-    let later = &entries[number + 1..];
-    let file_synced =
-        |file: u64| later.iter().any(|entry| matches!(entry, Recorded::Sync { file: f, covers } if *f == file && *covers > number));
-    let name_synced = |path: &Path| {
-        let folder = path.parent();
-        later.iter().any(|entry| matches!(entry, Recorded::SyncDir { path, covers } if Some(path.as_path()) == folder && *covers > number))
-    };
-    match &entries[number] {
-        Recorded::Write { sync: true, .. } | Recorded::Sync { .. } | Recorded::SyncDir { .. } => true,
-        Recorded::Write { file, .. } | Recorded::Resize { file, .. } | Recorded::Punch { file, .. } => file_synced(*file),
-        Recorded::Create { path, .. } | Recorded::Unlink { path } | Recorded::MakeDir { path } => name_synced(path),
-        Recorded::Link { to, .. } => name_synced(to),
-        Recorded::Rename { from, to } => name_synced(from) && name_synced(to),
+/// Up to which entry the flushes of a prefix reach, a file and a folder each.
+#[derive(Default)]
+struct Flushed<'a> {
+    files: BTreeMap<u64, usize>,
+    folders: BTreeMap<&'a Path, usize>,
+}
+
+impl<'a> Flushed<'a> {
+    fn of(entries: &'a [Recorded]) -> Flushed<'a> {
+        let mut flushed = Flushed::default();
+        for entry in entries {
+            let (reach, covers) = match entry {
+                Recorded::Sync { file, covers } => (flushed.files.entry(*file).or_default(), *covers),
+                Recorded::SyncDir { path, covers } => (flushed.folders.entry(path).or_default(), *covers),
+                _ => continue,
+            };
+            *reach = (*reach).max(covers);
+        }
+        flushed
+    }
+
+    /// Whether nothing can undo this entry.
+    fn is_durable(&self, number: usize, entry: &Recorded) -> bool {
+        let file = |file: &u64| self.files.get(file).is_some_and(|covers| *covers > number);
+        let name = |path: &Path| path.parent().and_then(|folder| self.folders.get(folder)).is_some_and(|covers| *covers > number);
+        match entry {
+            Recorded::Write { sync: true, .. } | Recorded::Sync { .. } | Recorded::SyncDir { .. } => true,
+            Recorded::Write { file: f, .. } | Recorded::Resize { file: f, .. } | Recorded::Punch { file: f, .. } => file(f),
+            Recorded::Create { path, .. } | Recorded::Unlink { path } | Recorded::MakeDir { path } => name(path),
+            Recorded::Link { to, .. } => name(to),
+            Recorded::Rename { from, to } => name(from) && name(to),
+        }
     }
 }
 

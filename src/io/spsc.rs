@@ -72,7 +72,7 @@ macro_rules! queue {
                     return Err(item);
                 }
                 // SAFETY: not full, so the slot at `tail` is the producer's, and it is empty.
-                self.shared.slot(tail).with_mut(|slot| unsafe { drop((*slot).write(item)) });
+                self.shared.slot(tail).with_mut(|slot| unsafe { slot.write(MaybeUninit::new(item)) });
                 self.tail.set(tail.wrapping_add(1));
                 self.shared.tail.0.store(tail.wrapping_add(1), Ordering::Release);
                 Ok(())
@@ -167,6 +167,26 @@ mod tests {
             let pushed = pushing.join().unwrap();
             popped.extend(std::iter::from_fn(|| consumer.pop()).map(|item| *item));
             assert_eq!(popped, (0..pushed as u32).collect::<Vec<_>>());
+        });
+    }
+
+    #[test]
+    fn a_push_and_a_ring_never_leave_a_consumer_asleep_on_a_full_queue() {
+        loom::model(|| {
+            let bell = loom::sync::Arc::new(super::super::wakers::modelled::Doorbell::new());
+            let (producer, consumer) = modelled::channel::<u32>(1);
+            let ringing = {
+                let bell = bell.clone();
+                loom::thread::spawn(move || {
+                    producer.push(1).unwrap();
+                    bell.must_ring()
+                })
+            };
+            bell.lie_down();
+            let sleeps = consumer.is_empty();
+            let rung = ringing.join().unwrap();
+            assert!(!sleeps || rung, "asleep with an item in the queue and nobody rang");
+            assert_eq!(consumer.pop(), Some(1));
         });
     }
 

@@ -65,7 +65,7 @@ impl Default for UringConfig {
             submissions: 1024,
             completions: 16 * 1024,
             descriptors: 32 * 1024,
-            receive_buffers: 512,
+            receive_buffers: 256,
             receive_buffer_bytes: 16 * 1024,
             send_buffer_bytes: None,
             deferred: true,
@@ -175,6 +175,10 @@ impl UringDriver {
         }
         let mut probe = io_uring::Probe::new();
         ring.submitter().register_probe(&mut probe)?;
+        // It came with the kernel that has multishot receive, which cannot be asked for.
+        if !probe.is_supported(opcode::SendZc::CODE) {
+            return Err(UringError::Old { missing: "multishot receive" });
+        }
         let can_truncate = probe.is_supported(opcode::Ftruncate::CODE);
         if !can_truncate {
             degraded.push("truncation blocks the core: Linux 6.9 has it in the ring".into());
@@ -309,9 +313,14 @@ impl UringDriver {
         self.in_flight
     }
 
+    #[cfg(test)]
+    pub(super) fn open_descriptors(&self) -> usize {
+        self.descriptors.iter().flatten().count()
+    }
+
     /// Gives a completion that is not the last of its operation.
-    pub(super) fn give(&mut self, id: OpId, done: Done) {
-        self.ready.push(Completion { id, result: Ok(done), more: true });
+    pub(super) fn give(&mut self, id: OpId, result: io::Result<Done>) {
+        self.ready.push(Completion { id, result, more: true });
     }
 
     /// Gives the final completion of an operation that has no flight.
@@ -439,7 +448,7 @@ impl UringDriver {
     /// An enter that was interrupted, timed out, or found the completion queue full is repeated by the next turn.
     fn judge_enter(&self, entered: io::Result<usize>) {
         if let Err(error) = entered {
-            let passing = [libc::EINTR, libc::ETIME, libc::EBUSY, libc::EAGAIN];
+            let passing = [libc::EINTR, libc::ETIME, libc::EBUSY, libc::EAGAIN, libc::ENOMEM];
             assert!(error.raw_os_error().is_some_and(|code| passing.contains(&code)), "io_uring_enter: {error}");
         }
     }
@@ -495,7 +504,7 @@ impl Drop for UringDriver {
         for descriptor in self.descriptors.iter().flatten().filter(|descriptor| descriptor.kind == Kind::Stream) {
             sys::shutdown_socket(&descriptor.raw);
         }
-        let ids: Vec<OpId> = self.flights.keys().copied().collect();
+        let ids: Vec<OpId> = self.flights.iter().filter(|(_, flight)| !flight.is_close()).map(|(id, _)| *id).collect();
         ids.into_iter().for_each(|id| self.cancel(id));
         let mut out = Vec::new();
         for _ in 0..DRAIN_ROUNDS_MAX {

@@ -28,6 +28,12 @@ pub(super) struct Flight {
     job: Job,
 }
 
+impl Flight {
+    pub(super) fn is_close(&self) -> bool {
+        matches!(self.job, Job::CloseFile { .. })
+    }
+}
+
 enum Job {
     Open { path: CString, name: PathBuf, how: OpenHow, buffered: bool },
     Read { offset: u64, buf: Buf, done: usize },
@@ -183,12 +189,12 @@ impl UringDriver {
 
     /// A completion of a flight's step.
     pub(super) fn step(&mut self, id: OpId, result: i32, flags: u32) {
-        let Some(mut flight) = self.flights.remove(&id) else { panic!("a completion for no flight: {id:x}") };
-        match flight.job {
-            Job::Receive => return self.step_receive(id, flight, result, flags),
-            Job::Accept => return self.step_accept(id, flight, result, flags),
+        match self.flights.get(&id) {
+            Some(Flight { job: Job::Receive, cancelled, .. }) => return self.step_receive(id, *cancelled, result, flags),
+            Some(Flight { job: Job::Accept, cancelled, .. }) => return self.step_accept(id, *cancelled, result, flags),
             _ => {}
         }
+        let Some(mut flight) = self.flights.remove(&id) else { panic!("a completion for no flight: {id:x}") };
         let outcome = sys_result(result);
         let again = matches!(&outcome, Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)));
         if again && !flight.cancelled {
@@ -228,14 +234,9 @@ impl UringDriver {
                     Some(outcome.map(|_| self.note(|log| log.push(Recorded::SyncDir { path: name, covers }))))
                 }
             },
-            Job::Read { buf, done, .. } => match outcome {
-                Err(error) => Some(Err(error)),
-                Ok(got) => {
-                    *done += got as usize;
-                    let ended = got == 0 || *done == buf.len() || !done.is_multiple_of(BLOCK_BYTES);
-                    ended.then(|| Ok(Done::Read(std::mem::replace(buf, Buf::new(0)), *done)))
-                }
-            },
+            Job::Read { buf, done, .. } => {
+                outcome.map_or_else(|error| Some(Err(error)), |got| advance_read(buf, done, got as usize).map(Ok))
+            }
             Job::Write { buf, done, offset, sync } => match outcome {
                 Err(error) => Some(Err(error)),
                 Ok(0) if !buf.is_empty() => Some(Err(io::ErrorKind::WriteZero.into())),
@@ -265,23 +266,25 @@ impl UringDriver {
             Job::Connect { .. } => match outcome {
                 Ok(_) => Some(Ok(Done::Opened(on.expect("a connect has a socket")))),
                 Err(error) => {
-                    // The socket has no other operation: it goes at once.
                     let fd = flight.on.take().expect("a connect has a socket");
-                    self.descriptor_mut(fd).flights.clear();
-                    drop(self.uninstall(fd));
+                    self.abandon(fd);
                     Some(Err(error))
                 }
             },
             job => {
                 let recorded = self.recorded_unit(on, job);
-                Some(outcome.map(|_| {
-                    if let Some(entry) = recorded {
-                        self.note(|log| log.push(entry));
-                    }
-                    Done::Unit
-                }))
+                if let (Ok(_), Some(entry)) = (&outcome, recorded) {
+                    self.note(|log| log.push(entry));
+                }
+                Some(outcome.map(|_| Done::Unit))
             }
         }
+    }
+
+    /// A socket that could not connect has no other operation: it goes at once.
+    fn abandon(&mut self, fd: Fd) {
+        self.descriptor_mut(fd).flights.clear();
+        drop(self.uninstall(fd));
     }
 
     fn advance_removal(&mut self, flight: &mut Flight, outcome: io::Result<i32>) -> Option<io::Result<Done>> {
@@ -318,10 +321,8 @@ impl UringDriver {
         Ok(Done::Opened(fd))
     }
 
-    fn step_receive(&mut self, id: OpId, flight: Flight, result: i32, flags: u32) {
-        let is_cancelled = flight.cancelled;
+    fn step_receive(&mut self, id: OpId, is_cancelled: bool, result: i32, flags: u32) {
         let more = cqueue::more(flags);
-        self.flights.insert(id, flight);
         match sys_result(result) {
             Ok(0) => {
                 if let Some(buffer) = cqueue::buffer_select(flags) {
@@ -333,7 +334,7 @@ impl UringDriver {
             Ok(bytes) => {
                 let buffer = cqueue::buffer_select(flags).expect("a receive fills a buffer of the ring");
                 let chunk = Chunk::of_ring(&self.buffers, buffer, bytes as u32);
-                self.give(id, Done::Received(chunk));
+                self.give(id, Ok(Done::Received(chunk)));
                 match more {
                     true => {}
                     false if is_cancelled => self.end(id, Err(cancelled())),
@@ -350,18 +351,15 @@ impl UringDriver {
         }
     }
 
-    fn step_accept(&mut self, id: OpId, flight: Flight, result: i32, flags: u32) {
-        let is_cancelled = flight.cancelled;
+    fn step_accept(&mut self, id: OpId, is_cancelled: bool, result: i32, flags: u32) {
         let more = cqueue::more(flags);
-        self.flights.insert(id, flight);
         match sys_result(result) {
             Ok(fd) => {
                 let raw = owned(fd);
-                // A connection that is gone already, or one too many: the peer sees it end.
-                if let Ok(address) = sys::peer_address(&raw)
-                    && let Ok(fd) = self.install(raw, Kind::Stream)
-                {
-                    self.give(id, Done::Accepted(fd, address));
+                // A connection that is gone already is nobody's; for one too many there is an error, and the listener goes on.
+                if let Ok(address) = sys::peer_address(&raw) {
+                    let accepted = self.install(raw, Kind::Stream).map(|fd| Done::Accepted(fd, address));
+                    self.give(id, accepted);
                 }
                 match more {
                     true => {}
@@ -451,6 +449,13 @@ impl UringDriver {
             }),
         }
     }
+}
+
+/// The operation's result when the end of the buffer or of the file is reached.
+fn advance_read(buf: &mut Buf, done: &mut usize, got: usize) -> Option<Done> {
+    *done += got;
+    let ended = got == 0 || *done == buf.len() || !done.is_multiple_of(BLOCK_BYTES);
+    ended.then(|| Done::Read(std::mem::replace(buf, Buf::new(0)), *done))
 }
 
 /// The entry of a job on a descriptor (`target` is a number: of the process's table, or of the ring's with a flag that the caller sets).

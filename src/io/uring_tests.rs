@@ -58,6 +58,8 @@ fn run(name: &str, config: UringConfig, scenario: Scenario) {
     }));
     executor.run(scenario(io.clone(), path));
     assert!(executor.is_finished());
+    let Driver::Uring(driver) = &*io.inner.driver.borrow() else { panic!("another driver") };
+    assert_eq!(driver.open_descriptors(), 0, "descriptors leak");
 }
 
 #[test]
@@ -298,4 +300,144 @@ fn a_recording_gives_every_prefix_with_unsynced_writes_dropped() {
     assert_eq!(state(5, false), ("new", vec![1, 2]));
     assert_eq!(state(7, false), ("new", vec![1, 2]));
     assert_eq!(state(7, true), ("final", vec![1, 3]));
+}
+
+#[test]
+fn a_close_with_unread_bytes_is_a_reset_for_the_peer() {
+    run("reset", small(), |io, _| {
+        Box::pin(async move {
+            let (near, far) = pair(&io).await;
+            io.send(&near, vec![1; 100]).await.unwrap();
+            io.sleep(Duration::from_millis(20)).await;
+            drop(far);
+            let error = io.within(LIMIT, io.receive(&near)).await.unwrap().unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+            let again = io.receive(&near).await.unwrap_err();
+            assert_eq!(again.kind(), std::io::ErrorKind::ConnectionReset, "an error stays");
+        })
+    });
+}
+
+#[test]
+fn a_full_table_of_descriptors_refuses_and_recovers() {
+    run("full table", UringConfig { descriptors: 8, ..small() }, |io, _| {
+        Box::pin(async move {
+            let mut pairs = Vec::new();
+            for _ in 0..3 {
+                pairs.push(pair(&io).await);
+            }
+            let listener = io.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+            let connected = io.connect(listener.address()).await.unwrap();
+            let full = |error: std::io::Error| assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
+            full(io.accept(&listener).await.unwrap_err());
+            full(io.listen("127.0.0.1:0".parse().unwrap()).await.unwrap_err());
+            assert!(io.receive(&connected).await.is_ok_and(|chunks| chunks.is_empty()), "the peer sees the end");
+            drop((pairs.pop(), connected));
+            io.sleep(Duration::from_millis(10)).await;
+            let _connected = io.connect(listener.address()).await.unwrap();
+            io.accept(&listener).await.unwrap();
+            drop(listener);
+            io.sleep(Duration::from_millis(10)).await;
+            pair(&io).await;
+        })
+    });
+}
+
+#[test]
+fn connections_that_nobody_took_are_closed() {
+    run("untaken", small(), |io, _| {
+        Box::pin(async move {
+            let listener = io.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+            let first = io.connect(listener.address()).await.unwrap();
+            drop(io.accept(&listener).await.unwrap());
+            let others = [io.connect(listener.address()).await.unwrap(), io.connect(listener.address()).await.unwrap()];
+            io.sleep(Duration::from_millis(20)).await;
+            drop(listener);
+            for socket in others.iter().chain([&first]) {
+                let end = io.within(LIMIT, io.receive(socket)).await.expect("it ends");
+                assert!(end.is_err() || end.is_ok_and(|chunks| chunks.is_empty()));
+            }
+        })
+    });
+}
+
+/// Makes `io_uring_setup` fail with EPERM in this thread, as container runtimes do.
+fn forbid_io_uring() {
+    const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let instruction = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut filter = [
+        instruction(LOAD_WORD, 0, 0, 0),
+        instruction(JUMP_EQUAL, 0, 1, libc::SYS_io_uring_setup as u32),
+        instruction(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        instruction(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the program and its instructions live through the call, which copies them; it holds for this thread alone.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
+    }
+}
+
+#[test]
+fn a_host_that_forbids_io_uring_is_named() {
+    let text = super::host::spawn_thread("forbidden", || {
+        forbid_io_uring();
+        UringDriver::new(small(), 0, &Wakers::new(1)).map(|_| ()).unwrap_err().to_string()
+    });
+    let text = text.unwrap().join().unwrap();
+    assert!(text.contains("forbidden") && text.contains("seccomp"), "{text}");
+}
+
+#[test]
+fn what_a_host_lacks_is_said() {
+    let driver = UringDriver::new(small(), 0, &Wakers::new(1)).unwrap();
+    assert!(driver.degraded().len() <= 3, "a line for each thing that is missing");
+    for error in [libc::ENOSYS, libc::EPERM, libc::ENOMEM, libc::EIO] {
+        let text = super::uring::UringError::from(std::io::Error::from_raw_os_error(error)).to_string();
+        assert!(text.len() > 20, "{text}");
+    }
+}
+
+#[test]
+fn a_connection_goes_to_another_core_with_what_it_had_received() {
+    let wakers = Wakers::new(2);
+    let (parcels, arriving) = super::spsc::channel::<(super::op::Parcel, Vec<u8>)>(4);
+    let other_wakers = wakers.clone();
+    let other = super::host::spawn_thread("other", move || {
+        let mut executor = executor(small(), 1, &other_wakers);
+        let io = executor.handle();
+        let arriving = std::rc::Rc::new(arriving);
+        let inbox = arriving.clone();
+        io.set_inbox(Box::new(move || !inbox.is_empty()));
+        executor.run(async move {
+            for _ in 0..10 {
+                io.within(LIMIT, io.inbox()).await.expect("a parcel");
+                let (parcel, mut bytes) = arriving.pop().expect("the inbox said so");
+                let socket = io.attach(parcel).await.unwrap();
+                bytes.extend(receive_up_to(&io, &socket, 10 - bytes.len()).await);
+                io.send(&socket, bytes).await.unwrap();
+                assert!(io.receive(&socket).await.unwrap().is_empty());
+            }
+        });
+    });
+    let mut executor = executor(small(), 0, &wakers);
+    let io = executor.handle();
+    executor.run(async move {
+        for round in 0..10 {
+            let (near, far) = pair(&io).await;
+            io.send(&near, vec![round; 5]).await.unwrap();
+            drop(receive_up_to(&io, &far, 1).await);
+            io.send(&near, vec![round + 1; 5]).await.unwrap();
+            let parcel = io.detach(far).await.unwrap();
+            parcels.push(parcel).unwrap();
+            io.wake(1);
+            io.send(&near, vec![round + 2; 5]).await.unwrap();
+            let back = io.within(LIMIT, receive_up_to(&io, &near, 10)).await.expect("an answer from there");
+            assert_eq!(back, [vec![round + 1; 5], vec![round + 2; 5]].concat());
+        }
+    });
+    other.unwrap().join().unwrap();
 }

@@ -41,14 +41,14 @@ mod real {
     doorbell!(std::sync::atomic::AtomicBool, std::sync::atomic::fence);
 }
 
+/// Neighbouring cores' flags do not share a cache line.
+#[repr(align(128))]
 struct CoreWaker {
     bell: real::Doorbell,
     /// The core's ring, or -1.
     ring: AtomicI32,
     /// For threads without a ring.
     event: OnceLock<OwnedFd>,
-    // Neighbouring cores' flags must not share a cache line.
-    _apart: [u64; 14],
 }
 
 /// How to wake each core of this node. Cheap to clone.
@@ -60,7 +60,7 @@ pub struct Wakers {
 impl Wakers {
     /// Wakers for cores `0..cores`.
     pub fn new(cores: usize) -> Wakers {
-        let one = |_| CoreWaker { bell: real::Doorbell::new(), ring: AtomicI32::new(-1), event: OnceLock::new(), _apart: [0; 14] };
+        let one = |_| CoreWaker { bell: real::Doorbell::new(), ring: AtomicI32::new(-1), event: OnceLock::new() };
         Wakers { cores: (0..cores).map(one).collect() }
     }
 
@@ -116,10 +116,13 @@ impl Wakers {
 }
 
 #[cfg(test)]
+pub(super) mod modelled {
+    doorbell!(loom::sync::atomic::AtomicBool, loom::sync::atomic::fence);
+}
+
+#[cfg(test)]
 mod tests {
-    mod modelled {
-        doorbell!(loom::sync::atomic::AtomicBool, loom::sync::atomic::fence);
-    }
+    use super::modelled;
     use loom::sync::Arc;
     use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 

@@ -4,7 +4,8 @@
 //! A crash draws lots over that list. Writes: each is lost, kept, or kept in some of its 512-byte sectors; a write that was kept
 //! never goes over one that completed after it. A length: grown without its data, or not grown with its data gone. Changes of
 //! length are kept as a prefix, in the order in which they were made. Names: each creation, rename, link and removal by itself,
-//! but one that touches a name can only have happened if the earlier ones that touch it did. A file whose last durable name is gone
+//! but one that touches a name can only have happened if the earlier ones that touch it did; a rename between folders is durable when
+//! either is synced. A file whose last durable name is gone
 //! is gone, however well its data was synced.
 //!
 //! Blocks are shared between the two views (copy on write), so that a synced write costs one copy of its bytes.
@@ -44,9 +45,7 @@ struct Content {
 impl Content {
     fn put(&mut self, index: usize, block: Option<Block>) -> Option<Block> {
         if index >= self.blocks.len() {
-            if block.is_none() {
-                return None;
-            }
+            block.as_ref()?;
             self.blocks.resize(index + 1, None);
         }
         std::mem::replace(&mut self.blocks[index], block)
@@ -171,6 +170,17 @@ impl Disk {
     /// Everything that completed until now has a number up to this.
     pub(super) fn mark(&self) -> u64 {
         self.seq
+    }
+
+    /// The inodes that are kept; the root is one.
+    #[cfg(test)]
+    pub(super) fn inodes(&self) -> usize {
+        self.inodes.iter().flatten().count()
+    }
+
+    #[cfg(test)]
+    pub(super) fn allocated_blocks(&self, ino: Ino) -> u64 {
+        self.file(ino).cached.allocated()
     }
 
     pub(super) fn used_bytes(&self) -> u64 {
@@ -471,6 +481,11 @@ impl FileBody {
                 }
                 Change::Resize { bytes } => {
                     self.durable.resize(bytes);
+                    for (_, change) in self.changes.iter_mut().take(at) {
+                        if let Change::Write { end, .. } = change {
+                            *end = bytes.min(*end);
+                        }
+                    }
                     let kept = bytes.div_ceil(BLOCK_BYTES as u64) as usize;
                     (kept, FILE_BLOCKS_MAX)
                 }

@@ -28,6 +28,8 @@ mod net;
 mod world;
 
 #[cfg(test)]
+mod disk_tests;
+#[cfg(test)]
 mod tests;
 
 pub use disk::SECTOR_BYTES;

@@ -36,15 +36,18 @@ pub(super) struct Net {
     ports_drawn: u16,
     /// Streams between two cores, and those of them that nobody will take.
     parcels: usize,
-    dropped: Arc<Mutex<Vec<(u64, usize)>>>,
+    dropped: Dropped,
 }
+
+/// Ends whose parcels were dropped: stream and side.
+type Dropped = Arc<Mutex<Vec<(u64, usize)>>>;
 
 /// A stream between two cores; it closes when this is dropped.
 #[derive(Debug)]
 pub struct SimParcel {
     conn: u64,
     side: usize,
-    dropped: Option<Arc<Mutex<Vec<(u64, usize)>>>>,
+    dropped: Option<Dropped>,
 }
 
 impl Drop for SimParcel {

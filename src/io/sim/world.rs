@@ -275,6 +275,10 @@ impl State {
 
     /// The machine's cores and what they had under way are gone; its disk keeps what it keeps.
     fn fall(&mut self, machine: usize, doom: Doom) {
+        self.machines[machine].doom = None;
+        if !self.machines[machine].up {
+            return;
+        }
         let (slots, live): (Vec<usize>, Vec<usize>) = self.live.iter().partition(|slot| self.cores[**slot].machine == machine);
         self.live = live;
         for slot in slots {
@@ -285,7 +289,6 @@ impl State {
         }
         let State { machines, rng, stats, .. } = self;
         let fallen = &mut machines[machine];
-        fallen.doom = None;
         fallen.crash_at = None;
         match doom {
             Doom::Crash => {
