@@ -7,19 +7,11 @@ pub mod compact;
 pub mod expire;
 pub mod filter;
 pub mod format;
-pub mod fuzz;
-pub mod levels;
-pub mod manifest;
-#[cfg(test)]
-mod manifest_tests;
-pub mod memtable;
-pub mod merge;
-pub mod pick;
-pub mod recover;
-pub mod signal;
-pub mod snapshot;
+pub mod fuzz_table;
 pub mod table;
 pub mod table_iter;
+#[cfg(test)]
+mod table_tests;
 pub mod table_writer;
 pub mod tables;
 #[cfg(test)]
