@@ -7,7 +7,25 @@ pub mod compact;
 pub mod expire;
 pub mod filter;
 pub mod format;
+pub mod fuzz;
 pub mod fuzz_table;
+pub mod levels;
+pub mod manifest;
+#[cfg(test)]
+mod manifest_tests;
+pub mod memtable;
+pub mod merge;
+pub mod pick;
+pub mod recover;
+pub mod signal;
+pub mod snapshot;
+pub mod store;
+mod store_open;
+mod store_read;
+mod store_scan;
+#[cfg(test)]
+mod store_tests;
+mod store_work;
 pub mod table;
 pub mod table_iter;
 #[cfg(test)]
@@ -16,13 +34,13 @@ pub mod table_writer;
 pub mod tables;
 #[cfg(test)]
 mod tables_tests;
+pub mod verify;
 pub mod wal;
 mod wal_plan;
 mod wal_replay;
 mod wal_segments;
 #[cfg(test)]
 mod wal_tests;
-pub mod verify;
 
 use crate::base::codec::Malformed;
 
