@@ -9,6 +9,7 @@ pub mod figures;
 pub mod filter;
 pub mod format;
 pub mod fuzz;
+pub mod fuzz_table;
 pub mod levels;
 pub mod manifest;
 #[cfg(test)]
@@ -27,12 +28,15 @@ mod store_tests;
 mod store_work;
 pub mod table;
 pub mod table_iter;
+#[cfg(test)]
+mod table_tests;
 pub mod table_writer;
 pub mod tables;
+#[cfg(test)]
+mod tables_tests;
 pub mod verify;
 pub mod verify_folder;
 #[cfg(test)]
-mod tables_tests;
 pub mod wal;
 mod wal_plan;
 mod wal_replay;
@@ -40,9 +44,7 @@ mod wal_segments;
 #[cfg(test)]
 mod wal_tests;
 pub mod merge;
-pub mod fuzz_table;
 #[cfg(test)]
-mod table_tests;
 
 pub use batch::{Batch, KeyRef};
 pub use store::{Engine, EngineConfig};

@@ -10,6 +10,9 @@ use std::path::Path;
 impl Tables {
     /// Links every table of the current tree into `tables_dir` and writes a manifest of them into `manifest_dir`; both folders exist and are
     /// empty of this shard's names. Durable when it returns; gives the tables. From then on the linked tables are given back only as a whole.
+    /// Links every table of the current tree into `tables_dir` and writes a manifest of them into `manifest_dir`; both folders exist and
+    /// are empty of this shard's names. Durable when it returns; gives the tables. From then on the linked tables are given back only as
+    /// a whole.
     ///
     /// # Errors
     /// Of the operations. What was linked until then stays for the caller to remove.

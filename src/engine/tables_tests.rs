@@ -490,6 +490,10 @@ fn a_fill_in_random_order_writes_tables_at_most_four_times_and_never_takes_much_
         }
         assert!(written as f64 <= 4.0 * live as f64, "{} times", written as f64 / live as f64);
         assert!(worst <= 1.15, "{worst} of what lives");
+        let tree = shard.tables.tree();
+        let memory = tree.tables().map(|table| table.table.filter_and_index_bytes()).sum::<usize>() as f64;
+        let entries = tree.tables().map(|table| table.record.entries).sum::<u64>() as f64;
+        assert!(memory <= 2.5 * entries, "{} bytes of filters and index a key", memory / entries);
         Ok(())
     });
     ended.unwrap().unwrap_or_else(|why: EngineError| panic!("{why}"));
