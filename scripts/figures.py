@@ -163,10 +163,10 @@ class Metrics:
         return self.sum("wal_live_bytes")
 
     def filter_and_index_bytes(self):
-        return self.sum("table_filter_bytes") + self.sum("table_index_bytes")
+        return self.sum("filter_index_bytes")
 
     def lookup_reads(self):
-        return self.sum("table_reads_total")
+        return self.sum("disk_reads_total")
 
     def memory_misses(self):
         return self.sum("memory_misses_total")
@@ -177,8 +177,9 @@ class Metrics:
     def expired(self):
         return self.sum("expired_total")
 
-    def expiry_lag_ms(self, quantile):
-        return self.max("expiry_lag_seconds", quantile=quantile) * 1000
+    def expiry_lag_ms(self, where, quantile):
+        """Of the worst core. Where: memory or disk."""
+        return self.max("expiry_lag_%s_%s_ms" % (where, quantile))
 
 
 @atexit.register
@@ -469,7 +470,7 @@ class Probes(threading.Thread):
             self.error = error
 
 
-def expire_all(figure, memory, value_bytes, ttl_s, p99_ms_max):
+def expire_all(figure, memory, value_bytes, ttl_s):
     keys = scaled(1_000_000, 20_000)
     node = Node("expiry", "--memory", memory, fresh=True)
     begun = time.monotonic()
@@ -492,18 +493,20 @@ def expire_all(figure, memory, value_bytes, ttl_s, p99_ms_max):
     wrong = probes.late + probes.early
     text = "%d late, %d early" % (probes.late, probes.early)
     result("expiry", "  %d reads around 500 deadlines, wrong" % probes.reads, "0", text, wrong == 0)
-    lags = [after.expiry_lag_ms(quantile) for quantile in ("0.5", "0.99", "1")]
-    got = "%.0f / %.0f / %.0f ms" % tuple(lags)
-    result("expiry", "  from the deadline to counted: p50 / p99 / max", "p99 < %d ms" % p99_ms_max, got, lags[1] < p99_ms_max, lags_ms=lags)
+    # What was still in a memtable at its deadline is counted there, also where most had gone to tables.
+    for place, most in (("memory", 100), ("disk", 1000)):
+        lags = [after.expiry_lag_ms(place, quantile) for quantile in ("p50", "p99")]
+        got, ok = "%.0f / %.0f ms" % tuple(lags), lags[1] < most
+        result("expiry", "  from the deadline to counted, in %s: p50 / p99" % place, "p99 < %d ms" % most, got, ok, lags_ms=lags)
     node.stop()
     shutil.rmtree(node.data, ignore_errors=True)
 
 
 def expiry():
     shrink = min(1, SCALE * 3)
-    expire_all("in memory (budget 2 GiB, 64 B values)", "2GiB", 64, max(8, int(45 * shrink)), 100)
+    expire_all("in memory (budget 2 GiB, 64 B values)", "2GiB", 64, max(8, int(45 * shrink)))
     memory = max(16, int(256 * min(1, SCALE)))
-    expire_all("on disk (budget %d MiB, 1 KiB values)" % memory, "%dMiB" % memory, 1024, max(10, int(120 * shrink)), 1000)
+    expire_all("on disk (budget %d MiB, 1 KiB values)" % memory, "%dMiB" % memory, 1024, max(10, int(120 * shrink)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------------------
