@@ -15,6 +15,7 @@ pub mod manifest;
 #[cfg(test)]
 mod manifest_tests;
 pub mod memtable;
+pub mod merge;
 pub mod pick;
 pub mod recover;
 pub mod signal;
@@ -36,15 +37,12 @@ pub mod tables;
 mod tables_tests;
 pub mod verify;
 pub mod verify_folder;
-#[cfg(test)]
 pub mod wal;
 mod wal_plan;
 mod wal_replay;
 mod wal_segments;
 #[cfg(test)]
 mod wal_tests;
-pub mod merge;
-#[cfg(test)]
 
 pub use batch::{Batch, KeyRef};
 pub use store::{Engine, EngineConfig};

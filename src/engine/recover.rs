@@ -68,10 +68,6 @@ impl NodeStore {
     pub async fn open(io: &Io, data: &Path, config: NodeConfig) -> Result<Arc<NodeStore>, EngineError> {
         assert!(config.cores > 0 && config.vnodes.is_power_of_two());
         io.make_dir(data).await?;
-        // The folder's own name must outlive a power loss too.
-        if let Some(parent) = data.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            io.sync_dir(parent).await?;
-        }
         let parent = data.parent().filter(|parent| !parent.as_os_str().is_empty());
         io.sync_dir(parent.unwrap_or(Path::new("."))).await?;
         io.make_dir(&data.join(TABLES)).await?;

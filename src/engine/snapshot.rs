@@ -8,8 +8,6 @@ use super::tables::Tables;
 use std::path::Path;
 
 impl Tables {
-    /// Links every table of the current tree into `tables_dir` and writes a manifest of them into `manifest_dir`; both folders exist and are
-    /// empty of this shard's names. Durable when it returns; gives the tables. From then on the linked tables are given back only as a whole.
     /// Links every table of the current tree into `tables_dir` and writes a manifest of them into `manifest_dir`; both folders exist and
     /// are empty of this shard's names. Durable when it returns; gives the tables. From then on the linked tables are given back only as
     /// a whole.
