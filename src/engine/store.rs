@@ -28,6 +28,8 @@ use std::time::Duration;
 pub(super) const SEALED_MAX: usize = 2;
 /// The log is so full that the memtable is flushed before it is.
 const LOG_FULL: f64 = 0.7;
+/// The longest pause that a writer is asked for.
+const WRITE_DELAY_MAX: Duration = Duration::from_millis(2);
 /// Segments of the log while the memory budget has no say: 256 MiB.
 const WAL_SEGMENTS: usize = 8;
 
@@ -268,6 +270,10 @@ impl Engine {
     /// How long a writer should wait before its next write, so that flushes and merges keep up without a cliff; zero when they do.
     pub fn write_delay(&self) -> Duration {
         let core = &self.core;
+        if core.disk_full.get() || core.wal.is_disk_full() {
+            // Waiting would not help: such a write is refused at once.
+            return Duration::ZERO;
+        }
         let mems = core.mems.borrow();
         let memtables = if mems.sealed.is_empty() {
             0.0
@@ -278,7 +284,12 @@ impl Engine {
         let stall_runs = core.tables.config().policy.stall_runs();
         let runs = core.tables.tree().level0_runs() as f64 / stall_runs as f64;
         let pressure = (memtables - 0.5).max(runs * 2.0 - 1.0).clamp(0.0, 1.0);
-        Duration::from_micros((pressure * pressure * 2000.0) as u64)
+        WRITE_DELAY_MAX.mul_f64(pressure * pressure)
+    }
+
+    /// Flushes and merges are so far behind that a write should wait until they are not: soon `write` would refuse it.
+    pub fn is_behind(&self) -> bool {
+        self.write_delay() >= WRITE_DELAY_MAX
     }
 
     /// Everything up to here is on the disk.

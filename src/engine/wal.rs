@@ -254,6 +254,11 @@ impl Wal {
     }
 
     /// Why it acknowledges nothing any more.
+    pub fn is_disk_full(&self) -> bool {
+        self.inner.state.borrow().disk_full
+    }
+
+    /// Why it stopped for good.
     pub fn stopped(&self) -> Option<String> {
         self.inner.state.borrow().stopped.clone()
     }
