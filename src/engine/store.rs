@@ -6,6 +6,7 @@
 //! version bounds say that nothing older can matter.
 
 use super::batch::{Batch, KeyRef};
+use super::block::CellCache;
 use super::expire::Lags;
 use super::memtable::{self, Memtable, MemtableConfig};
 use super::pick::Policy;
@@ -42,6 +43,7 @@ pub struct EngineConfig {
     /// Of one memtable; there are up to three.
     pub memtable_bytes: usize,
     pub memtable_chunk_bytes: usize,
+    /// Half of it for blocks of tables, half for single cells.
     pub cache_bytes: usize,
     pub wal_segment_bytes: usize,
     pub wal_segments_max: usize,
@@ -110,6 +112,8 @@ pub(super) struct Core {
     pub(super) wal: Wal,
     pub(super) tables: Tables,
     pub(super) mems: RefCell<Mems>,
+    /// Heads, joined over all tables. A flush takes out what it writes; merges change no meaning.
+    pub(super) cells: CellCache,
     pub(super) clock: RefCell<HybridClock>,
     /// Namespaces that were ever written here.
     pub(super) namespaces: RefCell<BTreeSet<NamespaceId>>,

@@ -180,6 +180,7 @@ fn assemble(io: &Io, store: &Arc<NodeStore>, config: EngineConfig, wal: Wal, tab
         wal,
         tables,
         mems: RefCell::new(Mems { active: replayed.active, sealed: VecDeque::<Sealed>::new() }),
+        cells: Cache::new(config.cache_bytes / 2, config.hash_seed),
         namespaces: RefCell::new(namespaces),
         has_floors: Cell::new(has_floors),
         disk_full: Cell::new(false),
@@ -203,7 +204,7 @@ async fn open_tables(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, man
         block_bytes: config.block_bytes,
         planted: config.planted,
     };
-    let cache = Rc::new(Cache::new(config.cache_bytes, config.hash_seed));
+    let cache = Rc::new(Cache::new(config.cache_bytes / 2, config.hash_seed));
     Tables::open(io, tables_config, manifest, cache, Rc::default(), |id| store.file(id)).await
 }
 
