@@ -18,6 +18,13 @@ pub mod pick;
 pub mod recover;
 pub mod signal;
 pub mod snapshot;
+pub mod store;
+mod store_open;
+mod store_read;
+mod store_scan;
+#[cfg(test)]
+mod store_tests;
+mod store_work;
 pub mod table;
 pub mod table_iter;
 pub mod table_writer;
@@ -66,6 +73,8 @@ pub enum EngineError {
     Stopped(String),
     /// A bound is reached; try later.
     Overloaded,
+    /// At or below its vnode's floor: what it is about may have been forgotten.
+    Superseded,
     /// One atomic write that does not fit into the log.
     TooLarge,
     /// Too new for this build: the file and which feature.
@@ -95,6 +104,7 @@ impl std::fmt::Display for EngineError {
             EngineError::DiskFull => f.write_str("the disk is full"),
             EngineError::Stopped(why) => write!(f, "this shard stopped acknowledging: {why}"),
             EngineError::Overloaded => f.write_str("overloaded"),
+            EngineError::Superseded => f.write_str("older than what this shard remembers"),
             EngineError::TooLarge => f.write_str("one write larger than the log takes"),
             EngineError::Unsupported { file, what } => write!(f, "{file} needs {what}, which this build does not know"),
         }

@@ -106,6 +106,11 @@ impl Tables {
         self.levels.current()
     }
 
+    /// Counters of reads and filters.
+    pub fn stats(&self) -> &TableStats {
+        &self.stats
+    }
+
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
