@@ -14,6 +14,8 @@ use std::hash::{BuildHasher, Hash};
 /// The small queue's share of the budget: 1 / this.
 const SMALL_SHARE: usize = 10;
 const USES_MAX: u8 = 3;
+/// Entries of the main queue that may pass for another round a call, so that one insertion does not turn the whole queue.
+const PASSES_MAX: usize = 64;
 /// Slots looked at a call while entries of a removed group are being cleared away.
 const SWEEP_SLOTS: usize = 16;
 
@@ -194,9 +196,9 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     }
 
     fn make_room(&self, state: &mut State<K, V>, bytes: usize) {
-        while state.bytes + bytes > state.budget && state.evict(&self.hasher) {
-            self.evictions.set(self.evictions.get() + 1);
-        }
+        let before = state.table.len();
+        while state.bytes + bytes > state.budget && state.evict(&self.hasher) {}
+        self.evictions.set(self.evictions.get() + (before - state.table.len()) as u64);
     }
 }
 
@@ -283,6 +285,7 @@ impl<K: CacheKey, V: CacheValue> State<K, V> {
 
     /// One step towards less memory; false when nothing is left.
     fn evict(&mut self, hasher: &Seeded) -> bool {
+        let mut passes = 0;
         loop {
             let from_small = self.main.is_empty() || self.small_bytes > self.budget / SMALL_SHARE;
             let (queue, front) = match from_small {
@@ -302,7 +305,8 @@ impl<K: CacheKey, V: CacheValue> State<K, V> {
                     self.main_entries += 1;
                     self.main.push_back(slot);
                 }
-                Queue::Main if node.uses > 0 => {
+                Queue::Main if node.uses > 0 && passes < PASSES_MAX => {
+                    passes += 1;
                     node.uses -= 1;
                     self.main.push_back(slot);
                 }

@@ -8,6 +8,7 @@ pub mod expire;
 pub mod filter;
 pub mod format;
 pub mod fuzz;
+pub mod fuzz_table;
 pub mod levels;
 pub mod manifest;
 #[cfg(test)]
@@ -27,17 +28,19 @@ mod store_tests;
 mod store_work;
 pub mod table;
 pub mod table_iter;
+#[cfg(test)]
+mod table_tests;
 pub mod table_writer;
 pub mod tables;
 #[cfg(test)]
 mod tables_tests;
+pub mod verify;
 pub mod wal;
 mod wal_plan;
 mod wal_replay;
 mod wal_segments;
 #[cfg(test)]
 mod wal_tests;
-pub mod verify;
 
 use crate::base::codec::Malformed;
 

@@ -13,7 +13,7 @@
 
 use super::EngineError;
 use super::format::layout::{BadLayout, Layout, layout_block, parse_layout};
-use super::format::manifest::{Identity, MergeRecord, TableId, TableRecord};
+use super::format::manifest::{Identity, TableId, TableRecord};
 use super::levels::TableFile;
 use super::manifest::{self, State, read_file};
 use crate::base::codec::Malformed;
@@ -68,6 +68,8 @@ impl NodeStore {
     pub async fn open(io: &Io, data: &Path, config: NodeConfig) -> Result<Arc<NodeStore>, EngineError> {
         assert!(config.cores > 0 && config.vnodes.is_power_of_two());
         io.make_dir(data).await?;
+        let parent = data.parent().filter(|parent| !parent.as_os_str().is_empty());
+        io.sync_dir(parent.unwrap_or(Path::new("."))).await?;
         io.make_dir(&data.join(TABLES)).await?;
         let names: Vec<String> = io.list(data).await?.into_iter().map(|entry| entry.name).collect();
         if names.iter().any(|name| name == LAYOUT_NEW) {
@@ -154,6 +156,24 @@ impl NodeStore {
         (self.core_of)(vnode, self.layout.cores)
     }
 
+    /// The core that owned a vnode before the move.
+    pub(super) fn previous_owner(&self, vnode: u32) -> u16 {
+        (self.core_of)(vnode, self.previous.map_or(self.layout.cores, |(_, cores)| cores))
+    }
+
+    /// The name of a shard's folder.
+    pub(super) fn shard_name(&self, core: u16) -> String {
+        format!("g{}-s{core}", self.layout.generation)
+    }
+
+    /// Completes a snapshot that every shard has put into `to`: from here on a node can be started on it.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub async fn snapshot_layout(&self, io: &Io, to: &Path) -> Result<(), EngineError> {
+        write_layout(io, to, &self.layout).await
+    }
+
     /// A shard's folder.
     pub fn shard_dir(&self, core: u16) -> PathBuf {
         shard_dir(&self.data, self.layout.generation, core)
@@ -176,7 +196,9 @@ impl NodeStore {
     }
 
     /// What shard `core` takes over from the old shards: its manifest's first state. The log is empty and goes on above every old sequence.
-    pub(super) fn inherit(&self, core: u16, old: &[State], log_last: u64) -> Result<State, EngineError> {
+    /// Tables that are shared already stand in several old manifests, each with a front of its own: they cannot be taken over as they
+    /// are, so what is wanted of them is copied (`store_open`).
+    pub(super) fn inherit(&self, core: u16, old: &[State], log_last: u64) -> State {
         let (_, old_cores) = self.previous.expect("only with another core count");
         let mut state = State { released: log_last, ..State::default() };
         let mut tables: Vec<(u16, TableRecord)> = Vec::new();
@@ -189,20 +211,16 @@ impl NodeStore {
                     state.vnodes.set(namespace, vnode, vnode, record);
                 }
             }
-            let wanted = one.tables.values().filter(|table| (table.vnodes.0..=table.vnodes.1).any(ours));
+            let whole = one.tables.values().filter(|table| !table.shared);
+            let wanted = whole.filter(|table| (table.vnodes.0..=table.vnodes.1).any(ours));
             tables.extend(wanted.map(|table| (from, TableRecord { shared: true, ..table.clone() })));
         }
         renumber_runs(&mut tables);
         for (_, table) in tables {
             state.next_run = state.next_run.max(table.run + 1);
-            let id = table.id;
-            if state.tables.insert(id, table).is_some() {
-                let file = self.tables_dir().join(id.file_name()).display().to_string();
-                return Err(EngineError::Unsupported { file, what: "a merge under the old core count first: it is still shared".into() });
-            }
+            state.tables.insert(table.id, table);
         }
-        let merge: Option<MergeRecord> = None;
-        Ok(State { merge, ..state })
+        state
     }
 }
 

@@ -7,7 +7,7 @@ use super::EngineError;
 use super::block::{Block, BlockCache, BlockKey, CellBuf};
 use super::filter::Filter;
 use super::format::block::BlockView;
-use super::format::table::{Bad, FOOTER_BYTES, Footer, HEADER_BYTES, Header, Properties, TRAILER_BYTES, TableIdentity, unseal};
+use super::format::table::{Bad, FOOTER_BYTES, Footer, HEADER_BYTES, Header, Properties, TableIdentity, unseal};
 use super::format::table_index::{BlockRef, TableIndex};
 use super::table_writer::TableInfo;
 use crate::base::codec::Malformed;
@@ -74,6 +74,7 @@ pub struct Table {
     pub(super) index: TableIndex,
     pub(super) properties: Properties,
     pub(super) stats: Rc<TableStats>,
+    info: TableInfo,
     flights: RefCell<Vec<(u64, Rc<Flight>)>>,
 }
 
@@ -133,8 +134,10 @@ impl Table {
         let properties = section(footer.properties, footer.end)?;
         let properties = Properties::parse(properties, footer.filter - footer.volatile).map_err(at(footer.properties))?;
         let (stats, flights) = (stats.clone(), RefCell::default());
+        let (first, last) = (properties.first.clone(), properties.last.clone());
+        let info = TableInfo::new(footer.bytes, properties.counts, first, last, properties.bounds.iter());
         let (io, path) = (io.clone(), name.clone());
-        Ok(Rc::new(Table { io, file, path, id: table_id, header, footer, filter, index, properties, stats, flights }))
+        Ok(Rc::new(Table { io, file, path, id: table_id, header, footer, filter, index, properties, stats, info, flights }))
     }
 
     pub(super) fn corrupt(&self, offset: u64, what: Malformed) -> EngineError {
@@ -156,9 +159,8 @@ impl Table {
     }
 
     /// The same that the writer gave.
-    pub fn info(&self) -> TableInfo {
-        let p = &self.properties;
-        TableInfo::new(self.footer.bytes, p.counts, p.first.clone(), p.last.clone(), p.bounds.iter())
+    pub fn info(&self) -> &TableInfo {
+        &self.info
     }
 
     /// Counts, first and last place, bounds.
@@ -321,4 +323,12 @@ pub(super) async fn read_range(io: &Io, file: &File, from: u64, to: u64) -> Resu
         at += len;
     }
     Ok(Some(bytes))
+}
+
+#[cfg(test)]
+impl Table {
+    /// Nobody reads a block now.
+    pub(super) fn flights_are_over(&self) -> bool {
+        self.flights.borrow().is_empty()
+    }
 }

@@ -11,15 +11,20 @@ use crate::base::time::WallMs;
 use crate::io::buffer::Buf;
 use crate::limits::BLOCK_BYTES;
 use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
 use std::ops::Range;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 /// The first read of an iterator; each later one is twice as large.
 const READ_BYTES_MIN: u64 = 16 * 1024;
-/// The largest.
-const READ_BYTES_MAX: u64 = 256 * 1024;
-/// Blocks that are known ahead, at least.
-const BLOCKS_AHEAD: usize = 64;
+/// The largest. From then on the next read is under way while this one's entries are taken.
+const READ_BYTES_MAX: u64 = 128 * 1024;
+/// Blocks that are known ahead, at least: those of two reads.
+const BLOCKS_AHEAD: usize = 80;
+
+type Reading = Pin<Box<dyn Future<Output = std::io::Result<(Buf, usize)>>>>;
 
 /// A walk through a part of a table, in order of places.
 pub struct TableIter {
@@ -32,6 +37,8 @@ pub struct TableIter {
     refs: VecDeque<BlockRef>,
     read_bytes: u64,
     chunk: Option<(u64, Buf)>,
+    /// The read after that, under way, and where it starts.
+    ahead: Option<(u64, Reading)>,
     /// The block it stands in.
     block: Option<BlockRef>,
     /// Its content, in the chunk.
@@ -53,6 +60,7 @@ impl Table {
             refs: VecDeque::new(),
             read_bytes: READ_BYTES_MIN,
             chunk: None,
+            ahead: None,
             block: None,
             content: 0..0,
             cursor: BlockCursor::default(),
@@ -93,7 +101,7 @@ impl TableIter {
         let stepped = self.step().await;
         self.is_over = !matches!(stepped, Ok(true));
         if self.is_over {
-            (self.chunk, self.block) = (None, None);
+            (self.chunk, self.ahead, self.block) = (None, None, None);
         }
         stepped
     }
@@ -191,20 +199,46 @@ impl TableIter {
 
     /// Reads from a block on as far as blocks are known, whole ones only.
     async fn read_chunk(&mut self, first: &BlockRef) -> Result<(), EngineError> {
-        let start = first.offset / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
-        let fits = |block: &&BlockRef| block.end() <= start + self.read_bytes;
-        let end = self.refs.iter().take_while(fits).last().map_or(first.end(), BlockRef::end);
-        let bytes = end.next_multiple_of(BLOCK_BYTES as u64) - start;
-        let stats = &self.table.stats;
-        bump(&stats.scan_reads, 1);
-        bump(&stats.scan_bytes, bytes);
-        self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
-        let used = self.chunk.take().map(|(_, buf)| buf).filter(|buf| buf.len() as u64 == bytes);
-        let buf = used.unwrap_or_else(|| self.table.io.buf(bytes as usize));
-        let (buf, _) = self.table.io.read_into(&self.table.file, start, buf).await?;
+        let used = self.chunk.take().map(|(_, buf)| buf);
+        let (start, reading) = match self.ahead.take() {
+            Some((start, reading)) if start == start_of(first) => (start, reading),
+            _ => {
+                let rest: Vec<BlockRef> = self.refs.iter().copied().collect();
+                self.begin_read(first, &rest, None)
+            }
+        };
+        let (buf, _) = reading.await?;
+        let end = start + buf.len() as u64;
         self.chunk = Some((start, buf));
+        if self.read_bytes == READ_BYTES_MAX
+            && let Some(at) = self.refs.iter().position(|block| block.end() > end)
+        {
+            let (next, rest) = (self.refs[at], self.refs.iter().skip(at + 1).copied().collect::<Vec<_>>());
+            let (start, mut reading) = self.begin_read(&next, &rest, used);
+            // Asked once, it is under way; it is asked again when its bytes are needed.
+            let begun = poll_fn(|context| Poll::Ready(reading.as_mut().poll(context))).await;
+            self.ahead = Some((start, if let Poll::Ready(done) = begun { Box::pin(std::future::ready(done)) } else { reading }));
+        }
         Ok(())
     }
+
+    /// A read from `first` on over as many of the blocks that follow it as fit; `used` is a buffer to be used again.
+    fn begin_read(&mut self, first: &BlockRef, rest: &[BlockRef], used: Option<Buf>) -> (u64, Reading) {
+        let start = start_of(first);
+        let fits = |block: &&BlockRef| block.end() <= start + self.read_bytes;
+        let end = rest.iter().take_while(fits).last().map_or(first.end(), BlockRef::end);
+        let bytes = end.next_multiple_of(BLOCK_BYTES as u64) - start;
+        bump(&self.table.stats.scan_reads, 1);
+        bump(&self.table.stats.scan_bytes, bytes);
+        self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
+        let table = self.table.clone();
+        let buf = used.filter(|buf| buf.len() as u64 == bytes).unwrap_or_else(|| table.io.buf(bytes as usize));
+        (start, Box::pin(async move { table.io.read_into(&table.file, start, buf).await }))
+    }
+}
+
+fn start_of(block: &BlockRef) -> u64 {
+    block.offset / BLOCK_BYTES as u64 * BLOCK_BYTES as u64
 }
 
 /// Reads the cells that will expire, forward. Holds one page while inside it.

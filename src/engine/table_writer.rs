@@ -192,7 +192,7 @@ impl TableWriter {
     pub fn bytes(&self) -> u64 {
         let filter = (self.hashes.len() as f32 * self.options.filter_bits_per_key / 8.0) as u64;
         let volatile = self.volatile.arena.len();
-        self.sink.position() + (self.block.len() + self.index.len() + volatile + self.properties.bounds.len() * 16) as u64 + filter
+        self.sink.position() + (self.block.len() + self.index.coded_bytes() + volatile + self.properties.bounds.len() * 16) as u64 + filter
     }
 
     /// How many entries came.

@@ -1,5 +1,6 @@
-//! Reads a table whole and checks all that readers rely on: checksums, order, that every key is in the filter and leads through the index to
-//! its block, that counts, first and last place and version bounds are exact, and that the list of cells that will expire is complete.
+//! Reads a table whole and checks all that readers rely on: checksums, order, that every key is in the filter and leads through the
+//! index to its block, that counts, first and last place and version bounds are exact, and that the list of cells that will expire is
+//! complete.
 
 use super::EngineError;
 use super::filter::prefix_hash;
@@ -52,7 +53,7 @@ pub async fn verify_table_from(io: &Io, path: &Path, from: &[u8]) -> Result<Tabl
         return Err(table.corrupt(table.footer.volatile, Malformed("the list of cells that will expire is not theirs")));
     }
     seen.compare(&table, from).map_err(|what| table.corrupt(table.footer.properties, what))?;
-    Ok(TableReport { identity: table.identity(), info: table.info(), entries: seen.counts.entries })
+    Ok(TableReport { identity: table.identity(), info: table.info().clone(), entries: seen.counts.entries })
 }
 
 /// Number and hash of cells that will expire; the order does not matter.

@@ -279,11 +279,11 @@ pub fn next_volatile<'a>(content: &'a [u8], at: &mut VolatileAt) -> Result<Optio
 // ---------------------------------------------------------------------------------------------------------------------------------
 // Version bounds: the least and greatest version a vnode of a namespace.
 //
-//   (key since the one before varint, whole at every 16th | least clock minus the base varint | low varint
+//   (key since the one before varint, whole at every 8th | least clock minus the base varint | low varint
 //    | greatest clock minus least clock varint | low varint) …          key = namespace << 14 | vnode
 
 const VNODE_BITS: u32 = 14;
-const BOUNDS_RESTART: usize = 16;
+const BOUNDS_RESTART: usize = 8;
 
 /// The least and greatest version of one vnode of a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -71,7 +71,7 @@ impl IndexBuilder {
     }
 
     /// What it takes so far, about.
-    pub fn len(&self) -> usize {
+    pub fn coded_bytes(&self) -> usize {
         self.bytes.len() + self.groups.len() * 4 + self.pending.len() * 8 + 8
     }
 

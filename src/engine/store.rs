@@ -1,0 +1,325 @@
+//! The engine of one core: log, memtables, tables, and the clock that stamps. Everything the shard above needs of storage.
+//!
+//! A write is one log record joined into the memtable at once: visible, and durable a little later. What shows a cell that is not durable
+//! yet says so (`settled`), and whoever shows it to the world waits for that. A full memtable is sealed and written as a table in the
+//! background; then the log's segments are released. Reads join what memtables and tables hold of a place and stop as soon as
+//! version bounds say that nothing older can matter.
+
+use super::batch::{Batch, KeyRef};
+use super::block::CellCache;
+use super::expire::Lags;
+use super::memtable::{self, Memtable, MemtableConfig};
+use super::pick::Policy;
+use super::recover::NodeStore;
+use super::signal::Signal;
+use super::tables::Tables;
+use super::wal::{DurableHook, Wal, WalStats};
+use super::{EngineError, Planted, Seq};
+use crate::base::record::{NamespaceId, Version, vnode_of};
+use crate::base::time::{HybridClock, WallMs};
+use crate::io::Io;
+use crate::limits::{BLOCK_BYTES, TABLE_BYTES_MAX, WAL_SEGMENT_BYTES};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Memtables that wait for their flush.
+pub(super) const SEALED_MAX: usize = 2;
+/// The log is so full that the memtable is flushed before it is.
+const LOG_FULL: f64 = 0.7;
+/// Segments of the log while the memory budget has no say: 256 MiB.
+const WAL_SEGMENTS: usize = 8;
+
+/// How one core's engine is run.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    pub core: u16,
+    /// This node among its cluster's writers.
+    pub writer: u16,
+    /// Of one memtable; there are up to three.
+    pub memtable_bytes: usize,
+    pub memtable_chunk_bytes: usize,
+    /// Half of it for blocks of tables, half for single cells.
+    pub cache_bytes: usize,
+    pub wal_segment_bytes: usize,
+    pub wal_segments_max: usize,
+    pub wal_pending_bytes_max: usize,
+    pub table_bytes_max: u64,
+    pub block_bytes: usize,
+    /// A tombstone may be forgotten after this long, where this node alone holds the data; `None`: only by `set_floor`.
+    pub forget_after_ms: Option<u64>,
+    /// Seeds the hash tables; drawn at start.
+    pub hash_seed: u64,
+    /// When tables are merged.
+    pub policy: Policy,
+    pub planted: Option<Planted>,
+}
+
+impl EngineConfig {
+    /// The usual shares of `memory_bytes`, this core's whole budget.
+    pub fn new(core: u16, memory_bytes: usize, hash_seed: u64) -> EngineConfig {
+        let memtable_bytes = (memory_bytes / 8).clamp(1 << 20, 64 << 20);
+        EngineConfig {
+            core,
+            writer: 0,
+            memtable_bytes,
+            memtable_chunk_bytes: memtable::CHUNK_BYTES.min(memtable_bytes / 8).next_multiple_of(4096),
+            cache_bytes: memory_bytes.saturating_sub(3 * memtable_bytes + memory_bytes / 16),
+            wal_segment_bytes: WAL_SEGMENT_BYTES,
+            wal_segments_max: WAL_SEGMENTS,
+            wal_pending_bytes_max: WAL_SEGMENT_BYTES,
+            table_bytes_max: (memory_bytes as u64 / 4).clamp(4 << 20, TABLE_BYTES_MAX / 4),
+            block_bytes: BLOCK_BYTES,
+            forget_after_ms: None,
+            hash_seed,
+            policy: Policy::default(),
+            planted: None,
+        }
+    }
+}
+
+/// Memory alone does not decide: `read` does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeedsDisk;
+
+/// One core's engine. Cheap to clone; belongs to one thread.
+#[derive(Clone)]
+pub struct Engine {
+    pub(super) core: Rc<Core>,
+}
+
+/// A memtable that takes no more writes.
+pub(super) struct Sealed {
+    pub(super) table: Rc<Memtable>,
+    /// The last log record that may have put something into it.
+    pub(super) last: Seq,
+}
+
+pub(super) struct Mems {
+    pub(super) active: Memtable,
+    /// Oldest first.
+    pub(super) sealed: VecDeque<Sealed>,
+}
+
+pub(super) struct Core {
+    pub(super) io: Io,
+    pub(super) store: Arc<NodeStore>,
+    pub(super) config: EngineConfig,
+    pub(super) wal: Wal,
+    pub(super) tables: Tables,
+    pub(super) mems: RefCell<Mems>,
+    /// Heads, joined over all tables. A flush takes out what it writes; merges change no meaning.
+    pub(super) cells: CellCache,
+    pub(super) clock: RefCell<HybridClock>,
+    /// Namespaces that were ever written here.
+    pub(super) namespaces: RefCell<BTreeSet<NamespaceId>>,
+    pub(super) has_floors: Cell<bool>,
+    pub(super) disk_full: Cell<bool>,
+    pub(super) stopped: RefCell<Option<String>>,
+    pub(super) closing: Cell<bool>,
+    /// There is something to flush, or the end has come.
+    pub(super) flush_work: Signal,
+    /// A flush or a merge has ended.
+    pub(super) progress: Signal,
+    pub(super) counters: Counters,
+    /// For encoding places.
+    pub(super) scratch: RefCell<Vec<u8>>,
+}
+
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) peeks: Cell<u64>,
+    pub(super) reads: Cell<u64>,
+    pub(super) flushes: Cell<u64>,
+    pub(super) flushed_bytes: Cell<u64>,
+    pub(super) merges: Cell<u64>,
+    pub(super) merged_bytes: Cell<u64>,
+    pub(super) expired: Cell<u64>,
+    pub(super) lags: RefCell<Lags>,
+}
+
+pub(super) fn add(counter: &Cell<u64>, n: u64) {
+    counter.set(counter.get() + n);
+}
+
+impl Core {
+    pub(super) fn memtable_config(&self) -> MemtableConfig {
+        memtable_config(&self.config, self.store.vnodes())
+    }
+
+    /// Seals the memtable that is being written, unless it is empty. False where too many wait already.
+    pub(super) fn seal(&self) -> bool {
+        let mut mems = self.mems.borrow_mut();
+        if mems.active.is_empty() && mems.active.seqs().is_none() {
+            return true;
+        }
+        if mems.sealed.len() >= SEALED_MAX {
+            return false;
+        }
+        let next = Memtable::new(self.memtable_config());
+        let table = Rc::new(std::mem::replace(&mut mems.active, next));
+        mems.sealed.push_back(Sealed { table, last: self.wal.last() });
+        drop(mems);
+        self.flush_work.notify();
+        true
+    }
+
+    fn is_due(&self) -> bool {
+        let mems = self.mems.borrow();
+        mems.active.bytes() >= self.config.memtable_bytes || (self.wal.fullness() > LOG_FULL && mems.sealed.is_empty())
+    }
+
+    pub(super) fn stop(&self, why: &EngineError) {
+        self.stopped.borrow_mut().get_or_insert(why.to_string());
+        self.flush_work.notify();
+        self.progress.notify();
+    }
+}
+
+pub(super) fn memtable_config(config: &EngineConfig, vnodes: u32) -> MemtableConfig {
+    MemtableConfig { vnodes, hash_seed: config.hash_seed, chunk_bytes: config.memtable_chunk_bytes }
+}
+
+impl Engine {
+    /// A version for a write that begins now: above every version stored here, and above every one given before a restart.
+    pub fn stamp(&self, now_ms: WallMs) -> Version {
+        let hlc = self.core.clock.borrow_mut().stamp(now_ms);
+        self.core.wal.raise_clock(hlc);
+        Version::put(hlc, self.core.config.writer)
+    }
+
+    /// The next stamp lies above `version`, which came from elsewhere.
+    pub fn observe(&self, version: Version) {
+        self.core.clock.borrow_mut().observe(version.hlc());
+        self.core.wal.raise_clock(version.hlc());
+    }
+
+    /// Waits until no restart can stamp `version` again: before it is told to somebody while nothing is stored under it.
+    ///
+    /// # Errors
+    /// `Stopped`, `Overloaded`, `DiskFull`.
+    pub async fn make_ceiling_durable(&self, version: Version) -> Result<(), EngineError> {
+        let wal = &self.core.wal;
+        if wal.ceiling_durable() >= version.hlc() {
+            return Ok(());
+        }
+        wal.raise_clock(version.hlc());
+        let mut record = Vec::new();
+        super::format::wal::put_ceiling(&mut record, version.hlc());
+        let seq = wal.append(&record, true)?;
+        wal.wait(seq).await
+    }
+
+    /// Stores a batch: visible at once, durable when `durable()` has reached what this gives.
+    ///
+    /// # Errors
+    /// Nothing was stored: `Overloaded` (flushes or the log do not keep up), `DiskFull` (only for what stores something), `Superseded` (a
+    /// cell at or below its vnode's floor), `Stopped`, `TooLarge`.
+    pub fn write(&self, batch: &Batch) -> Result<Seq, EngineError> {
+        let core = &self.core;
+        assert!(core.store.is_committed(), "writes begin when the order of cores is in force");
+        assert!(!batch.is_empty());
+        self.may_write(batch)?;
+        let seq = core.wal.append(batch.record(), batch.is_urgent())?;
+        core.clock.borrow_mut().observe(batch.newest().hlc());
+        core.wal.raise_clock(batch.newest().hlc());
+        {
+            let mut mems = core.mems.borrow_mut();
+            let mut cells = batch.cells();
+            while let Some(cell) = cells.next_cell().expect("a batch that was encoded here") {
+                mems.active.insert(cell.place, &cell.cell, seq);
+                let namespace = super::format::place_namespace_token(cell.place).0;
+                if !core.namespaces.borrow().contains(&namespace) {
+                    core.namespaces.borrow_mut().insert(namespace);
+                }
+            }
+        }
+        if core.is_due() {
+            core.seal();
+        }
+        Ok(seq)
+    }
+
+    fn may_write(&self, batch: &Batch) -> Result<(), EngineError> {
+        let core = &self.core;
+        if let Some(why) = &*core.stopped.borrow() {
+            return Err(EngineError::Stopped(why.clone()));
+        }
+        if core.disk_full.get() && batch.has_payload() {
+            return Err(EngineError::DiskFull);
+        }
+        let is_full = {
+            let mems = core.mems.borrow();
+            mems.sealed.len() >= SEALED_MAX && mems.active.bytes() >= core.config.memtable_bytes
+        };
+        if is_full || core.tables.is_stalled() && batch.has_payload() {
+            return Err(if core.disk_full.get() { EngineError::DiskFull } else { EngineError::Overloaded });
+        }
+        if core.has_floors.get() {
+            let mut cells = batch.cells();
+            while let Some(cell) = cells.next_cell().expect("a batch that was encoded here") {
+                let (namespace, token) = super::format::place_namespace_token(cell.place);
+                if cell.cell.newest() <= self.floor_of(namespace, vnode_of(token, core.store.vnodes())) {
+                    return Err(EngineError::Superseded);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How long a writer should wait before its next write, so that flushes and merges keep up without a cliff; zero when they do.
+    pub fn write_delay(&self) -> Duration {
+        let core = &self.core;
+        let mems = core.mems.borrow();
+        let memtables = if mems.sealed.is_empty() {
+            0.0
+        } else {
+            (mems.sealed.len() - 1) as f64 + mems.active.bytes() as f64 / core.config.memtable_bytes as f64
+        };
+        drop(mems);
+        let stall_runs = core.tables.config().policy.stall_runs();
+        let runs = core.tables.tree().level0_runs() as f64 / stall_runs as f64;
+        let pressure = (memtables - 0.5).max(runs * 2.0 - 1.0).clamp(0.0, 1.0);
+        Duration::from_micros((pressure * pressure * 2000.0) as u64)
+    }
+
+    /// Everything up to here is on the disk.
+    pub fn durable(&self) -> Seq {
+        self.core.wal.durable()
+    }
+
+    /// Waits until `seq` is on the disk.
+    ///
+    /// # Errors
+    /// `Stopped` when it never will be.
+    pub async fn wait_durable(&self, seq: Seq) -> Result<(), EngineError> {
+        self.core.wal.wait(seq).await
+    }
+
+    /// Has `hook` called with the durable sequence after each group of the log, or once with why the log stopped.
+    pub fn on_durable(&self, hook: DurableHook) {
+        self.core.wal.on_durable(hook);
+    }
+
+    /// Why this shard acknowledges nothing any more.
+    pub fn stopped(&self) -> Option<String> {
+        self.core.wal.stopped().or_else(|| self.core.stopped.borrow().clone())
+    }
+
+    /// Below a vnode's floor the dead may have been forgotten: writes at or below it are refused.
+    pub fn floor_of(&self, namespace: NamespaceId, vnode: u32) -> Version {
+        self.core.tables.manifest().state().vnodes.get(namespace, vnode).floor
+    }
+
+    /// The state of the log.
+    pub fn wal_stats(&self) -> WalStats {
+        self.core.wal.stats()
+    }
+
+    /// The vnode of a key.
+    pub fn vnode_of(&self, key: KeyRef<'_>) -> u32 {
+        vnode_of(key.token, self.core.store.vnodes())
+    }
+}

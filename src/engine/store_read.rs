@@ -1,0 +1,250 @@
+//! Reading: what memory can answer at once (`peek`), what may need the disk (`read`), and strings with their chunks (`read_value`).
+
+use super::batch::{KeyRef, key_prefix};
+use super::block::{CellBuf, PlaceKey};
+use super::filter::prefix_hash;
+use super::format::{place_namespace_token, put_cell};
+use super::levels::{Tree, is_settled};
+use super::store::{Core, Engine, NeedsDisk, add};
+use super::table::{Peeked, Table};
+use super::tables::Tables;
+use super::{EngineError, Seq};
+use crate::base::codec::Malformed;
+use crate::base::record::{Body, Cell, Kind, Version, join, vnode_of};
+use crate::base::time::WallMs;
+use crate::limits::CHUNK_BYTES;
+use std::rc::Rc;
+
+/// How often a large string is begun anew that is overwritten while it is read.
+const ATTEMPTS_MAX: usize = 64;
+
+/// What is stored at a place, all tables and memtables joined.
+#[derive(Clone, Debug, Default)]
+pub struct ReadCell {
+    cell: Option<CellBuf>,
+    /// The log sequence that must be durable before this may be shown to anybody; 0 if it is already.
+    pub settled: Seq,
+}
+
+impl ReadCell {
+    /// The cell; `None` where nothing was ever stored, or nothing is left of it.
+    pub fn cell(&self) -> Option<Cell<'_>> {
+        self.cell.as_ref().map(CellBuf::cell)
+    }
+}
+
+/// A live string.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Value {
+    pub version: Version,
+    pub bytes: Vec<u8>,
+    /// 0: never.
+    pub deadline_ms: WallMs,
+    /// As in `ReadCell`.
+    pub settled: Seq,
+}
+
+/// Two cells of one place from tables.
+fn join_bufs(a: Option<CellBuf>, b: CellBuf) -> CellBuf {
+    let Some(a) = a else { return b };
+    let joined = join(a.cell(), b.cell());
+    if joined == a.cell() {
+        return a;
+    }
+    if joined == b.cell() {
+        return b;
+    }
+    copied(&joined)
+}
+
+fn copied(cell: &Cell<'_>) -> CellBuf {
+    let mut bytes = Vec::new();
+    put_cell(&mut bytes, cell);
+    CellBuf::copied(&bytes).expect("a cell that was encoded here")
+}
+
+fn join_some<'a>(a: Option<Cell<'a>>, b: Option<Cell<'a>>) -> Option<Cell<'a>> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(join(a, b)),
+        (a, b) => a.or(b),
+    }
+}
+
+impl Core {
+    /// What the memtables hold of a place, handed to `f`, with the newest log record that put it there.
+    fn in_memory<R>(&self, place: &[u8], f: impl FnOnce(Option<Cell<'_>>, Seq) -> R) -> R {
+        let mems = self.mems.borrow();
+        let (mut found, mut seq) = mems.active.get(place).map_or((None, 0), |(cell, seq)| (Some(cell), seq));
+        for sealed in &mems.sealed {
+            if let Some((cell, at)) = sealed.table.get(place) {
+                (found, seq) = (join_some(found, Some(cell)), seq.max(at));
+            }
+        }
+        f(found, seq)
+    }
+
+    fn settled(&self, seq: Seq) -> Seq {
+        if seq > self.wal.durable() { seq } else { 0 }
+    }
+
+    /// The steps of a read, newest first, with the versions that are still to be expected.
+    fn steps<'t>(&self, tree: &'t Tree<Table>, place: &[u8]) -> Vec<super::levels::Step<'t, Table>> {
+        let (namespace, token) = place_namespace_token(place);
+        let vnode = vnode_of(token, self.store.vnodes());
+        let drop_seq = self.tables.manifest().state().vnodes.get(namespace, vnode).drop_seq;
+        tree.plan(place, drop_seq, |table| Tables::newest_in(table, namespace, vnode))
+    }
+
+    /// What tables say of a place, as far as memory knows, joined over `above`.
+    fn peek_tables(&self, place: &[u8], above: Option<Cell<'_>>) -> Result<Option<CellBuf>, NeedsDisk> {
+        let tree = self.tables.tree();
+        if tree.runs.is_empty() {
+            return Ok(None);
+        }
+        let mut below: Option<CellBuf> = None;
+        let mut hash = None;
+        let steps = self.steps(&tree, place);
+        let is_above_all = |cell: &Cell<'_>| steps.first().is_none_or(|step| is_settled(cell, step.newest_from_here));
+        if above.as_ref().is_some_and(is_above_all) {
+            return Ok(None);
+        }
+        if let Some(cell) = self.cells.get(place) {
+            return Ok(Some(cell));
+        }
+        for step in steps {
+            let found = join_some(above, below.as_ref().map(CellBuf::cell));
+            if found.is_some_and(|cell| is_settled(&cell, step.newest_from_here)) {
+                break;
+            }
+            if !step.table.table.may_hold(*hash.get_or_insert_with(|| prefix_hash(key_prefix(place)))) {
+                continue;
+            }
+            match step.table.table.peek(place, &self.tables.cache).map_err(|_| NeedsDisk)? {
+                Peeked::Hit(cell) => below = Some(join_bufs(below.take(), cell)),
+                Peeked::Absent => {}
+                Peeked::NeedsRead => return Err(NeedsDisk),
+            }
+        }
+        Ok(below)
+    }
+
+    /// Everything that is stored at a place.
+    pub(super) async fn read_place(&self, place: &[u8]) -> Result<ReadCell, EngineError> {
+        add(&self.counters.reads, 1);
+        // Memory and tree are looked at in one instant: what a flush moves meanwhile is seen once, here or there.
+        let (above, seq) = self.in_memory(place, |cell, seq| (cell.map(|cell| copied(&cell)), seq));
+        let tree = self.tables.tree();
+        let mut found = above.clone();
+        let mut hash = None;
+        let mut steps = self.steps(&tree, place);
+        let is_above_all = |cell: &CellBuf| steps.first().is_none_or(|step| is_settled(&cell.cell(), step.newest_from_here));
+        if !found.as_ref().is_some_and(is_above_all)
+            && let Some(cell) = self.cells.get(place)
+        {
+            found = Some(join_bufs(found.take(), cell));
+            steps.clear();
+        }
+        let from_tables = above.is_none() && !steps.is_empty();
+        for step in steps {
+            if found.as_ref().is_some_and(|cell| is_settled(&cell.cell(), step.newest_from_here)) {
+                break;
+            }
+            if !step.table.table.may_hold(*hash.get_or_insert_with(|| prefix_hash(key_prefix(place)))) {
+                continue;
+            }
+            if let Some(cell) = step.table.table.get(place, &self.tables.cache).await? {
+                found = Some(join_bufs(found.take(), cell));
+            }
+        }
+        if let Some(cell) = found.as_ref().filter(|_| from_tables && Rc::ptr_eq(&tree, &self.tables.tree())) {
+            self.remember(place, cell);
+        }
+        Ok(ReadCell { cell: found, settled: self.settled(seq) })
+    }
+
+    /// Keeps a head that was joined over all tables of the current tree. Elements stay in their blocks.
+    fn remember(&self, place: &[u8], cell: &CellBuf) {
+        if place.len() == key_prefix(place).len() + 1 && place.last() == Some(&(Kind::Head as u8)) {
+            let alone = CellBuf::copied(cell.bytes()).expect("a cell that was read");
+            self.cells.insert(PlaceKey::from(place), alone);
+        }
+    }
+}
+
+impl Engine {
+    /// The head of a key, if memory alone decides: memtables, blocks in the cache, filters, version bounds. `f` gets the joined cell and the
+    /// log sequence that must be durable before it may be shown (0: it is).
+    ///
+    /// # Errors
+    /// A block must be read first: `read`.
+    pub fn peek<R>(&self, key: KeyRef<'_>, f: impl FnOnce(Option<&Cell<'_>>, Seq) -> R) -> Result<R, NeedsDisk> {
+        let core = &self.core;
+        add(&core.counters.peeks, 1);
+        let mut place = core.scratch.take();
+        place.clear();
+        super::format::put_place(&mut place, key.namespace, key.token, key.key, Kind::Head, b"");
+        let given = core.in_memory(&place, |above, seq| {
+            let below = core.peek_tables(&place, above)?;
+            let joined = join_some(above, below.as_ref().map(CellBuf::cell));
+            Ok(f(joined.as_ref(), core.settled(seq)))
+        });
+        core.scratch.replace(place);
+        given
+    }
+
+    /// The head of a key.
+    ///
+    /// # Errors
+    /// `Corrupt` naming file and offset; of the disk.
+    pub async fn read(&self, key: KeyRef<'_>) -> Result<ReadCell, EngineError> {
+        self.core.read_place(&key.place(Kind::Head, b"")).await
+    }
+
+    /// Any cell of a key.
+    ///
+    /// # Errors
+    /// As `read`.
+    pub async fn read_element(&self, key: KeyRef<'_>, kind: Kind, element: &[u8]) -> Result<ReadCell, EngineError> {
+        self.core.read_place(&key.place(kind, element)).await
+    }
+
+    /// A live string, its chunks put together; `None` where there is none at `now_ms`, or something else.
+    ///
+    /// # Errors
+    /// As `read`; `Overloaded` where it is overwritten again and again while it is read.
+    pub async fn read_value(&self, key: KeyRef<'_>, now_ms: WallMs) -> Result<Option<Value>, EngineError> {
+        let mut missing = Version::ZERO;
+        for _ in 0..ATTEMPTS_MAX {
+            let head = self.read(key).await?;
+            let Some(cell) = head.cell().filter(|cell| cell.is_live(now_ms)) else { return Ok(None) };
+            let (version, deadline_ms, settled) = (cell.version, cell.expiry.deadline_ms, head.settled);
+            let bytes = match cell.body {
+                Body::Bytes(bytes) => Some(bytes.to_vec()),
+                Body::Chunked { len } => self.read_chunks(key, version, len as usize).await?,
+                _ => return Ok(None),
+            };
+            if let Some(bytes) = bytes {
+                return Ok(Some(Value { version, bytes, deadline_ms, settled }));
+            }
+            if missing == version {
+                let what = Malformed("a chunk of a string is missing");
+                return Err(EngineError::corrupt(&format!("the tables of shard {}", self.core.config.core), 0, what));
+            }
+            missing = version;
+        }
+        Err(EngineError::Overloaded)
+    }
+
+    /// The chunks of one write; `None` if another one has come over them.
+    async fn read_chunks(&self, key: KeyRef<'_>, version: Version, len: usize) -> Result<Option<Vec<u8>>, EngineError> {
+        let mut bytes = Vec::with_capacity(len.min(crate::limits::VALUE_BYTES_MAX));
+        for number in 0..len.div_ceil(CHUNK_BYTES) as u32 {
+            let chunk = self.read_element(key, Kind::Chunk, &number.to_be_bytes()).await?;
+            match chunk.cell() {
+                Some(Cell { version: of, body: Body::Bytes(part), .. }) if of == version => bytes.extend_from_slice(part),
+                _ => return Ok(None),
+            }
+        }
+        Ok((bytes.len() == len).then_some(bytes))
+    }
+}
