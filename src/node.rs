@@ -16,6 +16,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+/// How long a deleted key is remembered at least: a retry under an old version may come this late.
+const FORGET_AFTER_MS: u64 = 3_600_000;
+
 /// What a data core's thread tells the main thread.
 enum News {
     /// The node serves at this address.
@@ -107,7 +110,8 @@ fn read_secret(config: &Config) -> Result<Option<Vec<u8>>, Failure> {
 
 fn plan(config: &Config, secret: Option<Vec<u8>>, tell: mpsc::Sender<News>) -> Plan {
     let cores = config.cores.len();
-    let engine = EngineConfig::for_budget((config.memory_bytes as usize) / cores, host::random_u64());
+    let memory_bytes = config.memory_bytes as usize / cores;
+    let engine = EngineConfig { forget_after_ms: Some(FORGET_AFTER_MS), ..EngineConfig::new(0, memory_bytes, host::random_u64()) };
     Plan {
         data: config.data.clone(),
         listen: config.native,
@@ -116,8 +120,10 @@ fn plan(config: &Config, secret: Option<Vec<u8>>, tell: mpsc::Sender<News>) -> P
         vnodes: config.vnodes,
         durability: config.durability,
         secret,
+        memory_bytes,
         engine,
         board: Arc::new(Board::default()),
+        publish_every: Duration::from_millis(500),
         port: 0.into(),
         stop: false.into(),
         drained: 0.into(),

@@ -29,7 +29,7 @@ pub fn run(dir: &Path, say: &dyn Fn(&str)) -> i32 {
     let mut executor = Executor::new(Driver::Uring(Box::new(driver)), 0, wakers);
     let io = executor.handle();
     let path = dir.to_owned();
-    let report = executor.run(async move { engine::verify::verify_folder(&io, &path).await });
+    let report = executor.run(async move { engine::verify_folder::verify_folder(&io, &path).await });
     match report {
         Err(error) => {
             say(&format!("{}: {error}", dir.display()));

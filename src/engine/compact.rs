@@ -9,7 +9,6 @@ use super::EngineError;
 use super::Planted;
 use super::format::manifest::{Edit, Level, MergeRecord, TableId};
 use super::merge::{Merge, MergeStep, Rules, Source, Tally, World};
-use super::pick::choose;
 use super::pick::{RunShape, choose};
 use super::table::Table;
 use super::table_iter::TableIter;
@@ -139,7 +138,11 @@ impl Tables {
         let drop_early = self.config.planted == Some(Planted::TombstoneDroppedEarly);
         let expired_ms = self.expiry.counted_ms_of(around.inputs.iter());
         let mut steps = Merge::start(sources, Rules { expired_ms, level: merge.level, drop_early }).await?;
-        let mut output = Output::new(self, merge.level, merge.run, seqs);
+        let entries = {
+            let state = self.manifest.state();
+            around.inputs.iter().filter_map(|id| state.tables.get(id)).map(|record| record.entries).sum()
+        };
+        let mut output = Output::new(self, merge.level, merge.run, seqs, entries);
         let mut written_bytes = 0;
         loop {
             match self.fill(&mut steps, &mut output, &around).await {

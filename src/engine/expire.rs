@@ -6,8 +6,8 @@
 //! place; filters and version bounds answer nearly always, a read decides the rest. Deadlines that pass while the node is down are
 //! hidden, and reclaimed by merges, but not counted.
 //!
-//! **Freed** means: in a memtable, the payload (the cell becomes its remnant); on disk, what caches hold, at once, and the bytes in the table
-//! with the next merge, which the picker hears of (`Table::expired_share`). The lag from deadline to count is a histogram.
+//! **Freed** means: in a memtable, the payload (the cell becomes its remnant); on disk, what caches hold, at once, and the bytes in the
+//! table with the next merge, for which the picker is told how much has expired. The lag from deadline to count is a histogram.
 
 use super::EngineError;
 use super::filter::prefix_hash;

@@ -7,8 +7,8 @@
 //!   this merge. (A cell that only tells a deadline stays.)
 //! - an element that its key's head makes dead (below the floor of a collection, below the version of a string, at or below a
 //!   tombstone): gone, since the head that says so passes by in the same merge and stays where it must;
-//! - a tombstone, or a cell that only tells a deadline: it may be forgotten only when its vnode's floor has passed it (PROTOCOL.md G3: nothing
-//!   older can arrive any more) **and** nothing older of its key can lie anywhere outside this merge. Never for its age.
+//! - a tombstone, or a cell that only tells a deadline: it may be forgotten only when its vnode's floor has passed it (PROTOCOL.md G3:
+//!   nothing older can arrive any more) **and** nothing older of its key can lie anywhere outside this merge. Never for its age.
 //!
 //! Everything else is kept.
 

@@ -5,14 +5,17 @@ pub mod block;
 pub mod cache;
 pub mod compact;
 pub mod expire;
+pub mod figures;
 pub mod filter;
 pub mod format;
 pub mod fuzz;
+pub mod fuzz_table;
 pub mod levels;
 pub mod manifest;
 #[cfg(test)]
 mod manifest_tests;
 pub mod memtable;
+pub mod merge;
 pub mod pick;
 pub mod recover;
 pub mod signal;
@@ -26,21 +29,23 @@ mod store_tests;
 mod store_work;
 pub mod table;
 pub mod table_iter;
+#[cfg(test)]
+mod table_tests;
 pub mod table_writer;
 pub mod tables;
-pub mod verify;
 #[cfg(test)]
 mod tables_tests;
+pub mod verify;
+pub mod verify_folder;
 pub mod wal;
 mod wal_plan;
 mod wal_replay;
 mod wal_segments;
 #[cfg(test)]
 mod wal_tests;
-pub mod merge;
-pub mod fuzz_table;
-#[cfg(test)]
-mod table_tests;
+
+pub use batch::{Batch, KeyRef};
+pub use store::{Engine, EngineConfig};
 
 use crate::base::codec::Malformed;
 

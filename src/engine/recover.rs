@@ -13,7 +13,7 @@
 
 use super::EngineError;
 use super::format::layout::{BadLayout, Layout, layout_block, parse_layout};
-use super::format::manifest::{Identity, MergeRecord, TableId, TableRecord};
+use super::format::manifest::{Identity, TableId, TableRecord};
 use super::levels::TableFile;
 use super::manifest::{self, State, read_file};
 use crate::base::codec::Malformed;
@@ -68,10 +68,8 @@ impl NodeStore {
     pub async fn open(io: &Io, data: &Path, config: NodeConfig) -> Result<Arc<NodeStore>, EngineError> {
         assert!(config.cores > 0 && config.vnodes.is_power_of_two());
         io.make_dir(data).await?;
-        // The folder's own name must outlive a power loss too.
-        if let Some(parent) = data.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            io.sync_dir(parent).await?;
-        }
+        let parent = data.parent().filter(|parent| !parent.as_os_str().is_empty());
+        io.sync_dir(parent.unwrap_or(Path::new("."))).await?;
         io.make_dir(&data.join(TABLES)).await?;
         let names: Vec<String> = io.list(data).await?.into_iter().map(|entry| entry.name).collect();
         if names.iter().any(|name| name == LAYOUT_NEW) {
@@ -198,7 +196,9 @@ impl NodeStore {
     }
 
     /// What shard `core` takes over from the old shards: its manifest's first state. The log is empty and goes on above every old sequence.
-    pub(super) fn inherit(&self, core: u16, old: &[State], log_last: u64) -> Result<State, EngineError> {
+    /// Tables that are shared already stand in several old manifests, each with a front of its own: they cannot be taken over as they
+    /// are, so what is wanted of them is copied (`store_open`).
+    pub(super) fn inherit(&self, core: u16, old: &[State], log_last: u64) -> State {
         let (_, old_cores) = self.previous.expect("only with another core count");
         let mut state = State { released: log_last, ..State::default() };
         let mut tables: Vec<(u16, TableRecord)> = Vec::new();
@@ -211,20 +211,16 @@ impl NodeStore {
                     state.vnodes.set(namespace, vnode, vnode, record);
                 }
             }
-            let wanted = one.tables.values().filter(|table| (table.vnodes.0..=table.vnodes.1).any(ours));
+            let whole = one.tables.values().filter(|table| !table.shared);
+            let wanted = whole.filter(|table| (table.vnodes.0..=table.vnodes.1).any(ours));
             tables.extend(wanted.map(|table| (from, TableRecord { shared: true, ..table.clone() })));
         }
         renumber_runs(&mut tables);
         for (_, table) in tables {
             state.next_run = state.next_run.max(table.run + 1);
-            let id = table.id;
-            if state.tables.insert(id, table).is_some() {
-                let file = self.tables_dir().join(id.file_name()).display().to_string();
-                return Err(EngineError::Unsupported { file, what: "a merge under the old core count first: it is still shared".into() });
-            }
+            state.tables.insert(table.id, table);
         }
-        let merge: Option<MergeRecord> = None;
-        Ok(State { merge, ..state })
+        state
     }
 }
 

@@ -2,17 +2,15 @@
 //! the tree that is current when it begins, while writes and merges go on. The caller flushes first; the log is not part of it.
 
 use super::EngineError;
-use super::format::manifest::{Edit, Identity, TableId};
 use super::format::manifest::{Edit, TableId};
 use super::manifest::{State, write_new};
 use super::tables::Tables;
 use std::path::Path;
 
 impl Tables {
-    /// Links every table of the current tree into `tables_dir` and writes a manifest of them into `manifest_dir`; both folders exist and are
-    /// empty of this shard's names. Durable when it returns. `identity` is whose snapshot it is to be: tables keep their own in their
-    /// checksums, so it must be this node's.
-    /// empty of this shard's names. Durable when it returns; gives the tables. From then on the linked tables are given back only as a whole.
+    /// Links every table of the current tree into `tables_dir` and writes a manifest of them into `manifest_dir`; both folders exist and
+    /// are empty of this shard's names. Durable when it returns; gives the tables. From then on the linked tables are given back only as
+    /// a whole.
     ///
     /// # Errors
     /// Of the operations. What was linked until then stays for the caller to remove.
@@ -31,8 +29,6 @@ impl Tables {
             self.io.link(&table.file.path, &tables_dir.join(table.record.id.file_name())).await?;
         }
         self.io.sync_dir(tables_dir).await?;
-        let identity: Identity = self.manifest.identity();
-        write_new(&self.io, manifest_dir, identity, &state).await?;
         write_new(&self.io, manifest_dir, self.manifest.identity(), &state).await?;
         Ok(state.tables.keys().copied().collect())
     }

@@ -120,6 +120,8 @@ impl Model {
         self.waiting.borrow_mut().retain(|(of, seq, key, version)| {
             let is_durable = *of == shard && *seq <= durable;
             if is_durable {
+                let newest = *self.newest.borrow();
+                *self.newest.borrow_mut() = newest.max(*version);
                 let mut keys = self.keys.borrow_mut();
                 keys.get_mut(key).unwrap().iter_mut().filter(|w| w.version == *version).for_each(|w| w.acknowledged = true);
             }
@@ -134,20 +136,22 @@ impl Model {
         for key in keys {
             let now_ms = io.wall_ms();
             let found = node.engine(&key).read_value(key_ref(&key), now_ms).await?;
+            let later_ms = io.wall_ms();
             let mut all = self.keys.borrow_mut();
             let writes = all.get_mut(&key).unwrap();
             let first = writes.iter().rposition(|w| w.acknowledged).unwrap_or(0);
             let nothing = !writes.iter().any(|w| w.acknowledged);
             let fits = |w: &Write| match &found {
                 Some(value) => w.version == value.version && w.value.as_ref() == Some(&value.bytes) && w.deadline_ms == value.deadline_ms,
-                None => !w.is_live(now_ms),
+                None => !w.is_live(later_ms),
             };
             match writes[first..].iter().rposition(fits) {
                 Some(at) => writes.truncate(first + at + 1),
                 None if nothing && found.is_none() => writes.clear(),
                 None => {
                     let seen = found.map(|v| (v.version, v.bytes.len()));
-                    return Err(wrong(format!("{key:?} shows {seen:?} and may show {:?}", &writes[first..])));
+                    let may: Vec<_> = writes[first..].iter().map(|w| (w.version, w.value.as_ref().map(Vec::len), w.deadline_ms)).collect();
+                    return Err(wrong(format!("{key:?} shows {seen:?} and may show {may:?}, acknowledged {}", writes[first].acknowledged)));
                 }
             }
             writes.iter_mut().for_each(|w| w.acknowledged = true);
@@ -169,6 +173,9 @@ impl Model {
             return Err(wrong(format!("{key:?}: peek shows {peeked:?}, last was {expected_version:?}")));
         }
         let read = engine.read_value(key_ref(key), now_ms).await?.map(|v| (v.version, v.bytes));
+        if expected.as_ref().is_some_and(|w| !w.is_live(io.wall_ms())) {
+            return Ok(());
+        }
         if read != expected.map(|w| (w.version, w.value.unwrap())) {
             return Err(wrong(format!("{key:?}: read shows {:?}, last was {expected_version:?}", read.map(|r| r.0))));
         }
@@ -194,6 +201,11 @@ impl Model {
         let keys = self.keys.borrow();
         let live = keys.iter().filter_map(|(key, writes)| writes.last().filter(|w| w.is_live(now_ms)).map(|w| (key.clone(), w)));
         let live: BTreeMap<_, _> = live.map(|(key, w)| (key, (w.version, w.value.clone().unwrap()))).collect();
+        // What expired while the scan ran may be shown or not.
+        let later_ms = io.wall_ms();
+        let is_sure = |key: &Vec<u8>| keys[key].last().is_none_or(|w| w.is_live(now_ms) == w.is_live(later_ms));
+        let live: BTreeMap<_, _> = live.into_iter().filter(|(key, _)| is_sure(key)).collect();
+        seen.retain(|key, _| is_sure(key));
         if seen != live {
             return Err(wrong(format!("a scan shows {} keys, {} are live", seen.len(), live.len())));
         }
@@ -221,8 +233,6 @@ impl Model {
         }
         match engine.write(&batch) {
             Ok(seq) => {
-                let newest = *self.newest.borrow();
-                *self.newest.borrow_mut() = newest.max(version);
                 self.keys.borrow_mut().entry(key.clone()).or_default().push(write);
                 self.waiting.borrow_mut().push((shard, seq, key, version));
                 Ok(())

@@ -231,7 +231,6 @@ impl Engine {
     pub async fn compact_all(&self) -> Result<(), EngineError> {
         self.flush().await?;
         loop {
-            let wait = self.core.progress.wait();
             let shape = self.core.tables.shape();
             if shape.merge.is_none() && choose(&shape, &self.core.config.policy).is_none() {
                 return Ok(());
@@ -243,7 +242,7 @@ impl Engine {
                 return Err(EngineError::DiskFull);
             }
             self.core.progress.notify();
-            race(wait, self.core.io.sleep(EXPIRY_PERIOD)).await;
+            self.core.io.sleep(EXPIRY_PERIOD).await;
         }
     }
 

@@ -140,7 +140,7 @@ impl Tables {
     pub async fn flush(&self, memtable: &Memtable, released: Seq) -> Result<(), EngineError> {
         let run = self.manifest.draw_run();
         let seqs = memtable.seqs().unwrap_or((0, 0));
-        let mut output = Output::new(self, Level::Zero, run, seqs);
+        let mut output = Output::new(self, Level::Zero, run, seqs, memtable.len() as u64);
         if let Err(error) = self.write_memtable(memtable, &mut output).await {
             output.abandon().await;
             return Err(or_full(error));
@@ -310,13 +310,18 @@ pub(super) struct Output<'a> {
     level: Level,
     run: u64,
     seqs: (Seq, Seq),
+    filter_bits_per_key: f32,
     writer: Option<(TableWriter, TableRecord, Arc<TableFile>)>,
     done: Vec<NewTable>,
 }
 
 impl<'a> Output<'a> {
-    pub fn new(tables: &'a Tables, level: Level, run: u64, seqs: (Seq, Seq)) -> Output<'a> {
-        Output { tables, level, run, seqs, writer: None, done: Vec::new() }
+    /// `entries` is about how many the whole run will have.
+    pub fn new(tables: &'a Tables, level: Level, run: u64, seqs: (Seq, Seq), entries: u64) -> Output<'a> {
+        let tree = tables.tree();
+        let last = tree.tables().filter(|table| table.record.level == Level::Last).map(|table| table.record.entries).sum();
+        let filter_bits_per_key = bits_for_false_positives(tables.config.policy.false_positives(level, entries, last));
+        Output { tables, level, run, seqs, filter_bits_per_key, writer: None, done: Vec::new() }
     }
 
     /// The table under way has so many bytes.
@@ -334,7 +339,7 @@ impl<'a> Output<'a> {
                 identity: table_identity(manifest.identity()),
                 table_id: cache_id(id),
                 vnodes: config.vnodes,
-                filter_bits_per_key: bits_for_false_positives(Policy::false_positives(self.level)),
+                filter_bits_per_key: self.filter_bits_per_key,
                 block_bytes: config.block_bytes,
             };
             let writer = TableWriter::create(io, &file.path, options).await?;

@@ -9,6 +9,9 @@ use crate::engine::{Batch, EngineError, KeyRef};
 use crate::limits::{CHUNK_BYTES, CLOCK_SKEW_MS_MAX};
 use crate::wire::command::{Command, Condition, Delete, ErrorCode, MultiPut, Put, Reply, Request, Value, WriteOptions};
 
+/// A version from a client may lie below what is forgotten for good: nobody can say any more whether it was there (rule G1).
+const FORGOTTEN: &str = "that version is too old to be told from a deleted one";
+
 /// How a request went on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -197,39 +200,35 @@ impl<'a> Write<'a> {
     pub fn put(&self, key: KeyRef<'_>, put: &Put<'_>) {
         let mut batch = self.batch();
         batch.put_value(key, put.value, self.version, self.deadline_ms(put.ttl_ms));
-        self.store(&batch, &[key]);
+        self.store(&batch);
     }
 
     pub fn delete(&self, key: KeyRef<'_>) {
         let mut batch = self.batch();
         batch.push(key, Kind::Head, b"", &Cell::tombstone(self.version));
-        self.store(&batch, &[key]);
+        self.store(&batch);
     }
 
     /// Only the deadline; 0 takes it away.
     pub fn expire(&self, key: KeyRef<'_>, deadline_ms: WallMs) {
         let mut batch = self.batch();
         batch.push(key, Kind::Head, b"", &Cell::expire(self.version, deadline_ms));
-        self.store(&batch, &[key]);
+        self.store(&batch);
     }
 
     pub fn multi_put(&self, put: &MultiPut<'_>) {
         let mut batch = self.batch();
-        let keys: Vec<_> = put.items.iter().map(|item| self.shard.key(self.namespace.id, item.key)).collect();
-        for (key, item) in keys.iter().zip(put.items.iter()) {
-            batch.put_value(*key, item.value, self.version, self.deadline_ms(item.ttl_ms));
+        for item in put.items.iter() {
+            let key = self.shard.key(self.namespace.id, item.key);
+            batch.put_value(key, item.value, self.version, self.deadline_ms(item.ttl_ms));
         }
-        self.store(&batch, &keys);
+        self.store(&batch);
     }
 
-    fn store(&self, batch: &Batch, keys: &[KeyRef<'_>]) {
+    fn store(&self, batch: &Batch) {
         let shard = self.shard;
-        // A version from a client may be below what is forgotten for good: nobody can say any more whether it was there (rule G1).
-        let vnode = |key: &KeyRef<'_>| crate::base::record::vnode_of(key.token, shard.node.vnodes);
-        if keys.iter().any(|key| self.version <= shard.engine.floor_of(key.namespace, vnode(key))) {
-            return shard.unknown(self.ticket, self.version, "that version is too old to be told from a deleted one");
-        }
         match shard.engine.write(batch) {
+            Err(EngineError::Superseded) => shard.unknown(self.ticket, self.version, FORGOTTEN),
             Ok(seq) => {
                 let reply = Reply::Done { version: self.version };
                 let is_interval = self.namespace.durability == Durability::Interval;
@@ -248,6 +247,7 @@ pub fn engine_error(shard: &Shard, ticket: &Ticket, error: &EngineError) {
         EngineError::Overloaded => ErrorCode::Overloaded,
         EngineError::Stopped(_) => ErrorCode::Stopped,
         EngineError::TooLarge => ErrorCode::TooLarge,
+        EngineError::Superseded => ErrorCode::BadRequest,
         EngineError::Io(_) | EngineError::Corrupt { .. } | EngineError::Unsupported { .. } => ErrorCode::Failed,
     };
     shard.fail(ticket, code, &error.to_string());

@@ -252,12 +252,12 @@ impl Task<'_> {
             shard.fail(self.ticket, ErrorCode::BadRequest, "that cursor is of another vnode");
             return Ok(());
         }
-        let page = shard.engine.scan(self.request.namespace, scan.vnode, from, limit, scan.with_values, now_ms).await?;
+        let page = shard.engine.scan(self.request.namespace, scan.vnode, from, limit, now_ms).await?;
         let entries = page.entries.iter().map(|entry| ScanEntry {
             key: &entry.key,
             version: entry.version,
             remaining_ms: execute::remaining(entry.deadline_ms, now_ms),
-            value: entry.value.as_deref(),
+            value: scan.with_values.then_some(&entry.value[..]),
         });
         let entries: Vec<_> = entries.collect();
         self.show(page.settled, &Reply::Page(Page { cursor: page.next.as_deref().unwrap_or(b""), entries: entries.into() }));

@@ -24,8 +24,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// How often a shard publishes its figures.
-const PUBLISH_EVERY: Duration = Duration::from_millis(500);
 /// How often answers that wait for the log are looked through for passed deadlines.
 const OVERDUE_EVERY: Duration = Duration::from_millis(10);
 /// How long a closing shard waits for what is under way.
@@ -42,9 +40,13 @@ pub struct Plan {
     pub vnodes: Option<u32>,
     pub durability: Durability,
     pub secret: Option<Vec<u8>>,
+    /// One core's budget.
+    pub memory_bytes: usize,
     /// Sizes of the engine: everything in it that is the same for all cores.
     pub engine: EngineConfig,
     pub board: Arc<Board>,
+    /// How often a shard publishes its figures.
+    pub publish_every: Duration,
     /// The port that was bound; 0 until then.
     pub port: AtomicU16,
     /// Set, and every core woken, to end the node.
@@ -149,7 +151,9 @@ pub async fn run(io: Io, ends: MailboxEnds, plan: Arc<Plan>) -> Result<(), Start
     }
     read_mail(&shard, &plan, &told).await;
     drain(&shard, &plan).await;
-    shard.engine.close().await;
+    if let Err(error) = shard.engine.close().await {
+        plan.board.stopped(shard.core(), &error.to_string());
+    }
     Ok(())
 }
 
@@ -177,7 +181,7 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
             }
         }
     };
-    let config = EngineConfig { core: io.core() as u16, cores: plan.cores, planted: plan.planted, ..plan.engine.clone() };
+    let config = EngineConfig { core: io.core() as u16, planted: plan.planted, ..plan.engine.clone() };
     let (engine, _report) = Engine::open(io, &layout, config).await?;
     let shard = Rc::new(assemble(io, mailbox, plan, engine, &layout));
     if io.core() == 0 {
@@ -211,7 +215,7 @@ fn assemble(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>, engine: Engine, la
         io: io.clone(),
         mailbox: mailbox.clone(),
         locks: KeyLocks::new(io.random_u64()),
-        admit: Admit::new(plan.engine.memory_bytes / 4),
+        admit: Admit::new(plan.memory_bytes / 4),
         stats: Stats::default(),
         node: Rc::new(NodeInfo::new(plan, layout)),
         core: io.core() as u16,
@@ -285,11 +289,11 @@ fn spawn_services(shard: &Rc<Shard>, plan: &Arc<Plan>) {
             watched.expire_held();
         }
     }));
-    let (published, board) = (shard.clone(), plan.board.clone());
+    let (published, board, every) = (shard.clone(), plan.board.clone(), plan.publish_every);
     drop(io.spawn(Class::Background, async move {
         while !published.is_closing() {
             board.publish(published.core(), report(&published));
-            published.io.sleep(PUBLISH_EVERY).await;
+            published.io.sleep(every).await;
         }
     }));
 }

@@ -115,6 +115,8 @@ pub struct Checker {
     loses_ms: u64,
     /// When the power failed last. What was asked before and answered after (the answer was on its way) counts as answered before.
     lost_at: Mono,
+    /// The highest that the node's wall clock ever showed: what had expired by then may be gone, wherever the clock was moved since.
+    highest_ms: WallMs,
 }
 
 impl Checker {
@@ -191,6 +193,11 @@ impl Checker {
         }
     }
 
+    /// The node's wall clock shows this.
+    pub fn clock_shows(&mut self, wall_ms: WallMs) {
+        self.highest_ms = self.highest_ms.max(wall_ms);
+    }
+
     /// A value in an answer that does not tell how long it lives.
     pub fn read_timeless(&mut self, key: u32, write: WriteId, version: Version, span: Span, now: Mono) {
         let left = |ends: &Ends| if ends.first == 0 { None } else { Some(ends.first.saturating_sub(span.asked_ms).max(1)) };
@@ -254,12 +261,13 @@ impl Checker {
         if bound == Version::ZERO {
             return Ok(());
         }
+        let highest_ms = self.highest_ms.max(span.answered_ms);
         // Whatever may be the newest: the one that binds, and all that may lie above it.
         let possible = |write: &Write| write.outcome != Outcome::Refused && write.version.is_none_or(|version| version >= bound);
         for (id, write) in self.writes(key).filter(|(_, write)| possible(write)) {
             let gone = match write.effect {
                 Effect::Delete => true,
-                Effect::Put { .. } => self.ends(key, id, span).iter().any(|ends| ends.first != 0 && ends.first <= span.answered_ms),
+                Effect::Put { .. } => self.ends(key, id, span).iter().any(|ends| ends.first != 0 && ends.first <= highest_ms),
                 Effect::Expire { .. } => false,
             };
             if gone {

@@ -17,7 +17,7 @@ use scenario::{FaultSet, Outcome, Setup};
 use std::collections::BTreeMap;
 
 /// Commands of one seed.
-pub const COMMANDS: u64 = 2_400;
+pub const COMMANDS: u64 = 3_200;
 /// Seeds when nothing is said.
 const SEEDS_DEFAULT: u64 = 50;
 

@@ -6,6 +6,7 @@ use super::workload::{FIRST_NAMESPACE, INTERVAL_NAMESPACE, Shared, SimClient, ke
 use super::{final_look, rot};
 use crate::base::prng::Prng;
 use crate::base::record::{core_of, token_of, vnode_of};
+use crate::engine::pick::Policy;
 use crate::engine::{EngineConfig, EngineError, Planted};
 use crate::io::sim::{CrashSite, Faults, MachineId, World};
 use crate::io::wakers::Wakers;
@@ -218,7 +219,20 @@ impl Run {
 
     /// Sizes small enough that a few hundred writes flush and compact.
     fn engine_config(&mut self) -> EngineConfig {
-        EngineConfig::small(self.hash_seed, self.prng.between(24, 120) as usize * 1024)
+        let memtable_bytes = self.prng.between(20, 64) as usize * 1024;
+        EngineConfig {
+            writer: 1,
+            memtable_bytes,
+            memtable_chunk_bytes: 4 * 1024,
+            cache_bytes: self.prng.between(16, 256) as usize * 1024,
+            wal_segment_bytes: 512 * 1024,
+            wal_segments_max: self.prng.between(4, 10) as usize,
+            wal_pending_bytes_max: 512 * 1024,
+            table_bytes_max: self.prng.between(16, 128) * 1024,
+            forget_after_ms: self.prng.one_in(2).then(|| self.prng.between(100, 2_000)),
+            policy: Policy { level0_runs: self.prng.between(2, 4) as usize, level1_runs: 2, dead_bytes_min: 16 * 1024, ..Policy::default() },
+            ..EngineConfig::new(0, 1 << 20, self.hash_seed)
+        }
     }
 
     fn plan(&mut self, cores: u16, ready: &Arc<AtomicBool>) -> Plan {
@@ -231,8 +245,10 @@ impl Run {
             vnodes: Some(VNODES),
             durability: Durability::Sync,
             secret: None,
+            memory_bytes: 4 << 20,
             engine: self.engine_config(),
             board: Arc::new(Board::default()),
+            publish_every: Duration::from_millis(4),
             port: 0.into(),
             stop: false.into(),
             drained: 0.into(),
@@ -369,6 +385,8 @@ impl Run {
         if self.setup.faults.clock && self.prng.one_in(3) {
             let offset = self.prng.below(40_000) as i64 - 30_000;
             self.note(format!("the wall clock is off by {offset} ms"));
+            let before = self.world.wall_ms(self.node);
+            self.shared.checkers.iter().for_each(|checker| checker.borrow_mut().clock_shows(before));
             self.shared.falls.borrow_mut().push((self.world.now(), self.world.wall_ms(self.node)));
             self.world.set_wall_offset_ms(self.node, offset);
         }
