@@ -108,11 +108,14 @@ impl Write {
     }
 }
 
+/// Shard, sequence, key, version.
+type Waiting = (usize, Seq, Vec<u8>, Version);
+
 #[derive(Default)]
 struct Model {
     keys: RefCell<BTreeMap<Vec<u8>, Vec<Write>>>,
-    /// (shard, sequence, key, version) that wait to be durable.
-    waiting: RefCell<Vec<(usize, Seq, Vec<u8>, Version)>>,
+    /// What waits to be durable.
+    waiting: RefCell<Vec<Waiting>>,
     newest: RefCell<Version>,
     checked: RefCell<u64>,
 }
