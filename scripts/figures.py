@@ -23,7 +23,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(ROOT, "tests"))
 from ringkv_client import Client, encode  # noqa: E402
 
-RELEASE = os.path.join(ROOT, "target", "release")
+RELEASE = os.environ.get("RINGKV_BINARIES") or os.path.join(ROOT, "target", "release")
 WORK = os.environ.get("RINGKV_FIGURES") or os.path.join(ROOT, "target", "figures")
 SCALE = float(os.environ.get("RINGKV_SCALE", "1"))
 CPUS = sorted(os.sched_getaffinity(0))

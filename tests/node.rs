@@ -442,7 +442,8 @@ fn namespaces_keep_their_ttl_and_durability_over_a_restart() {
     assert_eq!(node.client().get(b"k").unwrap().unwrap().value, b"in default");
     let mut short = node.client_of("short");
     short.put(b"k", b"v").unwrap();
-    assert!(matches!(short.ttl(b"k").unwrap(), TimeToLive::Remaining(left) if left <= Duration::from_millis(300)));
+    let ttl = short.ttl(b"k").unwrap();
+    assert!(matches!(ttl, TimeToLive::Remaining(left) if left <= Duration::from_millis(300)), "{ttl:?}");
     std::thread::sleep(Duration::from_millis(310));
     assert_eq!(short.get(b"k").unwrap(), None);
 }
