@@ -375,13 +375,14 @@ fn a_client_that_never_reads_stops_itself_and_holds_little() {
         }
     }
     let beside = timed(&mut client);
+    // Each may have 4,096 requests waiting, and some MiB of answers.
     let now = node.rss_bytes();
-    assert!(now < before + 64 * MIB, "it grew from {} to {} MiB", before / MIB, now / MIB);
+    assert!(now < before + 128 * MIB, "it grew from {} to {} MiB", before / MIB, now / MIB);
     assert!(beside < alone * 3 + Duration::from_secs(2), "others are served beside it: {beside:?}, alone {alone:?}");
-    assert_well(&mut node, before, 64 * MIB);
+    assert_well(&mut node, before, 128 * MIB);
     drop(deaf);
     assert!(becomes(Duration::from_secs(10), || node.metric("ringkv_connections") <= 1.0), "they are gone when they end");
-    assert_well(&mut node, before, 64 * MIB);
+    assert_well(&mut node, before, 128 * MIB);
 }
 
 #[test]
