@@ -1,8 +1,9 @@
 //! What has to wait: for a disk, a key's lock, the clock's ceiling. One task a request, over its own copy of the frame's body.
 
+use super::conn::Promise;
 use super::execute::{self, Write, engine_error, shown_after, ttl_reply, value_reply};
 use super::namespaces::{NamespaceError, NamespaceTable, TABLE_KEY};
-use super::{Shard, Ticket};
+use super::{Origin, Shard, Ticket};
 use crate::base::record::{Body, Cell, NAMESPACE_SYSTEM, Version, token_of, vnode_of};
 use crate::base::time::Mono;
 use crate::engine::{Batch, EngineError, KeyRef, Seq};
@@ -13,14 +14,18 @@ use crate::wire::command::{
 };
 use crate::wire::native::{decode_request, encode_values};
 use std::rc::Rc;
-use std::task::Poll;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 /// How often a write that waits for flushes looks again.
 const ROOM_EVERY: Duration = Duration::from_millis(1);
 /// Keys of one multi-get that are read from disk at a time.
 const READS_AT_ONCE: usize = 32;
+
+/// What a lookup reserves on its connection before it knows: most values are below it, and none that is read in one piece is over
+/// `CHUNK_BYTES`.
+const ANSWER_BYTES_GUESS: usize = 4096;
 
 /// Carries a request out in a task of its own, or refuses it where too many wait already.
 pub fn spawn(shard: &Rc<Shard>, ticket: Ticket, kind: u16, body: Vec<u8>, deadline: Mono) {
@@ -81,13 +86,24 @@ impl Task<'_> {
         self.shard.namespace_durability(self.request.namespace).unwrap_or(Durability::Sync)
     }
 
+    /// Room on the client's connection for an answer of about `bytes`; where the client is another core's, that core has the room.
+    /// `None`, and answered: the client is gone or waits no more.
+    async fn room(&self, bytes: usize) -> Option<Option<Promise>> {
+        let Origin::Connection(conn) = &self.ticket.origin else { return Some(None) };
+        let Some(promise) = conn.promise(bytes).await else {
+            self.shard.fail(self.ticket, ErrorCode::ShuttingDown, "the connection ended");
+            return None;
+        };
+        (!self.too_late()).then_some(Some(promise))
+    }
+
     /// Answers a read once what it saw may be shown.
     fn show(&self, settled: Seq, reply: &Reply<'_>) {
         self.shard.answer_when(self.ticket, shown_after(self.durability(), settled), self.deadline, reply, None);
     }
 
     /// Waits while flushes and merges are behind. The key stays locked meanwhile, so writes of one key keep their order.
-    async fn room(&self) {
+    async fn flushes_catch_up(&self) {
         let io = &self.shard.io;
         while self.shard.engine.is_behind() && io.now() < self.deadline && !io.is_shutting_down() {
             io.sleep(ROOM_EVERY).await;
@@ -106,6 +122,7 @@ impl Task<'_> {
     async fn get(&self, key: &[u8]) -> Result<(), EngineError> {
         let shard = self.shard;
         let key = self.key(key);
+        let Some(room) = self.room(ANSWER_BYTES_GUESS).await else { return Ok(()) };
         let permit = shard.admit.read(CHUNK_BYTES).await;
         if self.too_late() {
             return Ok(());
@@ -121,7 +138,8 @@ impl Task<'_> {
             shard.fail(self.ticket, ErrorCode::BadRequest, "that key holds no string");
             return Ok(());
         };
-        drop(permit);
+        drop((permit, room));
+        let Some(_room) = self.room(len as usize).await else { return Ok(()) };
         let _permit = shard.admit.read(len as usize).await;
         match shard.engine.read_value(key, shard.io.wall_ms()).await? {
             None => self.show(found.settled, &Reply::Absent),
@@ -142,8 +160,19 @@ impl Task<'_> {
         Ok(())
     }
 
+    /// First with room for small values; where they are larger, once more with room for any.
     async fn multi_get(&self, keys: &[&[u8]]) -> Result<(), EngineError> {
+        let small = (keys.len() * ANSWER_BYTES_GUESS).min(MULTI_BYTES_MAX);
+        if !self.multi_get_within(keys, small).await? {
+            self.multi_get_within(keys, MULTI_BYTES_MAX).await?;
+        }
+        Ok(())
+    }
+
+    /// False, and not answered: the values have more than `bytes_max` bytes.
+    async fn multi_get_within(&self, keys: &[&[u8]], bytes_max: usize) -> Result<bool, EngineError> {
         let shard = self.shard;
+        let Some(_room) = self.room(bytes_max).await else { return Ok(true) };
         let mut values = Vec::with_capacity(keys.len());
         let mut settled = 0;
         let mut bytes = 0;
@@ -159,18 +188,21 @@ impl Task<'_> {
                 values.push(value);
             }
             if self.too_late() {
-                return Ok(());
+                return Ok(true);
+            }
+            if bytes > bytes_max && bytes_max < MULTI_BYTES_MAX {
+                return Ok(false);
             }
             if bytes > MULTI_BYTES_MAX {
                 shard.fail(self.ticket, ErrorCode::TooLarge, "the values do not fit into one answer: ask for fewer keys");
-                return Ok(());
+                return Ok(true);
             }
         }
         let found = values.iter().map(|value| value.as_ref().map(|value| VersionedValue { version: value.version, value: &value.bytes }));
         let mut frames = Vec::new();
         encode_values(&mut frames, self.ticket.id, &found.collect::<Vec<_>>());
         shard.answer_frames_when(self.ticket, shown_after(self.durability(), settled), self.deadline, frames);
-        Ok(())
+        Ok(true)
     }
 
     /// A write that has to look first, or to tell its version first. The key is locked from the look to the write, so nothing comes between.
@@ -184,7 +216,7 @@ impl Task<'_> {
         let shard = self.shard;
         let key = self.key(key);
         let _guard = shard.locks.lock(key.token).await;
-        self.room().await;
+        self.flushes_catch_up().await;
         if self.too_late() {
             return Ok(());
         }
@@ -229,7 +261,7 @@ impl Task<'_> {
         for token in tokens {
             guards.push(shard.locks.lock(token).await);
         }
-        self.room().await;
+        self.flushes_catch_up().await;
         if self.too_late() {
             return Ok(());
         }
@@ -264,6 +296,7 @@ impl Task<'_> {
     async fn scan(&self, scan: &Scan<'_>) -> Result<(), EngineError> {
         let shard = self.shard;
         let limit = if scan.limit == 0 { SCAN_ENTRIES_MAX } else { (scan.limit as usize).min(SCAN_ENTRIES_MAX) };
+        let Some(_room) = self.room(CHUNK_BYTES * 8).await else { return Ok(()) };
         let _permit = shard.admit.read(CHUNK_BYTES * 16).await;
         if self.too_late() {
             return Ok(());
