@@ -74,13 +74,15 @@ impl Replayed {
     }
 
     /// Flushes what was replayed so far if the memtable is full, or at any rate.
-    async fn flush(&mut self, tables: &Tables, config: &EngineConfig, released: Option<Seq>) -> Result<bool, EngineError> {
+    async fn flush(&mut self, tables: &Tables, config: &EngineConfig, released: Option<Seq>, ceiling: u64) -> Result<bool, EngineError> {
         let is_due = self.active.bytes() >= config.memtable_bytes;
         if self.active.is_empty() || !(is_due || released.is_some()) {
             return Ok(false);
         }
         let next = Memtable::new(memtable_config(config, tables.config().vnodes));
         let full = std::mem::replace(&mut self.active, next);
+        // What the flush releases will not be read again: neither will the ceiling that it carries.
+        tables.manifest().raise_ceiling(ceiling).await?;
         tables.flush(&full, released.unwrap_or(self.last)).await?;
         Ok(true)
     }
@@ -110,7 +112,7 @@ impl Engine {
         let mut replayed = Replayed::new(&config, store.vnodes());
         let vnodes = store.vnodes();
         while reader.next_group(&mut |seq, record| replayed.take(seq, record, vnodes, &|_| true)).await? {
-            report.flushes += u64::from(replayed.flush(&tables, &config, None).await?);
+            report.flushes += u64::from(replayed.flush(&tables, &config, None, reader.ceiling).await?);
         }
         let edits: Vec<Edit> = replayed.vnodes.iter().flat_map(|one| vnode_edits(one, vnodes, &|_| true)).collect();
         if !edits.is_empty() {
@@ -180,6 +182,7 @@ fn assemble(io: &Io, store: &Arc<NodeStore>, config: EngineConfig, wal: Wal, tab
         wal,
         tables,
         mems: RefCell::new(Mems { active: replayed.active, sealed: VecDeque::<Sealed>::new() }),
+        cells: Cache::new(config.cache_bytes / 2, config.hash_seed),
         namespaces: RefCell::new(namespaces),
         has_floors: Cell::new(has_floors),
         disk_full: Cell::new(false),
@@ -203,7 +206,7 @@ async fn open_tables(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, man
         block_bytes: config.block_bytes,
         planted: config.planted,
     };
-    let cache = Rc::new(Cache::new(config.cache_bytes, config.hash_seed));
+    let cache = Rc::new(Cache::new(config.cache_bytes / 2, config.hash_seed));
     Tables::open(io, tables_config, manifest, cache, Rc::default(), |id| store.file(id)).await
 }
 
@@ -231,7 +234,7 @@ async fn move_in(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, dir: &P
     for (from, reader) in (0..old_cores).zip(&mut readers) {
         let ours = |vnode: u32| store.owner(vnode) == config.core;
         while reader.next_group(&mut |_, record| replayed.take(base, record, vnodes, &ours)).await? {
-            report.flushes += u64::from(replayed.flush(&tables, config, None).await?);
+            report.flushes += u64::from(replayed.flush(&tables, config, None, 0).await?);
         }
         let records = std::mem::take(&mut replayed.vnodes);
         let belongs = |vnode: u32| store.previous_owner(vnode) == from && store.owner(vnode) == config.core;
@@ -245,7 +248,7 @@ async fn move_in(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, dir: &P
         report.wal.torn_groups += u32::from(reader.plan.torn.is_some());
         report.wal.torn_blocks += reader.plan.torn.map_or(0, |(_, blocks)| blocks);
     }
-    report.flushes += u64::from(replayed.flush(&tables, config, Some(base)).await?);
+    report.flushes += u64::from(replayed.flush(&tables, config, Some(base), 0).await?);
     let ceiling = clock.max(replayed.newest.hlc());
     tables.manifest().commit(vec![Edit::ClockCeiling(ceiling)], |_| ()).await?;
     report.moved = true;
@@ -280,7 +283,7 @@ async fn copy_in(
             replayed.active.insert(cells.place(), &cell, base);
             replayed.newest = replayed.newest.max(cell.newest());
             replayed.last = base;
-            flushes += u64::from(replayed.flush(tables, config, None).await?);
+            flushes += u64::from(replayed.flush(tables, config, None, 0).await?);
         }
         if io.slice_is_over() {
             io.yield_now().await;

@@ -44,7 +44,8 @@ impl Memory for Core {
         sealed.chain(active).max()
     }
 
-    fn expired(&self, _place: &[u8]) {
+    fn expired(&self, place: &[u8]) {
+        self.cells.remove(place);
         add(&self.counters.expired, 1);
     }
 }
@@ -78,6 +79,17 @@ async fn flush_oldest(core: &Core) -> Result<bool, EngineError> {
         return Ok(false);
     };
     core.tables.flush(&table, last).await?;
+    // The log's groups carry the clock's ceiling: before they go, the manifest must have it, or a restart would give a version again that
+    // was told to somebody and never stored.
+    core.wal.wait(last).await?;
+    core.tables.manifest().raise_ceiling(core.wal.ceiling_durable()).await?;
+    // The sealed memtable hides what the cache holds of its places until all of that is gone.
+    for (place, _) in table.sorted() {
+        core.cells.remove(place);
+        if core.io.slice_is_over() {
+            core.io.yield_now().await;
+        }
+    }
     core.mems.borrow_mut().sealed.pop_front();
     add(&core.counters.flushes, 1);
     add(&core.counters.flushed_bytes, table.live_bytes() as u64);
@@ -295,6 +307,7 @@ impl Engine {
             filter_and_index_bytes: sum(Table::filter_and_index_bytes),
             table_memory_bytes: sum(Table::memory_bytes),
             cache: core.tables.cache.stats(),
+            cells: core.cells.stats(),
             wal: core.wal.stats(),
             disk_full: core.disk_full.get() || core.wal.stats().disk_full,
             disk_reads: core.tables.stats().reads.get(),
@@ -330,7 +343,9 @@ pub struct EngineStats {
     pub level0_runs: usize,
     pub filter_and_index_bytes: usize,
     pub table_memory_bytes: usize,
+    /// Of blocks.
     pub cache: CacheStats,
+    pub cells: CacheStats,
     pub wal: WalStats,
     pub disk_full: bool,
 }

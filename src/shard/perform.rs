@@ -15,6 +15,13 @@ use crate::wire::command::{
 use crate::wire::native::{decode_request, encode_values};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+/// How often a write that waits for flushes looks again.
+const ROOM_EVERY: Duration = Duration::from_millis(1);
+/// Keys of one multi-get that are read from disk at a time.
+const READS_AT_ONCE: usize = 32;
 
 /// What a lookup reserves on its connection before it knows: most values are below it, and none that is read in one piece is over
 /// `CHUNK_BYTES`.
@@ -98,6 +105,14 @@ impl Task<'_> {
         self.shard.answer_when(self.ticket, shown_after(self.durability(), settled), self.deadline, reply, None);
     }
 
+    /// Waits while flushes and merges are behind. The key stays locked meanwhile, so writes of one key keep their order.
+    async fn flushes_catch_up(&self) {
+        let io = &self.shard.io;
+        while self.shard.engine.is_behind() && io.now() < self.deadline && !io.is_shutting_down() {
+            io.sleep(ROOM_EVERY).await;
+        }
+    }
+
     /// True, and answered, where the client does not wait any more.
     fn too_late(&self) -> bool {
         let late = self.shard.io.now() >= self.deadline;
@@ -164,14 +179,20 @@ impl Task<'_> {
         let mut values = Vec::with_capacity(keys.len());
         let mut settled = 0;
         let mut bytes = 0;
-        for key in keys {
-            let _permit = shard.admit.read(CHUNK_BYTES).await;
+        for some in keys.chunks(READS_AT_ONCE) {
+            let read = async |key: &&[u8]| {
+                let _permit = shard.admit.read(CHUNK_BYTES).await;
+                shard.engine.read_value(self.key(key), shard.io.wall_ms()).await
+            };
+            for value in all(some.iter().map(read)).await {
+                let value = value?;
+                settled = settled.max(value.as_ref().map_or(0, |value| value.settled));
+                bytes += 64 + value.as_ref().map_or(0, |value| value.bytes.len());
+                values.push(value);
+            }
             if self.too_late() {
                 return Ok(true);
             }
-            let value = shard.engine.read_value(self.key(key), shard.io.wall_ms()).await?;
-            settled = settled.max(value.as_ref().map_or(0, |value| value.settled));
-            bytes += 64 + value.as_ref().map_or(0, |value| value.bytes.len());
             if bytes > bytes_max && bytes_max < MULTI_BYTES_MAX {
                 return Ok(false);
             }
@@ -179,7 +200,6 @@ impl Task<'_> {
                 shard.fail(self.ticket, ErrorCode::TooLarge, "the values do not fit into one answer: ask for fewer keys");
                 return Ok(true);
             }
-            values.push(value);
         }
         let found = values.iter().map(|value| value.as_ref().map(|value| VersionedValue { version: value.version, value: &value.bytes }));
         let mut frames = Vec::new();
@@ -199,6 +219,7 @@ impl Task<'_> {
         let shard = self.shard;
         let key = self.key(key);
         let _guard = shard.locks.lock(key.token).await;
+        self.flushes_catch_up().await;
         if self.too_late() {
             return Ok(());
         }
@@ -243,6 +264,7 @@ impl Task<'_> {
         for token in tokens {
             guards.push(shard.locks.lock(token).await);
         }
+        self.flushes_catch_up().await;
         if self.too_late() {
             return Ok(());
         }
@@ -375,6 +397,25 @@ pub async fn store_namespaces(shard: &Shard, table: &NamespaceTable) -> Result<V
     let seq = shard.engine.write(&batch)?;
     shard.engine.wait_durable(seq).await?;
     Ok(version)
+}
+
+/// All of the futures' results, in their order. For a few: each wake looks at all that are not done.
+async fn all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut running: Vec<_> = futures.map(|future| Some(Box::pin(future))).collect();
+    let mut results: Vec<Option<F::Output>> = running.iter().map(|_| None).collect();
+    std::future::poll_fn(|context| {
+        for (slot, result) in running.iter_mut().zip(&mut results) {
+            if let Some(future) = slot
+                && let Poll::Ready(value) = future.as_mut().poll(context)
+            {
+                *result = Some(value);
+                *slot = None;
+            }
+        }
+        if running.iter().all(Option::is_none) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    results.into_iter().map(|result| result.expect("all have ended")).collect()
 }
 
 /// Where the table of namespaces lies: token 0 belongs to core 0 whatever the number of cores.
