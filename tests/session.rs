@@ -5,7 +5,7 @@ mod common;
 
 use common::{Folder, Node, becomes, one_core, two_cores};
 use ringkv::base::record::{NAMESPACE_DEFAULT, Version, core_of, token_of, vnode_of};
-use ringkv::client::{Answer, OwnedPage};
+use ringkv::client::{Answer, OwnedPage, VersionedBytes};
 use ringkv::limits::{CONNECTION_REQUESTS_MAX, FRAME_BYTES_MAX, MULTI_KEYS_MAX, VNODES_DEFAULT};
 use ringkv::wire::command::*;
 use ringkv::wire::frame::FrameReader;
@@ -39,6 +39,8 @@ struct Wire {
     stream: TcpStream,
     reader: FrameReader,
     came: VecDeque<(u64, Said)>,
+    /// What came of an answer in several frames.
+    part: Vec<Option<VersionedBytes>>,
     next: u64,
 }
 
@@ -49,7 +51,8 @@ impl Wire {
 
     /// A connection that the core `core` serves.
     fn on(node: &Node, core: u16) -> Wire {
-        let mut wire = Wire { stream: node.connect(), reader: FrameReader::new(FRAME_BYTES_MAX), came: VecDeque::new(), next: 1 };
+        let mut wire =
+            Wire { stream: node.connect(), reader: FrameReader::new(FRAME_BYTES_MAX), came: VecDeque::new(), part: Vec::new(), next: 1 };
         let (version_min, version_max) = (PROTOCOL_VERSION_MIN, PROTOCOL_VERSION);
         let hello = Hello { version_min, version_max, core, credential: b"", client_name: "session" };
         let Said::Answer(Answer::Hello(server)) = wire.ask(Command::Hello(hello)) else { panic!("a hello is welcomed") };
@@ -88,6 +91,16 @@ impl Wire {
                     Reply::NotMet { present } => Said::NotMet(present),
                     Reply::Error(error) => Said::Error(error.code, error.version),
                     reply => Said::Answer(Answer::of(&reply).expect("a final answer")),
+                };
+                let said = match said {
+                    Said::Answer(Answer::Values(values)) => {
+                        self.part.extend(values);
+                        if frame.more() {
+                            continue;
+                        }
+                        Said::Answer(Answer::Values(std::mem::take(&mut self.part)))
+                    }
+                    said => said,
                 };
                 self.came.push_back((frame.id, said));
             }
@@ -298,10 +311,9 @@ fn of_two_conditional_writes_that_race_one_wins() {
     let (node, cores) = wide(&folder, "a race over two cores");
     let rounds = 150;
     let barrier = Barrier::new(2);
-    let (node, barrier) = (&node, &barrier);
-    let racer = move |me: u16| {
-        let mut wire = Wire::on(node, me % cores);
-        let mine = [b'a' + me as u8];
+    let barrier = &barrier;
+    let (mine, theirs) = (Wire::on(&node, 0), Wire::on(&node, 1 % cores));
+    let racer = move |mut wire: Wire, mine: [u8; 1]| {
         let mut won = Vec::new();
         for round in 0..rounds {
             let key = name(round);
@@ -326,8 +338,8 @@ fn of_two_conditional_writes_that_race_one_wins() {
         won
     };
     let (one, two) = std::thread::scope(|scope| {
-        let other = scope.spawn(move || racer(1));
-        (racer(0), other.join().expect("it raced"))
+        let other = scope.spawn(move || racer(theirs, *b"b"));
+        (racer(mine, *b"a"), other.join().expect("it raced"))
     });
     for (round, (one, two)) in one.iter().zip(&two).enumerate() {
         for what in 0..3 {
@@ -341,12 +353,11 @@ fn a_counter_by_compare_and_set_loses_no_step() {
     let folder = Folder::new();
     let (node, cores) = wide(&folder, "compare and set over two cores");
     Wire::new(&node).ask(Command::Put(put(b"sum", b"0"))).done();
-    let node = &node;
     let (clients, steps) = (4, 50);
     std::thread::scope(|scope| {
         for client in 0..clients {
+            let mut wire = Wire::on(&node, client % cores);
             scope.spawn(move || {
-                let mut wire = Wire::on(node, client % cores);
                 let mut stepped = 0;
                 while stepped < steps {
                     let Said::Answer(Answer::Value(seen)) = wire.ask(Command::Get { key: b"sum" }) else { panic!("there") };
@@ -361,7 +372,7 @@ fn a_counter_by_compare_and_set_loses_no_step() {
             });
         }
     });
-    assert_eq!(Wire::new(node).value(b"sum").expect("there"), (u32::from(clients) * steps).to_string().as_bytes());
+    assert_eq!(Wire::new(&node).value(b"sum").expect("there"), (u32::from(clients) * steps).to_string().as_bytes());
 }
 
 #[test]

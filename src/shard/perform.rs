@@ -27,6 +27,9 @@ const READS_AT_ONCE: usize = 32;
 /// `CHUNK_BYTES`.
 const ANSWER_BYTES_GUESS: usize = 4096;
 
+/// Held by the snapshot that is being taken.
+const SNAPSHOT_LOCK: u64 = 1;
+
 /// Carries a request out in a task of its own, or refuses it where too many wait already.
 pub fn spawn(shard: &Rc<Shard>, ticket: Ticket, kind: u16, body: Vec<u8>, deadline: Mono) {
     if !shard.admit.begin() {
@@ -348,9 +351,41 @@ impl Task<'_> {
             self.shard.fail(self.ticket, ErrorCode::BadRequest, "a snapshot's name has 1 to 64 letters, digits, '-' or '_'");
             return Ok(());
         }
-        self.shard.engine.snapshot(&self.shard.node.snapshot_dir(name)).await?;
-        self.shard.answer(self.ticket, &Reply::Done { version: Version::ZERO });
+        let shard = self.shard;
+        let to = shard.node.snapshots_dir().join(name);
+        if shard.is_part(self.ticket) {
+            shard.engine.snapshot(&to).await?;
+            shard.answer(self.ticket, &Reply::Done { version: Version::ZERO });
+            return Ok(());
+        }
+        let _guard = shard.locks.lock(SNAPSHOT_LOCK).await;
+        if !self.make_snapshot_dir(name).await? {
+            shard.fail(self.ticket, ErrorCode::Failed, "there is a snapshot of that name, or the rest of one");
+            return Ok(());
+        }
+        match shard.ask_all(self.ticket, self.request).wait().await {
+            Err((code, why)) => shard.fail(self.ticket, code, &why),
+            Ok(()) => {
+                // Until the layout is there the folder is no data folder.
+                shard.node.store.snapshot_layout(&shard.io, &to).await?;
+                let text = format!("snapshot:{name}\nfolder:{}\ncores:{}\n", to.display(), shard.node.cores);
+                shard.answer(self.ticket, &Reply::Text(&text));
+            }
+        }
         Ok(())
+    }
+
+    /// False: a folder of that name is there.
+    async fn make_snapshot_dir(&self, name: &str) -> Result<bool, EngineError> {
+        let (io, all) = (&self.shard.io, self.shard.node.snapshots_dir());
+        io.make_dir(&all).await?;
+        io.sync_dir(self.shard.node.data()).await?;
+        if io.list(&all).await?.iter().any(|entry| entry.name == name) {
+            return Ok(false);
+        }
+        io.make_dir(&all.join(name)).await?;
+        io.sync_dir(&all).await?;
+        Ok(true)
     }
 }
 
