@@ -1,11 +1,11 @@
 //! Every byte on disk. Nothing else in the engine builds or takes apart a structure that outlives the process.
 
-pub mod wal;
-pub mod manifest;
-pub mod layout;
 pub mod block;
+pub mod layout;
+pub mod manifest;
 pub mod table;
 pub mod table_index;
+pub mod wal;
 
 use crate::base::codec::{Malformed, Reader};
 use crate::base::record::{Body, Cell, CollectionType, Expiry, Kind, NamespaceId, Token, Version};
