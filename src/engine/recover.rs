@@ -54,6 +54,7 @@ pub struct NodeStore {
     /// Until `commit`: every file that a manifest in force names. Shards take theirs.
     files: Mutex<BTreeMap<TableId, Arc<TableFile>>>,
     committed: AtomicBool,
+    complete: AtomicBool,
 }
 
 impl std::fmt::Debug for NodeStore {
@@ -103,7 +104,7 @@ impl NodeStore {
         let files = Mutex::new(collect_files(io, data, found.as_ref()).await?);
         let committed = AtomicBool::new(previous.is_none());
         let data = data.to_owned();
-        Ok(Arc::new(NodeStore { data, layout, previous, core_of: config.core_of, files, committed }))
+        Ok(Arc::new(NodeStore { data, layout, previous, core_of: config.core_of, files, committed, complete: AtomicBool::new(false) }))
     }
 
     /// To be called once, when every shard's engine is open: from here on the new order of cores is in force and writes are taken.
@@ -123,17 +124,20 @@ impl NodeStore {
             }
         }
         self.committed.store(true, Ordering::Release);
-        // What no shard has taken over, or has let go since.
-        let files = std::mem::take(&mut *self.files.lock().expect("nobody panics with it"));
-        for file in files.into_values().filter_map(Arc::into_inner) {
-            io.remove(&file.path).await?;
-        }
+        // From here on the shards alone hold the files, and who lets go last removes.
+        self.files.lock().expect("nobody panics with it").clear();
+        self.complete.store(true, Ordering::Release);
         Ok(())
     }
 
     /// The new order is in force: shards may take writes.
     pub fn is_committed(&self) -> bool {
         self.committed.load(Ordering::Acquire)
+    }
+
+    /// `commit` has ended: shards may give back files.
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
     }
 
     pub fn identity(&self) -> Identity {
