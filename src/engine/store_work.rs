@@ -103,6 +103,11 @@ pub(super) async fn merge_loop(core: Rc<Core>) {
         if core.closing.get() || core.stopped.borrow().is_some() {
             return;
         }
+        if !core.store.is_complete() {
+            // The old order of cores may still come back, and reads the same files.
+            core.io.sleep(EXPIRY_PERIOD).await;
+            continue;
+        }
         match core.tables.compact(&*core).await {
             Ok(Some(merged)) => {
                 add(&core.counters.merges, 1);
