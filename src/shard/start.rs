@@ -1,7 +1,7 @@
 //! The life of a shard from opening to closing, the same in a node of threads and in the simulator.
 //!
-//! Core 0 opens the data folder's layout and tells the others; each opens its own part; when all are open the layout is settled, the namespaces
-//! are read and told, and core 0 listens. At the end each core answers what is under way, and closes when all have.
+//! Core 0 opens the data folder's layout and tells the others; each opens its own part; when all are open the layout is settled, the
+//! namespaces are read and told, and core 0 listens. At the end each core answers what is under way, and closes when all have.
 
 use super::admit::Admit;
 use super::conn::Conn;
@@ -119,6 +119,8 @@ pub enum StartFailure {
     Engine(EngineError),
     /// The address that could not be bound.
     Listen(SocketAddr, std::io::Error),
+    /// What is configured is not what the data folder is made for.
+    Contradiction(String),
     /// Another core failed first.
     Other(String),
 }
@@ -134,7 +136,7 @@ impl std::fmt::Display for StartFailure {
         match self {
             StartFailure::Engine(error) => error.fmt(f),
             StartFailure::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
-            StartFailure::Other(why) => f.write_str(why),
+            StartFailure::Contradiction(why) | StartFailure::Other(why) => f.write_str(why),
         }
     }
 }
@@ -178,6 +180,10 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
     let others = 1..usize::from(plan.cores);
     let layout = if io.core() == 0 {
         let layout = open_store(io, plan).await?;
+        if let Some(asked) = plan.vnodes.filter(|&asked| asked != layout.vnodes()) {
+            let has = layout.vnodes();
+            return Err(StartFailure::Contradiction(format!("vnodes {asked}: the data folder was made with {has}, for good")));
+        }
         others.clone().for_each(|core| mailbox.send(core, Mail::Open(layout.clone())));
         mailbox.wake();
         layout

@@ -1,5 +1,5 @@
-//! One run from a seed: a node with a faulty disk, clients that never stop asking, power failures, restarts with other core counts, and at the
-//! end a quiet look at everything.
+//! One run from a seed: a node with a faulty disk, clients that never stop asking, power failures, restarts with other core counts, and
+//! at the end a quiet look at everything.
 
 use super::checker::Checker;
 use super::workload::{FIRST_NAMESPACE, INTERVAL_NAMESPACE, Shared, SimClient, key_name};
