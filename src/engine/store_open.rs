@@ -8,15 +8,15 @@ use super::format::wal::{Record, VnodesRecord, parse_record};
 use super::manifest::{self, Manifest, State};
 use super::memtable::Memtable;
 use super::recover::NodeStore;
-use super::signal::Signal;
 use super::store::{Core, Counters, Engine, EngineConfig, Mems, Sealed, memtable_config};
 use super::table::Table;
-use super::tables::{Tables, TablesConfig, cache_id, table_identity};
+use super::tables::{Tables, TablesConfig, cache_id};
 use super::wal::{Wal, WalConfig, WalReport};
 use super::wal_replay::WalReader;
 use super::{EngineError, Planted, Seq};
 use crate::base::record::{NamespaceId, Version, vnode_of};
 use crate::base::time::HybridClock;
+use crate::io::signal::Signal;
 use crate::io::{Class, Io};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
@@ -149,8 +149,8 @@ impl Engine {
     /// Something is not durable: why.
     pub async fn close(&self) -> Result<(), EngineError> {
         self.core.closing.set(true);
-        self.core.flush_work.notify();
-        self.core.progress.notify();
+        self.core.flush_work.raise();
+        self.core.progress.raise();
         self.core.wal.close().await
     }
 }
@@ -267,7 +267,7 @@ async fn copy_in(
         return Ok(0);
     }
     let (io, file) = (&tables.io, store.file(record.id));
-    let identity = table_identity(store.identity());
+    let identity = store.identity();
     let table = Table::open(io, &file.path, identity, cache_id(record.id), &Rc::default()).await?;
     let mut cells = table.iter((&record.first[..]).max(&record.from[..]), None);
     let mut flushes = 0;
