@@ -1,6 +1,6 @@
 //! What a fuzzer calls: bytes that nobody of ours wrote must give an error, never a panic. Plain functions, also run in tests.
 
-use super::format::manifest::Identity;
+use super::format::Identity;
 use super::format::wal::{Record, SegmentSeed, check_segment_header, parse_block, parse_payload, parse_record};
 
 /// A block of the log, its segment's header, and the payload of a group.

@@ -18,7 +18,6 @@ pub mod memtable;
 pub mod merge;
 pub mod pick;
 pub mod recover;
-pub mod signal;
 pub mod snapshot;
 pub mod store;
 mod store_open;
@@ -37,6 +36,8 @@ pub mod tables;
 mod tables_tests;
 pub mod verify;
 pub mod verify_folder;
+#[cfg(test)]
+mod verify_folder_tests;
 pub mod wal;
 mod wal_plan;
 mod wal_replay;

@@ -230,7 +230,12 @@ impl Run {
             wal_pending_bytes_max: 512 * 1024,
             table_bytes_max: self.prng.between(16, 128) * 1024,
             forget_after_ms: self.prng.one_in(2).then(|| self.prng.between(100, 2_000)),
-            policy: Policy { level0_runs: self.prng.between(2, 4) as usize, level1_runs: 2, dead_bytes_min: 16 * 1024, ..Policy::default() },
+            policy: Policy {
+                level0_runs: self.prng.between(2, 4) as usize,
+                level1_runs: 2,
+                dead_bytes_min: 16 * 1024,
+                ..Policy::default()
+            },
             ..EngineConfig::new(0, 1 << 20, self.hash_seed)
         }
     }

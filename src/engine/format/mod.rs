@@ -1,14 +1,21 @@
 //! Every byte on disk. Nothing else in the engine builds or takes apart a structure that outlives the process.
 
-pub mod wal;
-pub mod manifest;
-pub mod layout;
 pub mod block;
+pub mod layout;
+pub mod manifest;
 pub mod table;
 pub mod table_index;
+pub mod wal;
 
 use crate::base::codec::{Malformed, Reader};
 use crate::base::record::{Body, Cell, CollectionType, Expiry, Kind, NamespaceId, Token, Version};
+
+/// Whose a file is: in every header, and mixed into the checksums of what follows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    pub cluster: u64,
+    pub node: u64,
+}
 
 // ---------------------------------------------------------------------------------------------------------------------------------
 // Places. Encoded so that bytes compare as places do: (namespace, token, key, kind, element).
