@@ -9,7 +9,6 @@ pub mod figures;
 pub mod filter;
 pub mod format;
 pub mod fuzz;
-pub mod fuzz_table;
 pub mod levels;
 pub mod manifest;
 #[cfg(test)]
