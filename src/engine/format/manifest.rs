@@ -5,18 +5,12 @@
 //! `CURRENT` names the manifest in force. A group that is cut short at the end was never acknowledged: a torn tail. A bad group with
 //! a good, later one behind it is rot.
 
+use super::Identity;
 use crate::base::checksum::hash64_seeded;
 use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::base::record::{NamespaceId, Version};
 use crate::engine::vnode_set::VnodeSet;
 use crate::limits::BLOCK_BYTES;
-
-/// Whose manifest it is: mixed into every checksum.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Identity {
-    pub cluster: u64,
-    pub node: u64,
-}
 
 /// Names a table for a node's life: the shard that wrote it and a number that this shard never uses again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

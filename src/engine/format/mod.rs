@@ -10,6 +10,13 @@ pub mod wal;
 use crate::base::codec::{Malformed, Reader};
 use crate::base::record::{Body, Cell, CollectionType, Expiry, Kind, NamespaceId, Token, Version};
 
+/// Whose a file is: in every header, and mixed into the checksums of what follows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    pub cluster: u64,
+    pub node: u64,
+}
+
 // ---------------------------------------------------------------------------------------------------------------------------------
 // Places. Encoded so that bytes compare as places do: (namespace, token, key, kind, element).
 //

@@ -4,8 +4,8 @@
 //! write carries: whole blocks, each with a header of its own that names the group, so that any subset of them may be missing and
 //! be noticed. The group's payload runs through the blocks behind their headers: a clock ceiling, then records.
 
-use super::manifest::{Identity, VnodeRecord};
-use super::{key_prefix_len, parse_cell, parse_place, put_cell};
+use super::manifest::VnodeRecord;
+use super::{Identity, key_prefix_len, parse_cell, parse_place, put_cell};
 use crate::base::checksum::hash64_seeded;
 use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::base::record::{Cell, NamespaceId, Version};
@@ -62,6 +62,11 @@ pub fn check_segment_header(block: &[u8], identity: Identity, number: u64) -> Re
         return Err(damaged("segment of another node"));
     }
     if word(48) != number { Err(damaged("segment under another's name")) } else { Ok(()) }
+}
+
+/// The length that a header which was checked says its segment has.
+pub fn segment_bytes(header: &[u8]) -> u64 {
+    u64::from_le_bytes(header[56..64].try_into().expect("8 bytes"))
 }
 
 // ---------------------------------------------------------------------------------------------------------------------------------
