@@ -37,6 +37,7 @@ pub mod tables;
 mod tables_tests;
 pub mod verify;
 pub mod verify_folder;
+pub mod vnode_set;
 pub mod wal;
 mod wal_plan;
 mod wal_replay;

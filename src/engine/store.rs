@@ -13,7 +13,7 @@ use super::pick::Policy;
 use super::recover::NodeStore;
 use super::signal::Signal;
 use super::tables::Tables;
-use super::wal::{DurableHook, Wal, WalStats};
+use super::wal::{CEILING_AHEAD, DurableHook, Wal, WalStats};
 use super::{EngineError, Planted, Seq};
 use crate::base::record::{NamespaceId, Version, vnode_of};
 use crate::base::time::{HybridClock, WallMs};
@@ -203,15 +203,12 @@ impl Engine {
     /// # Errors
     /// `Stopped`, `Overloaded`, `DiskFull`.
     pub async fn make_ceiling_durable(&self, version: Version) -> Result<(), EngineError> {
-        let wal = &self.core.wal;
-        if wal.ceiling_durable() >= version.hlc() {
+        // In the manifest, not in the log: the log's groups go when their data is in tables, and with them what they say of the clock.
+        let manifest = self.core.tables.manifest();
+        if manifest.state().clock_ceiling >= version.hlc() {
             return Ok(());
         }
-        wal.raise_clock(version.hlc());
-        let mut record = Vec::new();
-        super::format::wal::put_ceiling(&mut record, version.hlc());
-        let seq = wal.append(&record, true)?;
-        wal.wait(seq).await
+        manifest.raise_ceiling(version.hlc().saturating_add(CEILING_AHEAD)).await
     }
 
     /// Stores a batch: visible at once, durable when `durable()` has reached what this gives.

@@ -2,16 +2,14 @@
 //! first the move from the old folders. And closing it.
 
 use super::cache::Cache;
-use super::format::manifest::{Edit, TableRecord, VnodeRecord};
-use super::format::parse_cell;
+use super::format::manifest::{Edit, VnodeRecord};
 use super::format::wal::{Record, VnodesRecord, parse_record};
 use super::manifest::{self, Manifest, State};
 use super::memtable::Memtable;
 use super::recover::NodeStore;
 use super::signal::Signal;
 use super::store::{Core, Counters, Engine, EngineConfig, Mems, Sealed, memtable_config};
-use super::table::Table;
-use super::tables::{Tables, TablesConfig, cache_id, table_identity};
+use super::tables::{Tables, TablesConfig};
 use super::wal::{Wal, WalConfig, WalReport};
 use super::wal_replay::WalReader;
 use super::{EngineError, Planted, Seq};
@@ -74,15 +72,13 @@ impl Replayed {
     }
 
     /// Flushes what was replayed so far if the memtable is full, or at any rate.
-    async fn flush(&mut self, tables: &Tables, config: &EngineConfig, released: Option<Seq>, ceiling: u64) -> Result<bool, EngineError> {
+    async fn flush(&mut self, tables: &Tables, config: &EngineConfig, released: Option<Seq>) -> Result<bool, EngineError> {
         let is_due = self.active.bytes() >= config.memtable_bytes;
         if self.active.is_empty() || !(is_due || released.is_some()) {
             return Ok(false);
         }
         let next = Memtable::new(memtable_config(config, tables.config().vnodes));
         let full = std::mem::replace(&mut self.active, next);
-        // What the flush releases will not be read again: neither will the ceiling that it carries.
-        tables.manifest().raise_ceiling(ceiling).await?;
         tables.flush(&full, released.unwrap_or(self.last)).await?;
         Ok(true)
     }
@@ -112,7 +108,7 @@ impl Engine {
         let mut replayed = Replayed::new(&config, store.vnodes());
         let vnodes = store.vnodes();
         while reader.next_group(&mut |seq, record| replayed.take(seq, record, vnodes, &|_| true)).await? {
-            report.flushes += u64::from(replayed.flush(&tables, &config, None, reader.ceiling).await?);
+            report.flushes += u64::from(replayed.flush(&tables, &config, None).await?);
         }
         let edits: Vec<Edit> = replayed.vnodes.iter().flat_map(|one| vnode_edits(one, vnodes, &|_| true)).collect();
         if !edits.is_empty() {
@@ -226,15 +222,10 @@ async fn move_in(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, dir: &P
     let mut replayed = Replayed::new(config, store.vnodes());
     let (vnodes, old_cores) = (store.vnodes(), states.len() as u16);
     let mut clock = state.clock_ceiling;
-    for (from, state) in (0..old_cores).zip(&states) {
-        for table in state.tables.values().filter(|table| table.shared) {
-            report.flushes += copy_in(&tables, &mut replayed, store, config, (from, state), table, base).await?;
-        }
-    }
     for (from, reader) in (0..old_cores).zip(&mut readers) {
         let ours = |vnode: u32| store.owner(vnode) == config.core;
         while reader.next_group(&mut |_, record| replayed.take(base, record, vnodes, &ours)).await? {
-            report.flushes += u64::from(replayed.flush(&tables, config, None, 0).await?);
+            report.flushes += u64::from(replayed.flush(&tables, config, None).await?);
         }
         let records = std::mem::take(&mut replayed.vnodes);
         let belongs = |vnode: u32| store.previous_owner(vnode) == from && store.owner(vnode) == config.core;
@@ -248,48 +239,11 @@ async fn move_in(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, dir: &P
         report.wal.torn_groups += u32::from(reader.plan.torn.is_some());
         report.wal.torn_blocks += reader.plan.torn.map_or(0, |(_, blocks)| blocks);
     }
-    report.flushes += u64::from(replayed.flush(&tables, config, Some(base), 0).await?);
+    report.flushes += u64::from(replayed.flush(&tables, config, Some(base)).await?);
     let ceiling = clock.max(replayed.newest.hlc());
     tables.manifest().commit(vec![Edit::ClockCeiling(ceiling)], |_| ()).await?;
     report.moved = true;
     Ok(())
-}
-
-/// Copies what this shard wants of a table that several old shards share, as old shard `from` sees it. How often it flushed.
-async fn copy_in(
-    tables: &Tables,
-    replayed: &mut Replayed,
-    store: &Arc<NodeStore>,
-    config: &EngineConfig,
-    (from, state): (u16, &State),
-    record: &TableRecord,
-    base: Seq,
-) -> Result<u64, EngineError> {
-    let wanted = |vnode: u32| store.previous_owner(vnode) == from && store.owner(vnode) == config.core;
-    if !(record.vnodes.0..=record.vnodes.1).any(wanted) {
-        return Ok(0);
-    }
-    let (io, file) = (&tables.io, store.file(record.id));
-    let identity = table_identity(store.identity());
-    let table = Table::open(io, &file.path, identity, cache_id(record.id), &Rc::default()).await?;
-    let mut cells = table.iter((&record.first[..]).max(&record.from[..]), None);
-    let mut flushes = 0;
-    while cells.advance().await? {
-        let (namespace, token) = super::format::place_namespace_token(cells.place());
-        let vnode = vnode_of(token, store.vnodes());
-        let is_void = record.seqs.1 < state.vnodes.get(namespace, vnode).drop_seq;
-        if wanted(vnode) && !is_void {
-            let cell = parse_cell(cells.cell()).map_err(|what| EngineError::corrupt(&file.path.display().to_string(), 0, what))?;
-            replayed.active.insert(cells.place(), &cell, base);
-            replayed.newest = replayed.newest.max(cell.newest());
-            replayed.last = base;
-            flushes += u64::from(replayed.flush(tables, config, None, 0).await?);
-        }
-        if io.slice_is_over() {
-            io.yield_now().await;
-        }
-    }
-    Ok(flushes)
 }
 
 fn vnode_edits(one: &VnodesRecord, vnodes: u32, belongs: &dyn Fn(u32) -> bool) -> Vec<Edit> {

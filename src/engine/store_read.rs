@@ -92,7 +92,7 @@ impl Core {
         let (namespace, token) = place_namespace_token(place);
         let vnode = vnode_of(token, self.store.vnodes());
         let drop_seq = self.tables.manifest().state().vnodes.get(namespace, vnode).drop_seq;
-        tree.plan(place, drop_seq, |table| Tables::newest_in(table, namespace, vnode))
+        tree.plan(place, vnode, drop_seq, |table| Tables::newest_in(table, namespace, vnode))
     }
 
     /// What tables say of a place, as far as memory knows, joined over `above`.

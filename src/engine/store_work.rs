@@ -79,10 +79,6 @@ async fn flush_oldest(core: &Core) -> Result<bool, EngineError> {
         return Ok(false);
     };
     core.tables.flush(&table, last).await?;
-    // The log's groups carry the clock's ceiling: before they go, the manifest must have it, or a restart would give a version again that
-    // was told to somebody and never stored.
-    core.wal.wait(last).await?;
-    core.tables.manifest().raise_ceiling(core.wal.ceiling_durable()).await?;
     // The sealed memtable hides what the cache holds of its places until all of that is gone.
     for (place, _) in table.sorted() {
         core.cells.remove(place);
@@ -106,6 +102,11 @@ pub(super) async fn merge_loop(core: Rc<Core>) {
         let wait = core.progress.wait();
         if core.closing.get() || core.stopped.borrow().is_some() {
             return;
+        }
+        if !core.store.is_complete() {
+            // The old order of cores may still come back, and reads the same files.
+            core.io.sleep(EXPIRY_PERIOD).await;
+            continue;
         }
         match core.tables.compact(&*core).await {
             Ok(Some(merged)) => {
