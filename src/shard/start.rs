@@ -12,6 +12,7 @@ use super::stats::{self, Board, Stats};
 use super::{Shard, perform, session};
 use crate::base::metrics::Report;
 use crate::base::record::core_of;
+use crate::base::time::hlc_ms;
 use crate::engine::format::Identity;
 use crate::engine::recover::{NodeConfig, NodeStore};
 use crate::engine::{Engine, EngineConfig, EngineError, Planted};
@@ -27,6 +28,8 @@ use std::time::Duration;
 
 /// How often answers that wait for the log are looked through for passed deadlines.
 const OVERDUE_EVERY: Duration = Duration::from_millis(10);
+/// How long a starting shard waits until the wall clock is where its own is.
+const CLOCK_WAIT_MS_MAX: u64 = 250;
 /// How long a closing shard waits for what is under way.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
@@ -199,6 +202,7 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
     };
     let config = EngineConfig { core: io.core() as u16, planted: plan.planted, ..plan.engine.clone() };
     let (engine, _report) = Engine::open(io, &layout, config).await?;
+    wait_for_wall_clock(io, &engine).await;
     let shard = Rc::new(assemble(io, mailbox, plan, engine, &layout));
     if io.core() == 0 {
         for _ in others.clone() {
@@ -224,6 +228,16 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
     }
     mailbox.wake();
     Ok(shard)
+}
+
+/// The engine's clock starts above everything that it may have told before, a little ahead of the wall clock; deadlines count from it.
+/// Where the wall clock is there at once it is waited for, so that a time to live is what was asked; where it was set back, it is not.
+async fn wait_for_wall_clock(io: &Io, engine: &Engine) {
+    let now_ms = io.wall_ms();
+    let ahead_ms = hlc_ms(engine.stamp(now_ms).hlc()).saturating_sub(now_ms);
+    if ahead_ms <= CLOCK_WAIT_MS_MAX {
+        io.sleep(Duration::from_millis(ahead_ms)).await;
+    }
 }
 
 fn assemble(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>, engine: Engine, layout: &Arc<NodeStore>) -> Shard {
