@@ -62,3 +62,8 @@ pub mod shell;
 pub mod sim;
 #[cfg(feature = "server")]
 pub mod verify;
+
+/// The README's code is compiled with the documentation's tests.
+#[cfg(all(doctest, feature = "client"))]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

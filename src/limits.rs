@@ -43,8 +43,8 @@ const _: () = assert!(CONNECTION_BYTES_MAX > FRAME_BYTES_MAX, "the largest reque
 const _: () = assert!(VNODES_DEFAULT.is_power_of_two());
 /// Bytes of answers that may wait on a connection before no more of its requests are taken in.
 pub const CONNECTION_OUT_BYTES_MAX: usize = 1024 * 1024;
-/// Requests of one connection that may be worked on at a time.
-pub const CONNECTION_REQUESTS_MAX: usize = 4096;
+/// Requests of one connection that may be worked on at a time; more wait unread.
+pub const CONNECTION_REQUESTS_MAX: usize = 1024;
 /// Connections of one core.
 pub const CORE_CONNECTIONS_MAX: usize = 8192;
 /// Requests of one core that may wait (disk, lock, other core, log) before it answers `Overloaded`.
@@ -64,6 +64,7 @@ pub const DEADLINE_MS_MAX: u32 = 600_000;
 /// A version from a client may lie at most this far in the future.
 pub const CLOCK_SKEW_MS_MAX: u64 = 60_000;
 
+const _: () = assert!(CONNECTION_REQUESTS_MAX * 2 <= FORWARDS_MAX, "one connection alone is paced, never refused");
 const _: () = assert!(MAILBOX_MAX >= FORWARDS_MAX * 3 + 1024, "a full mailbox is impossible, so sending never waits");
 /// The largest first frame of a connection.
 pub const HELLO_BYTES_MAX: usize = 16 * 1024;

@@ -194,11 +194,12 @@ fn watch(
                 said.push(line);
             }
             Ok(News::Degraded(_)) => {}
-            Ok(News::Serving(address)) => match start_control(config, plan) {
+            Ok(News::Serving(address)) => match start_control(config, plan, warn) {
                 Ok(handle) => {
-                    say(&format!("ready native={address} admin={}", handle.address()));
-                    hints(address, handle.address(), warn);
-                    control = Some(handle);
+                    let admin = handle.as_ref().map_or_else(|| "none".to_owned(), |handle| handle.address().to_string());
+                    say(&format!("ready native={address} admin={admin}"));
+                    hints(address, &admin, warn);
+                    control = handle;
                 }
                 Err(why) => stop(Some(why), &mut failure),
             },
@@ -222,18 +223,24 @@ fn watch(
     }
 }
 
-fn start_control(config: &Config, plan: &Arc<Plan>) -> Result<ControlHandle, Failure> {
+/// None: the host does not let the control core run, and the node serves without it.
+fn start_control(config: &Config, plan: &Arc<Plan>, warn: &dyn Fn(&str)) -> Result<Option<ControlHandle>, Failure> {
     // A CPU that no data core has, if there is one.
     let free = host::allowed_cpus().into_iter().find(|cpu| !config.cores.contains(cpu));
     let source = Arc::new(Figures { plan: plan.clone() });
     let control = ControlConfig { address: config.admin, cpu: free, shares: free.is_none(), idle_max: IDLE_MAX, source };
-    control::start(control).map_err(|error| {
-        let code = if matches!(error, control::StartError::AddressInUse(_)) { exit::ADDRESS_IN_USE } else { exit::FAILED };
-        Failure::new(code, error.to_string())
-    })
+    match control::start(control) {
+        Ok(handle) => Ok(Some(handle)),
+        Err(error @ control::StartError::AddressInUse(_)) => Err(Failure::new(exit::ADDRESS_IN_USE, error.to_string())),
+        Err(error @ control::StartError::Runtime(_)) if !config.strict_start => {
+            warn(&format!("no admin port: {error}; a higher memlock limit (ulimit -l) mends it"));
+            Ok(None)
+        }
+        Err(error) => Err(Failure::new(exit::FAILED, error.to_string())),
+    }
 }
 
-fn hints(native: SocketAddr, admin: SocketAddr, warn: &dyn Fn(&str)) {
+fn hints(native: SocketAddr, admin: &str, warn: &dyn Fn(&str)) {
     let port = if native.port() == crate::config::PORT_DEFAULT { String::new() } else { format!(" --port {}", native.port()) };
     warn(&format!("try: ringkv put greeting hello{port}"));
     warn(&format!("     ringkv get greeting{port}"));

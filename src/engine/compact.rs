@@ -7,15 +7,18 @@
 
 use super::EngineError;
 use super::Planted;
-use super::format::manifest::{Edit, Level, MergeRecord, TableId};
+use super::format::manifest::{Edit, Level, MergeRecord, TableId, TableRecord};
+use super::format::place_namespace_token;
+use super::levels::TableRef;
 use super::merge::{Merge, MergeStep, Rules, Source, Tally, World};
 use super::pick::{RunShape, choose};
 use super::table::Table;
 use super::table_iter::TableIter;
-use super::tables::{Memory, Output, Tables, or_full, prefix_of};
-use crate::base::record::{NamespaceId, Version};
+use super::tables::{Memory, Output, Tables, or_full, prefix_of, share};
+use crate::base::record::{NamespaceId, Version, vnode_of};
 use crate::base::time::WallMs;
 use crate::engine::format::manifest::VnodeRecord;
+use crate::io::Io;
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
@@ -35,41 +38,56 @@ pub struct Merged {
 struct Input {
     table: Rc<Table>,
     start: Vec<u8>,
-    last_seq: u64,
+    record: TableRecord,
 }
 
-/// One run as a source: its tables one after another.
+impl Input {
+    fn new(table: &TableRef<Table>, done: &[u8]) -> Input {
+        Input { table: table.table.clone(), start: table.start().max(done).to_vec(), record: table.record.clone() }
+    }
+}
+
+/// One run as a source: its tables one after another, what is not valid in them left out.
 struct RunSource {
+    io: Io,
+    vnodes: u32,
     tables: VecDeque<Input>,
-    last_seq: u64,
-    current: Option<TableIter>,
+    current: Option<(TableIter, TableRecord)>,
 }
 
 impl Source for RunSource {
     async fn advance(&mut self) -> Result<bool, EngineError> {
         loop {
-            if let Some(iter) = &mut self.current
-                && iter.advance().await?
-            {
-                return Ok(true);
+            if let Some((iter, record)) = &mut self.current {
+                while iter.advance().await? {
+                    if record.parts.is_empty() {
+                        return Ok(true);
+                    }
+                    let vnode = vnode_of(place_namespace_token(iter.place()).1, self.vnodes);
+                    if record.is_valid(iter.place(), vnode) {
+                        return Ok(true);
+                    }
+                    if self.io.slice_is_over() {
+                        self.io.yield_now().await;
+                    }
+                }
             }
             self.current = None;
             let Some(input) = self.tables.pop_front() else { return Ok(false) };
-            self.last_seq = input.last_seq;
-            self.current = Some(input.table.iter(&input.start, None));
+            self.current = Some((input.table.iter(&input.start, None), input.record));
         }
     }
     fn place(&self) -> &[u8] {
-        self.current.as_ref().map_or(&[], TableIter::place)
+        self.current.as_ref().map_or(&[], |(iter, _)| iter.place())
     }
     fn cell(&self) -> &[u8] {
-        self.current.as_ref().map_or(&[], TableIter::cell)
+        self.current.as_ref().map_or(&[], |(iter, _)| iter.cell())
     }
     fn last_seq(&self) -> u64 {
-        self.last_seq
+        self.current.as_ref().map_or(0, |(_, record)| record.seqs.1)
     }
     fn position(&self) -> (String, u64) {
-        self.current.as_ref().map_or_else(Default::default, TableIter::position)
+        self.current.as_ref().map_or_else(Default::default, |(iter, _)| iter.position())
     }
 }
 
@@ -139,8 +157,9 @@ impl Tables {
         let expired_ms = self.expiry.counted_ms_of(around.inputs.iter());
         let mut steps = Merge::start(sources, Rules { expired_ms, level: merge.level, drop_early }).await?;
         let entries = {
-            let state = self.manifest.state();
-            around.inputs.iter().filter_map(|id| state.tables.get(id)).map(|record| record.entries).sum()
+            let tree = self.tree();
+            let inputs = tree.tables().filter(|table| around.inputs.contains(&table.record.id));
+            inputs.map(|table| (table.record.entries as f64 * share(table)) as u64).sum()
         };
         let mut output = Output::new(self, merge.level, merge.run, seqs, entries);
         let mut written_bytes = 0;
@@ -178,10 +197,9 @@ impl Tables {
                 ids.insert(table.record.id);
                 let of = table.record.seqs;
                 seqs = Some(seqs.map_or(of, |all| (all.0.min(of.0), all.1.max(of.1))));
-                let start = table.start().max(&merge.done).to_vec();
-                tables.push_back(Input { table: table.table.clone(), start, last_seq: of.1 });
+                tables.push_back(Input::new(table, &merge.done));
             }
-            sources.push(RunSource { tables, last_seq: 0, current: None });
+            sources.push(RunSource { io: self.io.clone(), vnodes: self.config.vnodes, tables, current: None });
         }
         (sources, ids, seqs.unwrap_or((0, 0)))
     }

@@ -214,7 +214,7 @@ impl Tables {
         let (namespace, token) = place_namespace_token(place);
         let vnode = vnode_of(token, self.config.vnodes);
         let drop_seq = self.manifest.state().vnodes.get(namespace, vnode).drop_seq;
-        if place < table.start() || !memory.owns(vnode) || table.is_void(drop_seq) {
+        if !table.record.is_valid(place, vnode) || !memory.owns(vnode) || table.is_void(drop_seq) {
             return Ok(());
         }
         if memory.newest(place).is_some_and(|newest| newest >= version) || self.is_superseded(tree, table, version, place, drop_seq).await?
@@ -240,7 +240,7 @@ impl Tables {
         let vnode = vnode_of(token, self.config.vnodes);
         let hash = prefix_hash(prefix_of(place));
         let mut is_before = true;
-        for step in tree.plan(place, drop_seq, |table| Tables::newest_in(table, namespace, vnode)) {
+        for step in tree.plan(place, vnode, drop_seq, |table| Tables::newest_in(table, namespace, vnode)) {
             if step.newest_from_here < version {
                 break;
             }

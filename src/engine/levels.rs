@@ -10,7 +10,7 @@ use super::format::manifest::{Level, TableId, TableRecord};
 use super::manifest::State;
 use super::pick::{RunShape, TreeShape};
 use crate::base::record::{Cell, Version};
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -37,9 +37,27 @@ pub struct TableRef<T> {
     pub record: TableRecord,
     pub table: Rc<T>,
     pub file: Arc<TableFile>,
+    /// See `share`.
+    share: OnceCell<f64>,
 }
 
 impl<T> TableRef<T> {
+    fn new(record: TableRecord, table: Rc<T>, file: Arc<TableFile>) -> Rc<TableRef<T>> {
+        Rc::new(TableRef { record, table, file, share: OnceCell::new() })
+    }
+
+    /// The share of the table that is valid here, counted in vnodes. `vnodes` gives those that it holds, once for each namespace.
+    pub fn share(&self, vnodes: impl FnOnce(&T) -> Vec<u32>) -> f64 {
+        *self.share.get_or_init(|| {
+            if self.record.parts.is_empty() {
+                return 1.0;
+            }
+            let count = |(valid, all), vnode| (valid + u32::from(self.record.start_of(vnode).is_some()), all + 1);
+            let (valid, all) = vnodes(&self.table).into_iter().fold((0, 0), count);
+            f64::from(valid) / f64::from(all.max(1))
+        })
+    }
+
     /// The first place that is valid in it, or below it.
     pub fn start(&self) -> &[u8] {
         (&self.record.first[..]).max(&self.record.from[..])
@@ -56,7 +74,8 @@ impl<T> TableRef<T> {
     }
 }
 
-/// Tables that do not overlap, in order of places.
+/// Tables that do not overlap, in order of places. Several of one number where the tables come from several shards: each shard's places
+/// lie between the others'.
 #[derive(Debug)]
 pub struct Run<T> {
     pub id: u64,
@@ -110,18 +129,19 @@ impl<T> Tree<T> {
         for table in tables {
             runs.entry((table.record.level, Reverse(table.record.run))).or_default().push(table);
         }
-        let runs = runs.into_iter().map(|((level, Reverse(id)), mut tables)| {
+        let runs = runs.into_iter().flat_map(|((level, Reverse(id)), mut tables)| {
             tables.sort_unstable_by(|a, b| a.start().cmp(b.start()));
-            Run { id, level, tables }
+            lanes(tables).into_iter().map(move |tables| Run { id, level, tables })
         });
         Tree { runs: runs.collect() }
     }
 
-    /// The tables that may hold `place`, in the order in which to look, with what is still to be expected. `newest` gives the greatest
+    /// The tables that may hold `place`, which is one of `vnode`, in the order in which to look, with what is still to be expected. `newest` gives the greatest
     /// version of the place's vnode in a table, None where it holds nothing of it. Tables void by `drop_seq` are left out.
     /// A read stops before a step when what it found `is_settled` against `newest_from_here`.
-    pub fn plan(&self, place: &[u8], drop_seq: u64, newest: impl Fn(&T) -> Option<Version>) -> Vec<Step<'_, T>> {
-        let tables = self.runs.iter().filter_map(|run| run.find(place)).filter(|table| !table.is_void(drop_seq));
+    pub fn plan(&self, place: &[u8], vnode: u32, drop_seq: u64, newest: impl Fn(&T) -> Option<Version>) -> Vec<Step<'_, T>> {
+        let tables = self.runs.iter().filter_map(|run| run.find(place));
+        let tables = tables.filter(|table| !table.is_void(drop_seq) && table.record.is_valid(place, vnode));
         let steps = tables.filter_map(|table| Some(Step { table, newest_from_here: newest(&table.table)? }));
         let mut steps: Vec<_> = steps.collect();
         let mut greatest = Version::ZERO;
@@ -139,14 +159,17 @@ impl<T> Tree<T> {
 
     /// Flushes that no merge has taken yet.
     pub fn level0_runs(&self) -> usize {
-        self.runs.iter().filter(|run| run.level == Level::Zero).count()
+        let level0 = || self.runs.iter().filter(|run| run.level == Level::Zero);
+        // Those of one number stand beside each other.
+        level0().zip(level0().skip(1)).filter(|(a, b)| a.id != b.id).count() + level0().count().min(1)
     }
 
     /// What the picker wants to know. `bytes` gives a table's bytes from its start on and those of them known to be dead.
     pub fn shape(&self, state: &State, overwritten_share: f64, bytes: impl Fn(&TableRef<T>) -> (u64, u64)) -> TreeShape {
-        let runs = self.runs.iter().map(|run| {
-            let sums = run.tables.iter().map(|table| bytes(table)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-            RunShape { id: run.id, level: run.level, bytes: sums.0, dead_bytes: sums.1 }
+        let runs = self.runs.chunk_by(|a, b| (a.level, a.id) == (b.level, b.id)).map(|lanes| {
+            let tables = lanes.iter().flat_map(|run| &run.tables);
+            let sums = tables.map(|table| bytes(table)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+            RunShape { id: lanes[0].id, level: lanes[0].level, bytes: sums.0, dead_bytes: sums.1 }
         });
         TreeShape { runs: runs.collect(), merge: state.merge.clone(), overwritten_share }
     }
@@ -156,14 +179,31 @@ impl<T> Tree<T> {
     /// # Errors
     /// Two tables of one run overlap: the manifest does not fit to a tree.
     pub fn check(&self) -> Result<(), EngineError> {
-        for run in &self.runs {
-            if let Some(pair) = run.tables.windows(2).find(|pair| pair[0].record.last[..] >= *pair[1].start()) {
-                let what = format!("tables {:?} and {:?} of run {} overlap", pair[0].record.id, pair[1].record.id, run.id);
+        for lanes in self.runs.chunk_by(|a, b| (a.level, a.id) == (b.level, b.id)) {
+            // Only tables that come from another list of cores may lie between each other.
+            let wholes = lanes.iter().flat_map(|run| &run.tables).filter(|table| table.record.parts.is_empty());
+            let mut wholes: Vec<_> = wholes.collect();
+            wholes.sort_unstable_by(|a, b| a.start().cmp(b.start()));
+            if let Some(pair) = wholes.windows(2).find(|pair| pair[0].record.last[..] >= *pair[1].start()) {
+                let what = format!("tables {:?} and {:?} of run {} overlap", pair[0].record.id, pair[1].record.id, lanes[0].id);
                 return Err(EngineError::Corrupt { file: pair[1].file.path.display().to_string(), offset: 0, what });
             }
         }
         Ok(())
     }
+}
+
+/// Puts tables, in order of their starts, into as few rows as it takes for none to overlap another of its row.
+fn lanes<T>(tables: Vec<Rc<TableRef<T>>>) -> Vec<Vec<Rc<TableRef<T>>>> {
+    let mut lanes: Vec<Vec<Rc<TableRef<T>>>> = Vec::new();
+    for table in tables {
+        let is_free = |lane: &&mut Vec<Rc<TableRef<T>>>| lane.last().is_none_or(|last| &last.record.last[..] < table.start());
+        match lanes.iter_mut().find(is_free) {
+            Some(lane) => lane.push(table),
+            None => lanes.push(vec![table]),
+        }
+    }
+    lanes
 }
 
 /// Something that an older tree may still show.
@@ -216,13 +256,13 @@ impl<T> Levels<T> {
             let table = match tables.remove(&id) {
                 Some(known) if known.record == *record => known,
                 Some(known) => {
-                    let changed = TableRef { record: record.clone(), table: known.table.clone(), file: known.file.clone() };
+                    let changed = TableRef::new(record.clone(), known.table.clone(), known.file.clone());
                     retired.push_back(Retired { table: known, is_gone: false });
-                    Rc::new(changed)
+                    changed
                 }
                 None => {
                     let (table, file) = opened.remove(&id).unwrap_or_else(|| panic!("table {id:?} is not open"));
-                    Rc::new(TableRef { record: record.clone(), table, file })
+                    TableRef::new(record.clone(), table, file)
                 }
             };
             next.insert(id, table);
@@ -298,7 +338,7 @@ mod tests {
     }
 
     fn numbers(tree: &Tree<u64>, place: &str, drop_seq: u64) -> Vec<u64> {
-        tree.plan(place.as_bytes(), drop_seq, |_| Some(Version::ZERO)).iter().map(|step| *step.table.table).collect()
+        tree.plan(place.as_bytes(), 0, drop_seq, |_| Some(Version::ZERO)).iter().map(|step| *step.table.table).collect()
     }
 
     #[test]
@@ -319,7 +359,7 @@ mod tests {
     fn a_read_knows_the_greatest_version_still_to_come_and_stops_only_above_it() {
         let (levels, _) = example();
         let tree = levels.current();
-        let steps = tree.plan(b"d", 0, |&number| (number != 3).then(|| Version::put([0, 9, 0, 0, 4, 7][number as usize], 0)));
+        let steps = tree.plan(b"d", 0, 0, |&number| (number != 3).then(|| Version::put([0, 9, 0, 0, 4, 7][number as usize], 0)));
         let bounds: Vec<_> = steps.iter().map(|step| step.newest_from_here.hlc()).collect();
         assert_eq!(bounds, [9, 9, 9]);
         let put = Cell::value(Version::put(10, 0), b"");

@@ -433,6 +433,17 @@ impl Manifest {
         Ok(())
     }
 
+    /// Makes sure that no restart stamps at or below `hlc`.
+    ///
+    /// # Errors
+    /// As `commit`.
+    pub async fn raise_ceiling(&self, hlc: u64) -> Result<(), EngineError> {
+        if hlc <= self.state().clock_ceiling {
+            return Ok(());
+        }
+        self.commit(vec![Edit::ClockCeiling(hlc)], |_| ()).await
+    }
+
     /// Writes the state into a new file.
     ///
     /// # Errors

@@ -37,6 +37,7 @@ pub mod verify;
 pub mod verify_folder;
 #[cfg(test)]
 mod verify_folder_tests;
+pub mod vnode_set;
 pub mod wal;
 mod wal_plan;
 mod wal_replay;

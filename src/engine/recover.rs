@@ -14,13 +14,15 @@
 use super::EngineError;
 use super::format::Identity;
 use super::format::layout::{BadLayout, Layout, layout_block, parse_layout};
-use super::format::manifest::{TableId, TableRecord};
+use super::format::manifest::{Level, Part, TableId, TableRecord};
 use super::levels::TableFile;
 use super::manifest::{self, State, read_file};
+use super::vnode_set::VnodeSet;
 use crate::base::codec::Malformed;
 use crate::io::Io;
 use crate::io::op::OpenHow;
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -53,6 +55,7 @@ pub struct NodeStore {
     /// Until `commit`: every file that a manifest in force names. Shards take theirs.
     files: Mutex<BTreeMap<TableId, Arc<TableFile>>>,
     committed: AtomicBool,
+    complete: AtomicBool,
 }
 
 impl std::fmt::Debug for NodeStore {
@@ -102,7 +105,7 @@ impl NodeStore {
         let files = Mutex::new(collect_files(io, data, found.as_ref()).await?);
         let committed = AtomicBool::new(previous.is_none());
         let data = data.to_owned();
-        Ok(Arc::new(NodeStore { data, layout, previous, core_of: config.core_of, files, committed }))
+        Ok(Arc::new(NodeStore { data, layout, previous, core_of: config.core_of, files, committed, complete: AtomicBool::new(false) }))
     }
 
     /// To be called once, when every shard's engine is open: from here on the new order of cores is in force and writes are taken.
@@ -110,7 +113,6 @@ impl NodeStore {
     /// # Errors
     /// Of the disk; then the old order is still in force.
     pub async fn commit(&self, io: &Io) -> Result<(), EngineError> {
-        self.files.lock().expect("nobody panics with it").clear();
         if let Some((generation, _)) = self.previous
             && !self.committed.load(Ordering::Acquire)
         {
@@ -123,12 +125,20 @@ impl NodeStore {
             }
         }
         self.committed.store(true, Ordering::Release);
+        // From here on the shards alone hold the files, and who lets go last removes.
+        self.files.lock().expect("nobody panics with it").clear();
+        self.complete.store(true, Ordering::Release);
         Ok(())
     }
 
     /// The new order is in force: shards may take writes.
     pub fn is_committed(&self) -> bool {
         self.committed.load(Ordering::Acquire)
+    }
+
+    /// `commit` has ended: shards may give back files.
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
     }
 
     pub fn identity(&self) -> Identity {
@@ -197,42 +207,92 @@ impl NodeStore {
     }
 
     /// What shard `core` takes over from the old shards: its manifest's first state. The log is empty and goes on above every old sequence.
-    /// Tables that are shared already stand in several old manifests, each with a front of its own: they cannot be taken over as they
-    /// are, so what is wanted of them is copied (`store_open`).
+    /// Of each table it takes the vnodes that it owns from now on, as far as the reference of their old shard was valid for them.
     pub(super) fn inherit(&self, core: u16, old: &[State], log_last: u64) -> State {
-        let (_, old_cores) = self.previous.expect("only with another core count");
         let mut state = State { released: log_last, ..State::default() };
-        let mut tables: Vec<(u16, TableRecord)> = Vec::new();
+        let mut tables: BTreeMap<TableId, TableRecord> = BTreeMap::new();
         for (from, one) in (0..).zip(old) {
             state.clock_ceiling = state.clock_ceiling.max(one.clock_ceiling);
             state.next_table = state.next_table.max(one.next_table);
-            let ours = |vnode: u32| (self.core_of)(vnode, old_cores) == from && self.owner(vnode) == core;
+            let ours = |vnode: u32| self.previous_owner(vnode) == from && self.owner(vnode) == core;
             for (namespace, first, last, record) in one.vnodes.iter() {
                 for vnode in (first..=last.min(self.layout.vnodes - 1)).filter(|&vnode| ours(vnode)) {
                     state.vnodes.set(namespace, vnode, vnode, record);
                 }
             }
-            let whole = one.tables.values().filter(|table| !table.shared);
-            let wanted = whole.filter(|table| (table.vnodes.0..=table.vnodes.1).any(ours));
-            tables.extend(wanted.map(|table| (from, TableRecord { shared: true, ..table.clone() })));
+            let others = |vnode: u32| self.previous_owner(vnode) == from && self.owner(vnode) != core;
+            let ranks = ranks(one);
+            for table in one.tables.values() {
+                let mut parts = parts_of(table, &ours);
+                if parts.is_empty() {
+                    continue;
+                }
+                let run = ranks[&(table.level, table.run)];
+                match tables.get_mut(&table.id) {
+                    None => {
+                        let shared = table.shared || !parts_of(table, &others).is_empty();
+                        tables.insert(table.id, TableRecord { run, parts, shared, from: Vec::new(), ..table.clone() });
+                    }
+                    Some(known) => {
+                        known.run = known.run.max(run);
+                        known.linked |= table.linked;
+                        known.parts.append(&mut parts);
+                    }
+                }
+            }
         }
-        renumber_runs(&mut tables);
-        for (_, table) in tables {
-            state.next_run = state.next_run.max(table.run + 1);
-            state.tables.insert(table.id, table);
+        for table in tables.values_mut() {
+            unite_parts(table);
         }
+        number_runs(&mut tables);
+        state.next_run = tables.values().map(|table| table.run + 1).max().unwrap_or(0);
+        state.tables = tables;
         state
     }
 }
 
-/// Runs of different shards never meet in a place, so any order between them will do; within a shard it stays.
-fn renumber_runs(tables: &mut [(u16, TableRecord)]) {
-    let mut runs: Vec<(u64, u16)> = tables.iter().map(|(from, table)| (table.run, *from)).collect();
-    runs.sort_unstable();
-    runs.dedup();
-    for (from, table) in tables {
-        table.run = runs.binary_search(&(table.run, *from)).expect("collected above") as u64;
+/// The runs of a level are numbered from 0, the oldest first.
+fn ranks(state: &State) -> BTreeMap<(Level, u64), u64> {
+    let runs: BTreeSet<(Level, u64)> = state.tables.values().map(|table| (table.level, table.run)).collect();
+    let mut ranks = BTreeMap::new();
+    for (level, run) in runs {
+        let rank = ranks.range((level, 0)..(level, u64::MAX)).count() as u64;
+        ranks.insert((level, run), rank);
     }
+    ranks
+}
+
+/// What of a reference is valid for the vnodes that are `ours`.
+fn parts_of(table: &TableRecord, ours: &dyn Fn(u32) -> bool) -> Vec<Part> {
+    let whole = |_: &Part| (table.vnodes.0..=table.vnodes.1).collect::<Vec<_>>();
+    let all = [Part::default()];
+    let parts = if table.parts.is_empty() { &all[..] } else { &table.parts };
+    let vnodes = |part: &Part| if table.parts.is_empty() { whole(part) } else { part.vnodes.iter().collect() };
+    let parts = parts.iter().map(|part| Part {
+        vnodes: VnodeSet::of(vnodes(part).into_iter().filter(|&vnode| ours(vnode))),
+        from: (&part.from).max(&table.from).clone(),
+    });
+    parts.filter(|part| !part.vnodes.is_empty()).collect()
+}
+
+/// Parts with one bound become one; the least bound is the reference's own.
+fn unite_parts(table: &mut TableRecord) {
+    let mut parts: BTreeMap<Vec<u8>, VnodeSet> = BTreeMap::new();
+    for part in table.parts.drain(..) {
+        let set = parts.entry(part.from).or_default();
+        *set = set.union(&part.vnodes);
+    }
+    table.from = parts.keys().next().cloned().unwrap_or_default();
+    table.parts = parts.into_iter().map(|(from, vnodes)| Part { vnodes, from }).collect();
+}
+
+/// Runs of different shards never meet in a place, so those of one level and rank become one, and a move makes no more runs than the
+/// shard with the most had. The order between levels and ranks stays.
+fn number_runs(tables: &mut BTreeMap<TableId, TableRecord>) {
+    let key = |table: &TableRecord| (Reverse(table.level), table.run);
+    let runs: BTreeSet<_> = tables.values().map(key).collect();
+    let numbers: BTreeMap<_, u64> = runs.into_iter().zip(0..).collect();
+    tables.values_mut().for_each(|table| table.run = numbers[&key(table)]);
 }
 
 /// The name of a shard's folder in a generation.

@@ -6,12 +6,13 @@
 //! version bounds say that nothing older can matter.
 
 use super::batch::{Batch, KeyRef};
+use super::block::CellCache;
 use super::expire::Lags;
 use super::memtable::{self, Memtable, MemtableConfig};
 use super::pick::Policy;
 use super::recover::NodeStore;
 use super::tables::Tables;
-use super::wal::{DurableHook, Wal, WalStats};
+use super::wal::{CEILING_AHEAD, DurableHook, Wal, WalStats};
 use super::{EngineError, Planted, Seq};
 use crate::base::record::{NamespaceId, Version, vnode_of};
 use crate::base::time::{HybridClock, WallMs};
@@ -28,6 +29,8 @@ use std::time::Duration;
 pub(super) const SEALED_MAX: usize = 2;
 /// The log is so full that the memtable is flushed before it is.
 const LOG_FULL: f64 = 0.7;
+/// The longest pause that a writer is asked for.
+const WRITE_DELAY_MAX: Duration = Duration::from_millis(2);
 /// Segments of the log while the memory budget has no say: 256 MiB.
 const WAL_SEGMENTS: usize = 8;
 
@@ -40,6 +43,7 @@ pub struct EngineConfig {
     /// Of one memtable; there are up to three.
     pub memtable_bytes: usize,
     pub memtable_chunk_bytes: usize,
+    /// Half of it for blocks of tables, half for single cells.
     pub cache_bytes: usize,
     pub wal_segment_bytes: usize,
     pub wal_segments_max: usize,
@@ -108,6 +112,8 @@ pub(super) struct Core {
     pub(super) wal: Wal,
     pub(super) tables: Tables,
     pub(super) mems: RefCell<Mems>,
+    /// Heads, joined over all tables. A flush takes out what it writes; merges change no meaning.
+    pub(super) cells: CellCache,
     pub(super) clock: RefCell<HybridClock>,
     /// Namespaces that were ever written here.
     pub(super) namespaces: RefCell<BTreeSet<NamespaceId>>,
@@ -197,15 +203,12 @@ impl Engine {
     /// # Errors
     /// `Stopped`, `Overloaded`, `DiskFull`.
     pub async fn make_ceiling_durable(&self, version: Version) -> Result<(), EngineError> {
-        let wal = &self.core.wal;
-        if wal.ceiling_durable() >= version.hlc() {
+        // In the manifest, not in the log: the log's groups go when their data is in tables, and with them what they say of the clock.
+        let manifest = self.core.tables.manifest();
+        if manifest.state().clock_ceiling >= version.hlc() {
             return Ok(());
         }
-        wal.raise_clock(version.hlc());
-        let mut record = Vec::new();
-        super::format::wal::put_ceiling(&mut record, version.hlc());
-        let seq = wal.append(&record, true)?;
-        wal.wait(seq).await
+        manifest.raise_ceiling(version.hlc().saturating_add(CEILING_AHEAD)).await
     }
 
     /// Stores a batch: visible at once, durable when `durable()` has reached what this gives.
@@ -268,6 +271,10 @@ impl Engine {
     /// How long a writer should wait before its next write, so that flushes and merges keep up without a cliff; zero when they do.
     pub fn write_delay(&self) -> Duration {
         let core = &self.core;
+        if core.disk_full.get() || core.wal.is_disk_full() {
+            // Waiting would not help: such a write is refused at once.
+            return Duration::ZERO;
+        }
         let mems = core.mems.borrow();
         let memtables = if mems.sealed.is_empty() {
             0.0
@@ -278,7 +285,12 @@ impl Engine {
         let stall_runs = core.tables.config().policy.stall_runs();
         let runs = core.tables.tree().level0_runs() as f64 / stall_runs as f64;
         let pressure = (memtables - 0.5).max(runs * 2.0 - 1.0).clamp(0.0, 1.0);
-        Duration::from_micros((pressure * pressure * 2000.0) as u64)
+        WRITE_DELAY_MAX.mul_f64(pressure * pressure)
+    }
+
+    /// Flushes and merges are so far behind that a write should wait until they are not: soon `write` would refuse it.
+    pub fn is_behind(&self) -> bool {
+        self.write_delay() >= WRITE_DELAY_MAX
     }
 
     /// Everything up to here is on the disk.

@@ -2,15 +2,13 @@
 //! first the move from the old folders. And closing it.
 
 use super::cache::Cache;
-use super::format::manifest::{Edit, TableRecord, VnodeRecord};
-use super::format::parse_cell;
+use super::format::manifest::{Edit, VnodeRecord};
 use super::format::wal::{Record, VnodesRecord, parse_record};
 use super::manifest::{self, Manifest, State};
 use super::memtable::Memtable;
 use super::recover::NodeStore;
 use super::store::{Core, Counters, Engine, EngineConfig, Mems, Sealed, memtable_config};
-use super::table::Table;
-use super::tables::{Tables, TablesConfig, cache_id};
+use super::tables::{Tables, TablesConfig};
 use super::wal::{Wal, WalConfig, WalReport};
 use super::wal_replay::WalReader;
 use super::{EngineError, Planted, Seq};
@@ -180,6 +178,7 @@ fn assemble(io: &Io, store: &Arc<NodeStore>, config: EngineConfig, wal: Wal, tab
         wal,
         tables,
         mems: RefCell::new(Mems { active: replayed.active, sealed: VecDeque::<Sealed>::new() }),
+        cells: Cache::new(config.cache_bytes / 2, config.hash_seed),
         namespaces: RefCell::new(namespaces),
         has_floors: Cell::new(has_floors),
         disk_full: Cell::new(false),
@@ -203,7 +202,7 @@ async fn open_tables(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, man
         block_bytes: config.block_bytes,
         planted: config.planted,
     };
-    let cache = Rc::new(Cache::new(config.cache_bytes, config.hash_seed));
+    let cache = Rc::new(Cache::new(config.cache_bytes / 2, config.hash_seed));
     Tables::open(io, tables_config, manifest, cache, Rc::default(), |id| store.file(id)).await
 }
 
@@ -223,11 +222,6 @@ async fn move_in(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, dir: &P
     let mut replayed = Replayed::new(config, store.vnodes());
     let (vnodes, old_cores) = (store.vnodes(), states.len() as u16);
     let mut clock = state.clock_ceiling;
-    for (from, state) in (0..old_cores).zip(&states) {
-        for table in state.tables.values().filter(|table| table.shared) {
-            report.flushes += copy_in(&tables, &mut replayed, store, config, (from, state), table, base).await?;
-        }
-    }
     for (from, reader) in (0..old_cores).zip(&mut readers) {
         let ours = |vnode: u32| store.owner(vnode) == config.core;
         while reader.next_group(&mut |_, record| replayed.take(base, record, vnodes, &ours)).await? {
@@ -250,43 +244,6 @@ async fn move_in(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, dir: &P
     tables.manifest().commit(vec![Edit::ClockCeiling(ceiling)], |_| ()).await?;
     report.moved = true;
     Ok(())
-}
-
-/// Copies what this shard wants of a table that several old shards share, as old shard `from` sees it. How often it flushed.
-async fn copy_in(
-    tables: &Tables,
-    replayed: &mut Replayed,
-    store: &Arc<NodeStore>,
-    config: &EngineConfig,
-    (from, state): (u16, &State),
-    record: &TableRecord,
-    base: Seq,
-) -> Result<u64, EngineError> {
-    let wanted = |vnode: u32| store.previous_owner(vnode) == from && store.owner(vnode) == config.core;
-    if !(record.vnodes.0..=record.vnodes.1).any(wanted) {
-        return Ok(0);
-    }
-    let (io, file) = (&tables.io, store.file(record.id));
-    let identity = store.identity();
-    let table = Table::open(io, &file.path, identity, cache_id(record.id), &Rc::default()).await?;
-    let mut cells = table.iter((&record.first[..]).max(&record.from[..]), None);
-    let mut flushes = 0;
-    while cells.advance().await? {
-        let (namespace, token) = super::format::place_namespace_token(cells.place());
-        let vnode = vnode_of(token, store.vnodes());
-        let is_void = record.seqs.1 < state.vnodes.get(namespace, vnode).drop_seq;
-        if wanted(vnode) && !is_void {
-            let cell = parse_cell(cells.cell()).map_err(|what| EngineError::corrupt(&file.path.display().to_string(), 0, what))?;
-            replayed.active.insert(cells.place(), &cell, base);
-            replayed.newest = replayed.newest.max(cell.newest());
-            replayed.last = base;
-            flushes += u64::from(replayed.flush(tables, config, None).await?);
-        }
-        if io.slice_is_over() {
-            io.yield_now().await;
-        }
-    }
-    Ok(flushes)
 }
 
 fn vnode_edits(one: &VnodesRecord, vnodes: u32, belongs: &dyn Fn(u32) -> bool) -> Vec<Edit> {

@@ -1,7 +1,7 @@
 //! Reading: what memory can answer at once (`peek`), what may need the disk (`read`), and strings with their chunks (`read_value`).
 
 use super::batch::{KeyRef, key_prefix};
-use super::block::CellBuf;
+use super::block::{CellBuf, PlaceKey};
 use super::filter::prefix_hash;
 use super::format::{place_namespace_token, put_cell};
 use super::levels::{Tree, is_settled};
@@ -13,6 +13,7 @@ use crate::base::codec::Malformed;
 use crate::base::record::{Body, Cell, Kind, Version, join, vnode_of};
 use crate::base::time::WallMs;
 use crate::limits::CHUNK_BYTES;
+use std::rc::Rc;
 
 /// How often a large string is begun anew that is overwritten while it is read.
 const ATTEMPTS_MAX: usize = 64;
@@ -91,7 +92,7 @@ impl Core {
         let (namespace, token) = place_namespace_token(place);
         let vnode = vnode_of(token, self.store.vnodes());
         let drop_seq = self.tables.manifest().state().vnodes.get(namespace, vnode).drop_seq;
-        tree.plan(place, drop_seq, |table| Tables::newest_in(table, namespace, vnode))
+        tree.plan(place, vnode, drop_seq, |table| Tables::newest_in(table, namespace, vnode))
     }
 
     /// What tables say of a place, as far as memory knows, joined over `above`.
@@ -102,7 +103,15 @@ impl Core {
         }
         let mut below: Option<CellBuf> = None;
         let mut hash = None;
-        for step in self.steps(&tree, place) {
+        let steps = self.steps(&tree, place);
+        let is_above_all = |cell: &Cell<'_>| steps.first().is_none_or(|step| is_settled(cell, step.newest_from_here));
+        if above.as_ref().is_some_and(is_above_all) {
+            return Ok(None);
+        }
+        if let Some(cell) = self.cells.get(place) {
+            return Ok(Some(cell));
+        }
+        for step in steps {
             let found = join_some(above, below.as_ref().map(CellBuf::cell));
             if found.is_some_and(|cell| is_settled(&cell, step.newest_from_here)) {
                 break;
@@ -125,9 +134,18 @@ impl Core {
         // Memory and tree are looked at in one instant: what a flush moves meanwhile is seen once, here or there.
         let (above, seq) = self.in_memory(place, |cell, seq| (cell.map(|cell| copied(&cell)), seq));
         let tree = self.tables.tree();
-        let mut found = above;
+        let mut found = above.clone();
         let mut hash = None;
-        for step in self.steps(&tree, place) {
+        let mut steps = self.steps(&tree, place);
+        let is_above_all = |cell: &CellBuf| steps.first().is_none_or(|step| is_settled(&cell.cell(), step.newest_from_here));
+        if !found.as_ref().is_some_and(is_above_all)
+            && let Some(cell) = self.cells.get(place)
+        {
+            found = Some(join_bufs(found.take(), cell));
+            steps.clear();
+        }
+        let from_tables = above.is_none() && !steps.is_empty();
+        for step in steps {
             if found.as_ref().is_some_and(|cell| is_settled(&cell.cell(), step.newest_from_here)) {
                 break;
             }
@@ -138,7 +156,18 @@ impl Core {
                 found = Some(join_bufs(found.take(), cell));
             }
         }
+        if let Some(cell) = found.as_ref().filter(|_| from_tables && Rc::ptr_eq(&tree, &self.tables.tree())) {
+            self.remember(place, cell);
+        }
         Ok(ReadCell { cell: found, settled: self.settled(seq) })
+    }
+
+    /// Keeps a head that was joined over all tables of the current tree. Elements stay in their blocks.
+    fn remember(&self, place: &[u8], cell: &CellBuf) {
+        if place.len() == key_prefix(place).len() + 1 && place.last() == Some(&(Kind::Head as u8)) {
+            let alone = CellBuf::copied(cell.bytes()).expect("a cell that was read");
+            self.cells.insert(PlaceKey::from(place), alone);
+        }
     }
 }
 

@@ -156,7 +156,7 @@ impl Engine {
         let drop_seq = core.tables.manifest().state().vnodes.get(namespace, vnode).drop_seq;
         for run in &tree.runs {
             for table in run.overlapping(&from, Some(&to)).iter().filter(|table| !table.is_void(drop_seq)) {
-                let start = table.start().max(&from);
+                let Some(start) = table.record.start_of(vnode).map(|start| start.max(&from[..])) else { continue };
                 let mut source = Source::Table { iter: Box::new(table.table.iter(start, Some(&to))), is_over: false };
                 source.advance().await?;
                 sources.push(source);

@@ -32,6 +32,8 @@ fn config(core: u16, planted: Option<Planted>) -> EngineConfig {
         table_bytes_max: 64 << 10,
         block_bytes: 1024,
         policy: Policy { level0_runs: 3, level1_runs: 2, dead_bytes_min: 4096, ..Policy::default() },
+        // Soon enough for tombstones to be forgotten within a life.
+        forget_after_ms: Some(400),
         planted,
         ..EngineConfig::new(core, 1 << 20, 7)
     }
@@ -62,8 +64,12 @@ fn core_of(vnode: u32, cores: u16) -> u16 {
 
 impl Node {
     async fn open(io: &Io, cores: u16, planted: Option<Planted>) -> Result<(Node, u32), EngineError> {
+        Node::open_at(io, Path::new("/data"), cores, planted).await
+    }
+
+    async fn open_at(io: &Io, data: &Path, cores: u16, planted: Option<Planted>) -> Result<(Node, u32), EngineError> {
         let node = NodeConfig { cores, vnodes: VNODES, identity: None, core_of };
-        let store = NodeStore::open(io, Path::new("/data"), node).await?;
+        let store = NodeStore::open(io, data, node).await?;
         let (mut engines, mut torn) = (Vec::new(), 0);
         for core in 0..cores {
             let (engine, report) = Engine::open(io, &store, config(core, planted)).await?;
@@ -102,11 +108,14 @@ impl Write {
     }
 }
 
+/// Shard, sequence, key, version.
+type Waiting = (usize, Seq, Vec<u8>, Version);
+
 #[derive(Default)]
 struct Model {
     keys: RefCell<BTreeMap<Vec<u8>, Vec<Write>>>,
-    /// (shard, sequence, key, version) that wait to be durable.
-    waiting: RefCell<Vec<(usize, Seq, Vec<u8>, Version)>>,
+    /// What waits to be durable.
+    waiting: RefCell<Vec<Waiting>>,
     newest: RefCell<Version>,
     checked: RefCell<u64>,
 }
@@ -310,10 +319,17 @@ fn random_lives(prng: &mut Prng, count: usize, cores_max: u64) -> Vec<Life> {
     (0..count).map(one).collect()
 }
 
+/// Seeds of one run; `RINGKV_SEEDS=1000..2000` runs others.
+fn seeds() -> std::ops::Range<u64> {
+    let asked = std::env::var("RINGKV_SEEDS").ok();
+    let parsed = asked.as_deref().and_then(|text| text.split_once("..")).and_then(|(a, b)| Some(a.parse().ok()?..b.parse().ok()?));
+    parsed.unwrap_or(0..40)
+}
+
 #[test]
 fn crashes_at_any_operation_lose_nothing_acknowledged_and_bring_nothing_back() {
     let mut checked = 0;
-    for seed in 0..40 {
+    for seed in seeds() {
         let plan = random_lives(&mut Prng::new(seed), 5, 1);
         let (_, model) = lives(seed, &plan, None).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         checked += *model.checked.borrow();
@@ -323,7 +339,7 @@ fn crashes_at_any_operation_lose_nothing_acknowledged_and_bring_nothing_back() {
 
 #[test]
 fn another_core_count_keeps_everything_and_a_crash_while_it_moves_too() {
-    for seed in 0..40 {
+    for seed in seeds() {
         let plan = random_lives(&mut Prng::new(seed), 6, 3);
         lives(500 + seed, &plan, None).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
     }
@@ -333,13 +349,53 @@ fn another_core_count_keeps_everything_and_a_crash_while_it_moves_too() {
 fn the_planted_bugs_are_found() {
     for planted in [Planted::SyncSkipped, Planted::TornTailAccepted, Planted::ClockRestartedLow] {
         let mut prng = Prng::new(5);
-        let found = (0..60).any(|seed| {
+        let found = (0..1000).any(|seed| {
             let mut plan = random_lives(&mut prng, 4, 1);
+            plan.iter_mut().for_each(|life| life.crash_op = life.crash_op.min(1000));
             plan.iter_mut().skip(1).for_each(|life| life.wall_offset_ms = -3_600_000 * i64::from(planted == Planted::ClockRestartedLow));
             lives(seed, &plan, Some(planted)).is_err()
         });
         assert!(found, "{planted:?}");
     }
+}
+
+#[test]
+fn a_snapshot_is_a_node_folder_that_opens_with_what_was_there() {
+    let world = World::new(8);
+    let machine = world.add_machine(Faults::default());
+    let result = on(&world, machine, move |io| async move {
+        let store = NodeStore::open(&io, Path::new("/data"), NodeConfig { cores: 2, vnodes: VNODES, identity: None, core_of }).await?;
+        let mut engines = Vec::new();
+        for core in 0..2 {
+            engines.push(Engine::open(&io, &store, config(core, None)).await?.0);
+        }
+        store.commit(&io).await?;
+        let node = Node { engines };
+        let put = |n: u64, value: &[u8]| {
+            let key = format!("key {n}").into_bytes();
+            let mut batch = Batch::new(true);
+            batch.put_value(key_ref(&key), value, node.engine(&key).stamp(io.wall_ms()), 0);
+            node.engine(&key).write(&batch)
+        };
+        (0..100).try_for_each(|n| put(n, b"before").map(drop))?;
+        for engine in &node.engines {
+            engine.snapshot(Path::new("/copy")).await?;
+        }
+        store.snapshot_layout(&io, Path::new("/copy")).await?;
+        (0..100).try_for_each(|n| put(n, b"after").map(drop))?;
+        for engine in &node.engines {
+            engine.compact_all().await?;
+            engine.close().await?;
+        }
+        let (copy, _) = Node::open_at(&io, Path::new("/copy"), 2, None).await?;
+        for n in 0..100 {
+            let key = format!("key {n}").into_bytes();
+            let value = copy.engine(&key).read_value(key_ref(&key), io.wall_ms()).await?;
+            assert_eq!(value.map(|v| v.bytes), Some(b"before".to_vec()), "{n}");
+        }
+        Ok::<_, EngineError>(())
+    });
+    result.unwrap().unwrap();
 }
 
 #[test]

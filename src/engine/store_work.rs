@@ -44,7 +44,8 @@ impl Memory for Core {
         sealed.chain(active).max()
     }
 
-    fn expired(&self, _place: &[u8]) {
+    fn expired(&self, place: &[u8]) {
+        self.cells.remove(place);
         add(&self.counters.expired, 1);
     }
 }
@@ -78,6 +79,13 @@ async fn flush_oldest(core: &Core) -> Result<bool, EngineError> {
         return Ok(false);
     };
     core.tables.flush(&table, last).await?;
+    // The sealed memtable hides what the cache holds of its places until all of that is gone.
+    for (place, _) in table.sorted() {
+        core.cells.remove(place);
+        if core.io.slice_is_over() {
+            core.io.yield_now().await;
+        }
+    }
     core.mems.borrow_mut().sealed.pop_front();
     add(&core.counters.flushes, 1);
     add(&core.counters.flushed_bytes, table.live_bytes() as u64);
@@ -94,6 +102,11 @@ pub(super) async fn merge_loop(core: Rc<Core>) {
         let wait = core.progress.wait();
         if core.closing.get() || core.stopped.borrow().is_some() {
             return;
+        }
+        if !core.store.is_complete() {
+            // The old order of cores may still come back, and reads the same files.
+            core.io.sleep(EXPIRY_PERIOD).await;
+            continue;
         }
         match core.tables.compact(&*core).await {
             Ok(Some(merged)) => {
@@ -295,6 +308,7 @@ impl Engine {
             filter_and_index_bytes: sum(Table::filter_and_index_bytes),
             table_memory_bytes: sum(Table::memory_bytes),
             cache: core.tables.cache.stats(),
+            cells: core.cells.stats(),
             wal: core.wal.stats(),
             disk_full: core.disk_full.get() || core.wal.stats().disk_full,
             disk_reads: core.tables.stats().reads.get(),
@@ -330,7 +344,9 @@ pub struct EngineStats {
     pub level0_runs: usize,
     pub filter_and_index_bytes: usize,
     pub table_memory_bytes: usize,
+    /// Of blocks.
     pub cache: CacheStats,
+    pub cells: CacheStats,
     pub wal: WalStats,
     pub disk_full: bool,
 }

@@ -223,7 +223,9 @@ impl Tables {
             let is_void = {
                 let state = self.manifest.state();
                 let drop_seq = |namespace, vnode| state.vnodes.get(namespace, vnode).drop_seq;
-                table.table.properties().bounds.iter().all(|bound| table.is_void(drop_seq(bound.namespace, bound.vnode)))
+                let bounds = table.table.properties().bounds.iter();
+                let mut valid = bounds.filter(|bound| table.record.start_of(bound.vnode).is_some());
+                valid.all(|bound| table.is_void(drop_seq(bound.namespace, bound.vnode)))
             };
             void.extend(is_void.then_some(table.record.id));
             if self.io.slice_is_over() {
@@ -262,6 +264,7 @@ impl Tables {
         self.tree().runs.iter().flat_map(|run| run.overlapping(prefix, Some(&end))).any(|table| {
             !inputs.contains(&table.record.id)
                 && !table.is_void(drop_seq)
+                && table.record.start_of(vnode).is_some_and(|start| start < &end[..])
                 && table.table.version_bounds(namespace, vnode).is_some_and(&matters)
                 && table.table.may_hold(hash)
         })
@@ -276,10 +279,15 @@ pub(super) fn or_full(error: EngineError) -> EngineError {
     }
 }
 
+/// The share of a table that is valid here.
+pub(super) fn share(table: &TableRef<Table>) -> f64 {
+    table.share(|table| table.properties().bounds.iter().map(|bound| bound.vnode).collect())
+}
+
 /// A table's bytes from its start on, and those of them that expired values take.
 fn sizes(table: &TableRef<Table>, now_ms: WallMs) -> (u64, u64) {
     let consumed = if table.record.from.is_empty() { 0 } else { table.table.offset_of(table.start()).unwrap_or(0) };
-    let bytes = table.record.bytes.saturating_sub(consumed);
+    let bytes = (table.record.bytes.saturating_sub(consumed) as f64 * share(table)) as u64;
     let properties = table.table.properties();
     let passed = properties.pages.partition_point(|page| page.first_deadline_ms <= now_ms);
     // The last page that has begun counts as half passed; there are none without volatile cells.

@@ -133,7 +133,7 @@ impl Shard {
         let (namespace, token) = place_namespace_token(place);
         let vnode = vnode_of(token, VNODES);
         let drop_seq = self.tables.manifest().state().vnodes.get(namespace, vnode).drop_seq;
-        for step in tree.plan(place, drop_seq, |table| Tables::newest_in(table, namespace, vnode)) {
+        for step in tree.plan(place, vnode, drop_seq, |table| Tables::newest_in(table, namespace, vnode)) {
             if found.as_ref().is_some_and(|found| is_settled(&parse_cell(found).unwrap(), step.newest_from_here)) {
                 break;
             }

@@ -83,6 +83,8 @@ pub struct WalStats {
 /// Called after each group with the durable sequence, or with why the log stopped.
 pub type DurableHook = Box<dyn Fn(Result<Seq, String>)>;
 
+type SharedHook = Rc<dyn Fn(Result<Seq, String>)>;
+
 /// One core's log. Dropping it lets the writer end once everything is out.
 pub struct Wal {
     inner: Rc<Inner>,
@@ -118,7 +120,7 @@ struct State {
     closing: bool,
     ended: bool,
     stopped: Option<String>,
-    hook: Option<Rc<dyn Fn(Result<Seq, String>)>>,
+    hook: Option<SharedHook>,
     stats: WalStats,
 }
 
@@ -254,6 +256,11 @@ impl Wal {
     }
 
     /// Why it acknowledges nothing any more.
+    pub fn is_disk_full(&self) -> bool {
+        self.inner.state.borrow().disk_full
+    }
+
+    /// Why it stopped for good.
     pub fn stopped(&self) -> Option<String> {
         self.inner.state.borrow().stopped.clone()
     }

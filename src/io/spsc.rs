@@ -78,6 +78,12 @@ macro_rules! queue {
                 Ok(())
             }
 
+            /// Items that were not taken when this was called.
+            pub fn len(&self) -> usize {
+                self.head_seen.set(self.shared.head.0.load(Ordering::Acquire));
+                self.tail.get().wrapping_sub(self.head_seen.get())
+            }
+
             /// A push would fail now.
             pub fn is_full(&self) -> bool {
                 let capacity = self.shared.slots.len();

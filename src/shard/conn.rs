@@ -6,6 +6,7 @@
 use crate::io::signal::Signal;
 use crate::limits::{CONNECTION_OUT_BYTES_MAX, CONNECTION_REQUESTS_MAX};
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 /// The outgoing side of a connection, shared by its reader, its writer and every answer on its way.
 #[derive(Default)]
@@ -16,6 +17,10 @@ pub struct Conn {
     sending: Cell<usize>,
     /// Requests taken in and not answered.
     pending: Cell<usize>,
+    /// Bytes of answers that are being made.
+    promised: Cell<usize>,
+    /// Room for an answer was given back.
+    room: Signal,
     /// The writer has something to do, or the connection ended.
     pub work: Signal,
     /// Something was sent or answered.
@@ -39,6 +44,22 @@ impl Conn {
     /// Waits until another request may be taken in, or the connection ended.
     pub async fn room(&self) {
         self.drained.until(|| self.has_room() || self.closed.get()).await;
+    }
+
+    /// Waits until an answer of about `bytes` may be made; one that is larger than all that may wait is made alone. Without this, a client
+    /// that asks for many large values and reads none would have them all made and kept. `None`: the connection ended.
+    pub async fn promise(self: &Rc<Conn>, bytes: usize) -> Option<Promise> {
+        let fits = || {
+            let held = self.out_bytes() + self.promised.get();
+            held == 0 || held + bytes <= CONNECTION_OUT_BYTES_MAX || self.closed.get()
+        };
+        self.room.until(fits).await;
+        self.room.raise_first();
+        if self.closed.get() {
+            return None;
+        }
+        self.promised.set(self.promised.get() + bytes);
+        Some(Promise { conn: self.clone(), bytes })
     }
 
     pub fn begin_request(&self) {
@@ -66,6 +87,7 @@ impl Conn {
     pub fn sent(&self) {
         self.sending.set(0);
         self.drained.raise();
+        self.room.raise_first();
     }
 
     /// Ends it: the writer stops after what it is sending, the reader at its next look.
@@ -73,5 +95,19 @@ impl Conn {
         self.closed.set(true);
         self.work.raise();
         self.drained.raise();
+        self.room.raise();
+    }
+}
+
+/// Room for an answer that is being made, given back when dropped.
+pub struct Promise {
+    conn: Rc<Conn>,
+    bytes: usize,
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.conn.promised.set(self.conn.promised.get() - self.bytes);
+        self.conn.room.raise_first();
     }
 }

@@ -112,7 +112,7 @@ fn is_blind(condition: Condition, write: WriteOptions) -> bool {
 
 fn plain_put(shard: &Shard, ticket: &Ticket, request: &Request<'_>, put: &Put<'_>) -> Step {
     let key = shard.key(request.namespace, put.key);
-    if !is_blind(put.condition, put.write) || shard.locks.is_held(key.token) {
+    if !is_blind(put.condition, put.write) || shard.locks.is_held(key.token) || shard.engine.is_behind() {
         return Step::Wait;
     }
     let write = Write::begin(shard, ticket, request, put.write.version);
@@ -124,7 +124,7 @@ fn plain_put(shard: &Shard, ticket: &Ticket, request: &Request<'_>, put: &Put<'_
 
 fn plain_delete(shard: &Shard, ticket: &Ticket, request: &Request<'_>, delete: &Delete<'_>) -> Step {
     let key = shard.key(request.namespace, delete.key);
-    if !is_blind(delete.condition, delete.write) || shard.locks.is_held(key.token) {
+    if !is_blind(delete.condition, delete.write) || shard.locks.is_held(key.token) || shard.engine.is_behind() {
         return Step::Wait;
     }
     if let Some(write) = Write::begin(shard, ticket, request, delete.write.version) {
@@ -135,7 +135,7 @@ fn plain_delete(shard: &Shard, ticket: &Ticket, request: &Request<'_>, delete: &
 
 fn multi_put(shard: &Shard, ticket: &Ticket, request: &Request<'_>, put: &MultiPut<'_>) -> Step {
     let held = |key: &[u8]| shard.locks.is_held(crate::base::record::token_of(key));
-    if put.write.announce || (!shard.locks.is_empty() && put.items.iter().any(|item| held(item.key))) {
+    if put.write.announce || shard.engine.is_behind() || (!shard.locks.is_empty() && put.items.iter().any(|item| held(item.key))) {
         return Step::Wait;
     }
     if let Some(write) = Write::begin(shard, ticket, request, put.write.version) {

@@ -2,6 +2,7 @@
 
 use super::{Origin, Shard, Ticket};
 use crate::base::record::Version;
+use crate::io::signal::Signal;
 use crate::limits::FRAME_BYTES_MAX;
 use crate::wire::command::{ErrorCode, ErrorReply, Reply, VersionedValue};
 use crate::wire::frame::FrameReader;
@@ -13,8 +14,10 @@ pub enum Whole {
     /// Values in the order of the keys asked; a part's answers go to these places.
     /// `taken` counts how many of a part have come.
     Values { places: Vec<Vec<u32>>, taken: RefCell<Vec<usize>>, values: RefCell<Vec<Option<(Version, Vec<u8>)>>> },
-    /// One acknowledgement for all; the newest version.
-    Done { newest: Cell<Version> },
+    /// One acknowledgement for all parts of a write under this version; `stored`: a part of it is.
+    Put { version: Version, stored: Cell<bool> },
+    /// Nobody is answered: a task of this core waits for all parts.
+    Awaited(Signal),
 }
 
 /// A request that was taken apart.
@@ -62,7 +65,8 @@ impl Gather {
                 }
                 *taken += found.len();
             }
-            (Whole::Done { newest }, Reply::Done { version }) => newest.set(newest.get().max(version)),
+            (Whole::Put { stored, .. }, Reply::Done { .. }) => stored.set(true),
+            (Whole::Awaited(_), Reply::Done { .. }) => {}
             _ => self.fail(ErrorCode::Failed, "a part answered with another kind", None),
         }
     }
@@ -75,13 +79,31 @@ impl Gather {
         }
     }
 
+    /// Waits until every part is answered: how it went.
+    ///
+    /// # Errors
+    /// The first part's that failed.
+    pub async fn wait(&self) -> Result<(), (ErrorCode, String)> {
+        if let Whole::Awaited(done) = &self.whole {
+            done.until(|| self.left.get() == 0).await;
+        }
+        self.failed.borrow().as_ref().map_or(Ok(()), |(code, message, _)| Err((*code, message.clone())))
+    }
+
     fn answer(&self, shard: &Shard) {
+        if let Whole::Awaited(done) = &self.whole {
+            return done.raise();
+        }
         if let Some((code, message, version)) = &*self.failed.borrow() {
-            let error = ErrorReply { version: *version, ..ErrorReply::new(*code, message) };
-            return shard.answer(&self.ticket, &Reply::Error(error));
+            return match &self.whole {
+                // Refused in one part and stored in another: to call that undone would be untrue.
+                Whole::Put { version, stored } if stored.get() => shard.unknown(&self.ticket, *version, message),
+                _ => shard.answer(&self.ticket, &Reply::Error(ErrorReply { version: *version, ..ErrorReply::new(*code, message) })),
+            };
         }
         match &self.whole {
-            Whole::Done { newest } => shard.answer(&self.ticket, &Reply::Done { version: newest.get() }),
+            Whole::Awaited(_) => unreachable!("answered above"),
+            Whole::Put { version, .. } => shard.answer(&self.ticket, &Reply::Done { version: *version }),
             Whole::Values { values, .. } => {
                 let values = values.borrow();
                 let found = values.iter().map(|value| value.as_ref().map(|(version, value)| VersionedValue { version: *version, value }));

@@ -13,6 +13,10 @@ use std::sync::Arc;
 
 use super::namespaces::NamespaceTable;
 
+/// Messages above which no connection is handed over.
+const CONNECTIONS_MAX: usize = 512;
+const _: () = assert!(CONNECTIONS_MAX + FORWARDS_MAX * 3 + 512 <= MAILBOX_MAX, "forwards and answers always fit");
+
 /// What one core says to another.
 pub enum Mail {
     /// A request for a key that the receiver owns. `ticket` comes back in the answer.
@@ -101,6 +105,11 @@ impl Mailbox {
         let peer = self.peers[core].as_ref().expect("a core does not write to itself");
         assert!(peer.to.push(mail).is_ok(), "the bounds on forwards keep a mailbox from filling");
         peer.unwoken.set(true);
+    }
+
+    /// Another connection may be handed over; what is left then is for forwards and answers.
+    pub fn has_room_for_connections(&self, core: usize) -> bool {
+        self.peers[core].as_ref().is_some_and(|peer| peer.to.len() < CONNECTIONS_MAX)
     }
 
     /// Sends a request on, or gives the ticket back where too many are on their way to that core.

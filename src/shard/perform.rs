@@ -1,8 +1,9 @@
 //! What has to wait: for a disk, a key's lock, the clock's ceiling. One task a request, over its own copy of the frame's body.
 
+use super::conn::Promise;
 use super::execute::{self, Write, engine_error, shown_after, ttl_reply, value_reply};
 use super::namespaces::{NamespaceError, NamespaceTable, TABLE_KEY};
-use super::{Shard, Ticket};
+use super::{Origin, Shard, Ticket};
 use crate::base::record::{Body, Cell, NAMESPACE_SYSTEM, Version, token_of, vnode_of};
 use crate::base::time::Mono;
 use crate::engine::{Batch, EngineError, KeyRef, Seq};
@@ -14,6 +15,20 @@ use crate::wire::command::{
 use crate::wire::native::{decode_request, encode_values};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+/// How often a write that waits for flushes looks again.
+const ROOM_EVERY: Duration = Duration::from_millis(1);
+/// Keys of one multi-get that are read from disk at a time.
+const READS_AT_ONCE: usize = 32;
+
+/// What a lookup reserves on its connection before it knows: most values are below it, and none that is read in one piece is over
+/// `CHUNK_BYTES`.
+const ANSWER_BYTES_GUESS: usize = 4096;
+
+/// Held by the snapshot that is being taken.
+const SNAPSHOT_LOCK: u64 = 1;
 
 /// Carries a request out in a task of its own, or refuses it where too many wait already.
 pub fn spawn(shard: &Rc<Shard>, ticket: Ticket, kind: u16, body: Vec<u8>, deadline: Mono) {
@@ -74,9 +89,28 @@ impl Task<'_> {
         self.shard.namespace_durability(self.request.namespace).unwrap_or(Durability::Sync)
     }
 
+    /// Room on the client's connection for an answer of about `bytes`; where the client is another core's, that core has the room.
+    /// `None`, and answered: the client is gone or waits no more.
+    async fn room(&self, bytes: usize) -> Option<Option<Promise>> {
+        let Origin::Connection(conn) = &self.ticket.origin else { return Some(None) };
+        let Some(promise) = conn.promise(bytes).await else {
+            self.shard.fail(self.ticket, ErrorCode::ShuttingDown, "the connection ended");
+            return None;
+        };
+        (!self.too_late()).then_some(Some(promise))
+    }
+
     /// Answers a read once what it saw may be shown.
     fn show(&self, settled: Seq, reply: &Reply<'_>) {
         self.shard.answer_when(self.ticket, shown_after(self.durability(), settled), self.deadline, reply, None);
+    }
+
+    /// Waits while flushes and merges are behind. The key stays locked meanwhile, so writes of one key keep their order.
+    async fn flushes_catch_up(&self) {
+        let io = &self.shard.io;
+        while self.shard.engine.is_behind() && io.now() < self.deadline && !io.is_shutting_down() {
+            io.sleep(ROOM_EVERY).await;
+        }
     }
 
     /// True, and answered, where the client does not wait any more.
@@ -91,6 +125,7 @@ impl Task<'_> {
     async fn get(&self, key: &[u8]) -> Result<(), EngineError> {
         let shard = self.shard;
         let key = self.key(key);
+        let Some(room) = self.room(ANSWER_BYTES_GUESS).await else { return Ok(()) };
         let permit = shard.admit.read(CHUNK_BYTES).await;
         if self.too_late() {
             return Ok(());
@@ -106,7 +141,8 @@ impl Task<'_> {
             shard.fail(self.ticket, ErrorCode::BadRequest, "that key holds no string");
             return Ok(());
         };
-        drop(permit);
+        drop((permit, room));
+        let Some(_room) = self.room(len as usize).await else { return Ok(()) };
         let _permit = shard.admit.read(len as usize).await;
         match shard.engine.read_value(key, shard.io.wall_ms()).await? {
             None => self.show(found.settled, &Reply::Absent),
@@ -127,30 +163,49 @@ impl Task<'_> {
         Ok(())
     }
 
+    /// First with room for small values; where they are larger, once more with room for any.
     async fn multi_get(&self, keys: &[&[u8]]) -> Result<(), EngineError> {
+        let small = (keys.len() * ANSWER_BYTES_GUESS).min(MULTI_BYTES_MAX);
+        if !self.multi_get_within(keys, small).await? {
+            self.multi_get_within(keys, MULTI_BYTES_MAX).await?;
+        }
+        Ok(())
+    }
+
+    /// False, and not answered: the values have more than `bytes_max` bytes.
+    async fn multi_get_within(&self, keys: &[&[u8]], bytes_max: usize) -> Result<bool, EngineError> {
         let shard = self.shard;
+        let Some(_room) = self.room(bytes_max).await else { return Ok(true) };
         let mut values = Vec::with_capacity(keys.len());
         let mut settled = 0;
         let mut bytes = 0;
-        for key in keys {
-            let _permit = shard.admit.read(CHUNK_BYTES).await;
-            if self.too_late() {
-                return Ok(());
+        for some in keys.chunks(READS_AT_ONCE) {
+            let read = async |key: &&[u8]| {
+                let _permit = shard.admit.read(CHUNK_BYTES).await;
+                shard.engine.read_value(self.key(key), shard.io.wall_ms()).await
+            };
+            for value in all(some.iter().map(read)).await {
+                let value = value?;
+                settled = settled.max(value.as_ref().map_or(0, |value| value.settled));
+                bytes += 64 + value.as_ref().map_or(0, |value| value.bytes.len());
+                values.push(value);
             }
-            let value = shard.engine.read_value(self.key(key), shard.io.wall_ms()).await?;
-            settled = settled.max(value.as_ref().map_or(0, |value| value.settled));
-            bytes += 64 + value.as_ref().map_or(0, |value| value.bytes.len());
+            if self.too_late() {
+                return Ok(true);
+            }
+            if bytes > bytes_max && bytes_max < MULTI_BYTES_MAX {
+                return Ok(false);
+            }
             if bytes > MULTI_BYTES_MAX {
                 shard.fail(self.ticket, ErrorCode::TooLarge, "the values do not fit into one answer: ask for fewer keys");
-                return Ok(());
+                return Ok(true);
             }
-            values.push(value);
         }
         let found = values.iter().map(|value| value.as_ref().map(|value| VersionedValue { version: value.version, value: &value.bytes }));
         let mut frames = Vec::new();
         encode_values(&mut frames, self.ticket.id, &found.collect::<Vec<_>>());
         shard.answer_frames_when(self.ticket, shown_after(self.durability(), settled), self.deadline, frames);
-        Ok(())
+        Ok(true)
     }
 
     /// A write that has to look first, or to tell its version first. The key is locked from the look to the write, so nothing comes between.
@@ -164,6 +219,7 @@ impl Task<'_> {
         let shard = self.shard;
         let key = self.key(key);
         let _guard = shard.locks.lock(key.token).await;
+        self.flushes_catch_up().await;
         if self.too_late() {
             return Ok(());
         }
@@ -208,6 +264,7 @@ impl Task<'_> {
         for token in tokens {
             guards.push(shard.locks.lock(token).await);
         }
+        self.flushes_catch_up().await;
         if self.too_late() {
             return Ok(());
         }
@@ -242,6 +299,7 @@ impl Task<'_> {
     async fn scan(&self, scan: &Scan<'_>) -> Result<(), EngineError> {
         let shard = self.shard;
         let limit = if scan.limit == 0 { SCAN_ENTRIES_MAX } else { (scan.limit as usize).min(SCAN_ENTRIES_MAX) };
+        let Some(_room) = self.room(CHUNK_BYTES * 8).await else { return Ok(()) };
         let _permit = shard.admit.read(CHUNK_BYTES * 16).await;
         if self.too_late() {
             return Ok(());
@@ -293,9 +351,41 @@ impl Task<'_> {
             self.shard.fail(self.ticket, ErrorCode::BadRequest, "a snapshot's name has 1 to 64 letters, digits, '-' or '_'");
             return Ok(());
         }
-        self.shard.engine.snapshot(&self.shard.node.snapshot_dir(name)).await?;
-        self.shard.answer(self.ticket, &Reply::Done { version: Version::ZERO });
+        let shard = self.shard;
+        let to = shard.node.snapshots_dir().join(name);
+        if shard.is_part(self.ticket) {
+            shard.engine.snapshot(&to).await?;
+            shard.answer(self.ticket, &Reply::Done { version: Version::ZERO });
+            return Ok(());
+        }
+        let _guard = shard.locks.lock(SNAPSHOT_LOCK).await;
+        if !self.make_snapshot_dir(name).await? {
+            shard.fail(self.ticket, ErrorCode::Failed, "there is a snapshot of that name, or the rest of one");
+            return Ok(());
+        }
+        match shard.ask_all(self.ticket, self.request).wait().await {
+            Err((code, why)) => shard.fail(self.ticket, code, &why),
+            Ok(()) => {
+                // Until the layout is there the folder is no data folder.
+                shard.node.store.snapshot_layout(&shard.io, &to).await?;
+                let text = format!("snapshot:{name}\nfolder:{}\ncores:{}\n", to.display(), shard.node.cores);
+                shard.answer(self.ticket, &Reply::Text(&text));
+            }
+        }
         Ok(())
+    }
+
+    /// False: a folder of that name is there.
+    async fn make_snapshot_dir(&self, name: &str) -> Result<bool, EngineError> {
+        let (io, all) = (&self.shard.io, self.shard.node.snapshots_dir());
+        io.make_dir(&all).await?;
+        io.sync_dir(self.shard.node.data()).await?;
+        if io.list(&all).await?.iter().any(|entry| entry.name == name) {
+            return Ok(false);
+        }
+        io.make_dir(&all.join(name)).await?;
+        io.sync_dir(&all).await?;
+        Ok(true)
     }
 }
 
@@ -307,6 +397,25 @@ pub async fn store_namespaces(shard: &Shard, table: &NamespaceTable) -> Result<V
     let seq = shard.engine.write(&batch)?;
     shard.engine.wait_durable(seq).await?;
     Ok(version)
+}
+
+/// All of the futures' results, in their order. For a few: each wake looks at all that are not done.
+async fn all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut running: Vec<_> = futures.map(|future| Some(Box::pin(future))).collect();
+    let mut results: Vec<Option<F::Output>> = running.iter().map(|_| None).collect();
+    std::future::poll_fn(|context| {
+        for (slot, result) in running.iter_mut().zip(&mut results) {
+            if let Some(future) = slot
+                && let Poll::Ready(value) = future.as_mut().poll(context)
+            {
+                *result = Some(value);
+                *slot = None;
+            }
+        }
+        if running.iter().all(Option::is_none) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    results.into_iter().map(|result| result.expect("all have ended")).collect()
 }
 
 /// Where the table of namespaces lies: token 0 belongs to core 0 whatever the number of cores.

@@ -1,10 +1,12 @@
 //! Whose request is it? Decides for one frame: refuse it, carry it out here, send it to the core that owns the key, or take it apart.
 
-use super::execute::{self, Step};
+use super::execute::{self, Step, engine_error};
 use super::gather::{Gather, Whole};
 use super::perform;
 use super::{Origin, Shard, Ticket};
 use crate::base::record::{NAMESPACE_SYSTEM, Version, core_of, token_of};
+use crate::io::Class;
+use crate::io::signal::Signal;
 use crate::limits::{KEY_BYTES_MAX, MULTI_KEYS_MAX, VALUE_BYTES_MAX};
 use crate::wire::command::{Command, ErrorCode, MultiPut, PutItem, Request, WriteOptions};
 use crate::wire::native::{decode_request, encode_request};
@@ -27,11 +29,10 @@ impl Shard {
         }
         let owner = match &request.command {
             Command::MultiGet { .. } | Command::MultiPut(_) => return self.take_apart(ticket, &request, kind, body),
-            Command::Snapshot { .. } if !matches!(ticket.origin, Origin::Core { .. } | Origin::Part(_)) => {
-                return self.ask_all(ticket, kind, body);
-            }
             Command::Scan(scan) => core_of(scan.vnode, self.node.cores),
-            Command::NamespaceCreate { .. } | Command::NamespaceAlter { .. } => 0,
+            Command::Snapshot { .. } if self.is_part(&ticket) => self.core(),
+            // What the whole node has one of.
+            Command::NamespaceCreate { .. } | Command::NamespaceAlter { .. } | Command::Snapshot { .. } => 0,
             command => command.key().map_or(self.core(), |key| self.owner(token_of(key))),
         };
         if owner == self.core() { self.run_here(ticket, &request, kind, body) } else { self.pass_on(owner, ticket, kind, body) }
@@ -91,17 +92,24 @@ impl Shard {
         if core == self.core() { self.run_here(ticket, request, kind, body) } else { self.pass_on(core, ticket, kind, body) }
     }
 
-    /// Every core does its part of a request about the whole node.
-    fn ask_all(self: &Rc<Shard>, ticket: Ticket, kind: u16, body: &[u8]) {
-        let gather = Rc::new(Gather::new(ticket, usize::from(self.node.cores), Whole::Done { newest: Cell::new(Version::ZERO) }));
-        for core in 0..self.node.cores {
-            let ticket = Ticket { origin: Origin::Part(gather.clone()), id: u64::from(core) };
-            if core == self.core() {
-                perform::spawn(self, ticket, kind, body.to_vec(), self.deadline(0));
-            } else {
-                self.pass_on(core, ticket, kind, body);
-            }
+    /// A request about the whole node was taken apart by core 0, and this is one core's part of it.
+    pub fn is_part(&self, ticket: &Ticket) -> bool {
+        match ticket.origin {
+            Origin::Part(_) => true,
+            Origin::Core { core, .. } => core == 0 && self.core() != 0,
+            Origin::Connection(_) | Origin::Nobody => false,
         }
+    }
+
+    /// Every core does its part of a request about the whole node; `Gather::wait` says when all have.
+    pub fn ask_all(self: &Rc<Shard>, ticket: &Ticket, request: &Request<'_>) -> Rc<Gather> {
+        assert!(self.core() == 0, "what the node has one of is core 0's");
+        let gather = Rc::new(Gather::new(ticket.clone(), usize::from(self.node.cores), Whole::Awaited(Signal::default())));
+        for core in 0..self.node.cores {
+            self.run_part(core, &gather, usize::from(core), request);
+        }
+        self.settle();
+        gather
     }
 
     /// A request of many keys. Where one core owns them all, it goes there whole; else each owner gets its part.
@@ -124,7 +132,11 @@ impl Shard {
         }
         places.retain(|places| !places.is_empty());
         match &request.command {
-            Command::MultiPut(put) => self.split_puts(ticket, request, put, &owners, &places),
+            Command::MultiPut(put) if put.write.announce => self.announce_and_split(ticket, kind, body.to_vec(), owners, places),
+            Command::MultiPut(put) => {
+                let version = put.write.version.unwrap_or_else(|| self.engine.stamp(self.io.wall_ms()));
+                self.split_puts(ticket, request, put, version, &owners, &places);
+            }
             _ => self.split_gets(ticket, request, &keys, &owners, places),
         }
     }
@@ -139,13 +151,47 @@ impl Shard {
         }
     }
 
+    /// Tells the version before any part is sent; none of the parts tells it again.
+    fn announce_and_split(self: &Rc<Shard>, ticket: Ticket, kind: u16, body: Vec<u8>, owners: Vec<u16>, places: Vec<Vec<u32>>) {
+        if !self.admit.begin() {
+            return self.fail(&ticket, ErrorCode::Overloaded, "too many requests wait");
+        }
+        let shard = self.clone();
+        drop(self.io.spawn(Class::Foreground, async move {
+            let request = decode_request(kind, &body).expect("decoded once before");
+            let Command::MultiPut(put) = &request.command else { unreachable!("only these are announced here") };
+            let ours = put.write.version.is_none().then(|| shard.engine.stamp(shard.io.wall_ms()));
+            let told = match ours {
+                Some(version) => shard.engine.make_ceiling_durable(version).await,
+                None => Ok(()),
+            };
+            match (told, ours.or(put.write.version)) {
+                (Ok(()), Some(version)) => {
+                    shard.announce(&ticket, version);
+                    shard.split_puts(ticket, &request, put, version, &owners, &places);
+                }
+                (Err(error), _) => engine_error(&shard, &ticket, &error),
+                (Ok(()), None) => unreachable!("ours, or the client's"),
+            }
+            shard.admit.end();
+            shard.settle();
+        }));
+    }
+
     /// All parts carry one version, so that a retry of the whole is the same write everywhere.
-    fn split_puts(self: &Rc<Shard>, ticket: Ticket, request: &Request<'_>, put: &MultiPut<'_>, owners: &[u16], places: &[Vec<u32>]) {
-        let version = put.write.version.unwrap_or_else(|| self.engine.stamp(self.io.wall_ms()));
+    fn split_puts(
+        self: &Rc<Shard>,
+        ticket: Ticket,
+        request: &Request<'_>,
+        put: &MultiPut<'_>,
+        version: Version,
+        owners: &[u16],
+        places: &[Vec<u32>],
+    ) {
         let write = WriteOptions { version: Some(version), announce: false };
         let parts = places.iter().map(|part| part.iter().map(|&place| put.items[place as usize]).collect::<Vec<PutItem<'_>>>());
         let parts: Vec<_> = parts.map(|items| Command::MultiPut(MultiPut { items: items.into(), write })).collect();
-        let gather = Rc::new(Gather::new(ticket, owners.len(), Whole::Done { newest: Cell::new(Version::ZERO) }));
+        let gather = Rc::new(Gather::new(ticket, owners.len(), Whole::Put { version, stored: Cell::new(false) }));
         for (part, (&core, command)) in owners.iter().zip(parts).enumerate() {
             self.run_part(core, &gather, part, &Request { command, ..*request });
         }

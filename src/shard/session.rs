@@ -64,8 +64,11 @@ async fn greet(shard: Rc<Shard>, socket: Socket, turn: u16) {
             } else if let Ok((parcel, unread)) = io.detach(socket).await {
                 let mut rest = rest;
                 rest.extend_from_slice(&unread);
-                shard.mailbox.send(usize::from(core), Mail::Connection { parcel, id, rest });
-                shard.mailbox.wake();
+                // A core that does not take connections in as fast as they come loses some, which ends them.
+                if shard.mailbox.has_room_for_connections(usize::from(core)) {
+                    shard.mailbox.send(usize::from(core), Mail::Connection { parcel, id, rest });
+                    shard.mailbox.wake();
+                }
             }
         }
     }
@@ -134,8 +137,10 @@ fn same_secret(ours: &[u8], theirs: &[u8]) -> bool {
 /// A connection from core 0.
 pub async fn adopt(shard: Rc<Shard>, parcel: Parcel, id: u64, rest: Vec<u8>) {
     let _counted = Counted::new(&shard);
-    if let Ok(socket) = shard.io.attach(parcel).await {
-        serve(&shard, socket, id, rest).await;
+    match shard.io.attach(parcel).await {
+        Ok(socket) if shard.connections() <= CORE_CONNECTIONS_MAX => serve(&shard, socket, id, rest).await,
+        Ok(socket) => shard.io.close(&socket),
+        Err(_) => {}
     }
 }
 
@@ -183,6 +188,11 @@ async fn read(shard: &Rc<Shard>, socket: &Socket, conn: &Rc<Conn>, rest: Vec<u8>
     drop(rest);
     loop {
         shard.settle();
+        let delay = shard.engine.write_delay();
+        if !delay.is_zero() {
+            // Writers are slowed a little before flushes fall behind, so that nobody meets a cliff.
+            shard.io.sleep(delay).await;
+        }
         reader.release();
         conn.room().await;
         if conn.closed.get() {

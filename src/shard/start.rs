@@ -19,7 +19,7 @@ use crate::io::signal::Signal;
 use crate::io::{Class, Io, SocketAddr};
 use crate::limits::VNODES_DEFAULT;
 use std::cell::{Cell, RefCell};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
@@ -69,12 +69,14 @@ pub struct NodeInfo {
     pub host: String,
     pub secret: Option<Vec<u8>>,
     pub info: Box<dyn Fn() -> String>,
+    /// The layout of the data folder.
+    pub store: Arc<NodeStore>,
     data: PathBuf,
     plan: Arc<Plan>,
 }
 
 impl NodeInfo {
-    fn new(plan: &Arc<Plan>, layout: &NodeStore) -> NodeInfo {
+    fn new(plan: &Arc<Plan>, layout: &Arc<NodeStore>) -> NodeInfo {
         let board = plan.board.clone();
         let identity = layout.identity();
         let head = format!("node_id:{:016x}\nvnodes:{}\ncores:{}\n", identity.node, layout.vnodes(), plan.cores);
@@ -90,6 +92,7 @@ impl NodeInfo {
             host: plan.host.clone(),
             secret: plan.secret.clone(),
             info: Box::new(info),
+            store: layout.clone(),
             data: plan.data.clone(),
             plan: plan.clone(),
         }
@@ -100,8 +103,14 @@ impl NodeInfo {
         self.plan.port.load(Ordering::Relaxed)
     }
 
-    pub fn snapshot_dir(&self, name: &str) -> PathBuf {
-        self.data.join("snapshots").join(name)
+    /// The data folder.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Where snapshots are, each a data folder of its own.
+    pub fn snapshots_dir(&self) -> PathBuf {
+        self.data.join("snapshots")
     }
 }
 
@@ -211,7 +220,7 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
     Ok(shard)
 }
 
-fn assemble(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>, engine: Engine, layout: &NodeStore) -> Shard {
+fn assemble(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>, engine: Engine, layout: &Arc<NodeStore>) -> Shard {
     Shard {
         io: io.clone(),
         mailbox: mailbox.clone(),

@@ -9,6 +9,7 @@ use super::Identity;
 use crate::base::checksum::hash64_seeded;
 use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::base::record::{NamespaceId, Version};
+use crate::engine::vnode_set::VnodeSet;
 use crate::limits::BLOCK_BYTES;
 
 /// Names a table for a node's life: the shard that wrote it and a number that this shard never uses again.
@@ -45,6 +46,14 @@ pub enum Level {
     Last = 2,
 }
 
+/// What a reference to a table is valid for, of what the table holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    pub vnodes: VnodeSet,
+    /// Of these vnodes everything below this place is void.
+    pub from: Vec<u8>,
+}
+
 /// One table of the tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TableRecord {
@@ -64,10 +73,31 @@ pub struct TableRecord {
     pub vnodes: (u32, u32),
     /// The log records it holds: void for a vnode whose drop sequence lies above the last.
     pub seqs: (u64, u64),
-    /// It holds vnodes of other shards too, which read the same file: it is filtered, and never given back in parts.
+    /// The vnodes for which this reference is valid, none of them twice; empty: all that the table holds. A table that comes from another
+    /// list of cores holds vnodes that this shard never owned, or that another one has carried elsewhere.
+    pub parts: Vec<Part>,
+    /// Other shards refer to the same file: it is never given back in parts.
     pub shared: bool,
     /// A snapshot links the file: it is never given back in parts.
     pub linked: bool,
+}
+
+impl TableRecord {
+    /// The first place of a vnode that is valid here, or one below it; None where nothing of the vnode is.
+    #[inline]
+    pub fn start_of(&self, vnode: u32) -> Option<&[u8]> {
+        let start = (&self.first[..]).max(&self.from[..]);
+        if self.parts.is_empty() {
+            return Some(start);
+        }
+        self.parts.iter().find(|part| part.vnodes.contains(vnode)).map(|part| start.max(&part.from[..]))
+    }
+
+    /// What is stored here at this place of the vnode is valid.
+    #[inline]
+    pub fn is_valid(&self, place: &[u8], vnode: u32) -> bool {
+        self.start_of(vnode).is_some_and(|start| start <= place)
+    }
 }
 
 /// What a shard must remember about a vnode of a namespace (PROTOCOL.md "Leader of a vnode", "Forgetting the dead", "Moves").
@@ -134,6 +164,8 @@ const GROUP_HEADER_BYTES: usize = 48;
 /// The largest group's payload.
 pub const GROUP_BYTES_MAX: usize = 16 * 1024 * 1024;
 const INPUTS_MAX: u64 = 4096;
+/// Most parts of a reference: one for each shard that a table comes from.
+const PARTS_MAX: u64 = 65_536;
 
 // ---------------------------------------------------------------------------------------------------------------------------------
 // Header: block 0.
@@ -295,11 +327,12 @@ pub fn replay(file: &[u8], identity: Identity, number: u64) -> Result<Replay, Ba
 // ---------------------------------------------------------------------------------------------------------------------------------
 // Edits. Integers are varints unless said otherwise, byte strings stand behind a varint length, versions are 16 bytes BE.
 //
-//   1 add: table, level u8, run, bytes, entries, first, last, from, vnode first, last, seq first, last, flags u8 (1 shared, 2 linked)
+//   1 add: table, level u8, run, bytes, entries, first, last, from, vnode first, last, seq first, last, flags u8 (1 shared, 2 linked),
+//     count of parts, each: from, vnodes
 //   2 remove: table | 3 from: table, bytes | 4 link: table | 5 released: seq | 6 clock ceiling
 //   7 vnodes: namespace, first, last, incarnation, drop seq, fence, floor, term, lease until | 8 numbers: table, run
 //   9 merge under way: level u8, run, done, count, inputs | 10 merge ended
-//   a table: shard, number
+//   a table: shard, number | vnodes: first of the bitmap, bitmap
 
 fn put_table(out: &mut Vec<u8>, id: TableId) {
     put_varint(out, u64::from(id.shard));
@@ -315,6 +348,11 @@ fn put_record(out: &mut Vec<u8>, record: &TableRecord) {
         .into_iter()
         .for_each(|number| put_varint(out, number));
     out.push(u8::from(record.shared) | u8::from(record.linked) << 1);
+    put_varint(out, record.parts.len() as u64);
+    for part in &record.parts {
+        put_bytes(out, &part.from);
+        part.vnodes.put(out);
+    }
 }
 
 /// Appends an edit.
@@ -398,6 +436,14 @@ fn record_of(reader: &mut Reader<'_>) -> Result<TableRecord, Malformed> {
         return Err(Malformed("impossible table"));
     }
     (record.shared, record.linked) = (flags & 1 != 0, flags & 2 != 0);
+    let count = reader.varint()?;
+    if count > PARTS_MAX {
+        return Err(Malformed("too many parts of a table"));
+    }
+    for _ in 0..count {
+        let from = reader.bytes()?.to_vec();
+        record.parts.push(Part { from, vnodes: VnodeSet::parse(reader)? });
+    }
     Ok(record)
 }
 
@@ -470,6 +516,7 @@ mod tests {
             from: b"m".to_vec(),
             vnodes: (1, 4095),
             seqs: (100, 2000),
+            parts: vec![Part { vnodes: VnodeSet::of([3, 9, 700].into_iter()), from: b"m".to_vec() }, Part::default()],
             shared: true,
             linked: false,
         };
