@@ -1,5 +1,5 @@
 //! The bytes of a manifest: which tables a shard's tree is made of, and the few numbers that must outlive the process.
-//! `docs/format-manifest.md` is this file in prose.
+//! `docs/format.md`, section Manifest, is this file in prose.
 //!
 //! `MANIFEST-<n>` is a log: block 0 is its header, then groups of edits, each in whole blocks and durable before the next is written.
 //! `CURRENT` names the manifest in force. A group that is cut short at the end was never acknowledged: a torn tail. A bad group with

@@ -1,5 +1,5 @@
 //! The bytes of a table, apart from its blocks (`block`), its index (`table_index`) and its filter (`engine::filter`).
-//! `docs/format-table.md` is this file in prose.
+//! `docs/format.md`, section Tables, is this file in prose.
 //!
 //! ```text
 //! header | block … | volatile page … | filter | index | properties | zeros | footer

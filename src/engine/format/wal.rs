@@ -1,4 +1,4 @@
-//! The bytes of the write-ahead log: segments, blocks, groups and records. `docs/format.md`, section WAL, is this file in prose.
+//! The bytes of the write-ahead log: segments, blocks, groups and records. `docs/format.md`, section Write-ahead log, is this file in prose.
 //!
 //! A segment file is a ring's place: block 0 is its header, the rest is written front to back, once a **lap**. A **group** is what one durable
 //! write carries: whole blocks, each with a header of its own that names the group, so that any subset of them may be missing and
@@ -401,14 +401,23 @@ mod tests {
         assert_eq!(hex(&record), expected);
         let mut out = Vec::new();
         let v = Version::put(1, 2);
-        let record = VnodeRecord { floor: v, term: 9, ..Default::default() };
+        let record = VnodeRecord { incarnation: 4, drop_seq: 5, fence: v, floor: Version::put(6, 7), term: 9, lease_until_ms: 10 };
         put_vnodes(&mut out, &VnodesRecord { namespace: 1, first: 2, last: 3, record });
         put_ceiling(&mut out, 77);
-        assert_eq!(out[0], 2);
-        assert_eq!(
-            hex(&out[13..]),
-            format!("{}{}{}{}{}{}", "00".repeat(16), "00".repeat(16), hex(&v.to_bytes()), "09000000", "00".repeat(8), "034d00000000000000")
+        let expected = concat!(
+            "02",
+            "01000000",
+            "02000000",
+            "03000000",
+            "0400000000000000",
+            "0500000000000000",
+            "00000000000000010002000000000000",
+            "00000000000000060007000000000000",
+            "09000000",
+            "0a00000000000000",
+            "034d00000000000000",
         );
+        assert_eq!(hex(&out), expected);
     }
 
     #[test]
