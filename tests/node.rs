@@ -424,7 +424,7 @@ fn namespaces_keep_their_ttl_and_durability_over_a_restart() {
     let folder = Folder::new();
     let node = Node::start(&folder.data(), &[]);
     let mut client = node.client();
-    client.namespace_create("short", Duration::from_millis(300), Durability::Sync).unwrap();
+    client.namespace_create("short", Duration::from_millis(2000), Durability::Sync).unwrap();
     client.namespace_create("fast", Duration::ZERO, Durability::Interval).unwrap();
     client.namespace_create("plain", Duration::from_secs(5), Durability::Interval).unwrap();
     client.namespace_alter("plain", Some(Duration::ZERO), Some(Durability::Sync)).unwrap();
@@ -438,7 +438,7 @@ fn namespaces_keep_their_ttl_and_durability_over_a_restart() {
         ("default", 0, Durability::Sync),
         ("fast", 0, Durability::Interval),
         ("plain", 0, Durability::Sync),
-        ("short", 300, Durability::Sync),
+        ("short", 2000, Durability::Sync),
     ];
     assert!(rows.len() == 4 && expected.iter().all(|row| rows.contains(row)), "{rows:?}");
     let mut fast = node.client_of("fast");
@@ -455,8 +455,8 @@ fn namespaces_keep_their_ttl_and_durability_over_a_restart() {
     let mut short = node.client_of("short");
     short.put(b"k", b"v").unwrap();
     let ttl = short.ttl(b"k").unwrap();
-    assert!(matches!(ttl, TimeToLive::Remaining(left) if left <= Duration::from_millis(300)), "{ttl:?}");
-    std::thread::sleep(Duration::from_millis(310));
+    assert!(matches!(ttl, TimeToLive::Remaining(left) if left <= Duration::from_millis(2000)), "{ttl:?}");
+    std::thread::sleep(Duration::from_millis(2010));
     assert_eq!(short.get(b"k").unwrap(), None);
 }
 
