@@ -102,12 +102,15 @@ fn flip(world: &World, machine: MachineId, path: &str, at: u64, bit: u8) {
     drop(done.expect("no crash").unwrap());
 }
 
+/// Places and cells.
+type Entries = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// All that a node would read: of each shard the state and the records to replay, and the live entries of each table.
 #[derive(PartialEq, Debug)]
 struct All {
     states: Vec<State>,
     logs: Vec<Vec<(u64, Vec<u8>)>>,
-    tables: BTreeMap<String, Vec<(Vec<u8>, Vec<u8>)>>,
+    tables: BTreeMap<String, Entries>,
 }
 
 async fn read_all(io: Io) -> Result<All, EngineError> {

@@ -32,8 +32,9 @@ const FRAME_BYTES: usize = 10;
 const DISK_FULL_RETRY: Duration = Duration::from_millis(200);
 /// Free segments kept ready.
 const SEGMENTS_AHEAD: usize = 1;
-/// The clock ceiling lies this far above what was last stamped, in hybrid clock units (one second).
-pub const CEILING_AHEAD: u64 = 1000 << crate::base::time::HLC_COUNTER_BITS;
+/// The clock ceiling lies this far above what was last stamped, in hybrid clock units (100 ms): an announced
+/// write waits for a group only where none was written so long, and a restart waits at most so long until the wall clock is there.
+pub const CEILING_AHEAD: u64 = 100 << crate::base::time::HLC_COUNTER_BITS;
 
 /// How a log is kept.
 #[derive(Clone, Debug)]

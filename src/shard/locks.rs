@@ -87,7 +87,8 @@ impl KeyLocks {
     }
 }
 
-/// A place in a key's queue. Dropped after its turn came but before it was taken, it hands the turn on; dropped earlier, `pass_on` skips it.
+/// A place in a key's queue. Dropped after its turn came but before it was taken, it hands the turn on; dropped earlier, `pass_on` skips
+/// it.
 struct Claim<'a> {
     locks: &'a KeyLocks,
     hash: u64,
