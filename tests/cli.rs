@@ -1,7 +1,7 @@
 //! The command line as scripts and people rely on it: a real node on a temporary folder, the shell client, exit codes.
 
 use ringkv::config::exit;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -284,23 +284,55 @@ fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
+fn damage(path: &Path, at: u64) {
+    let mut file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.read_exact(&mut byte).unwrap();
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.write_all(&[byte[0] ^ 0x10]).unwrap();
+}
+
 #[test]
-fn verify_passes_a_sound_folder_and_names_the_damaged_file() {
+fn verify_changes_nothing_in_a_sound_folder_and_names_the_damaged_file_and_the_offset() {
     let folder = Folder::new();
     let data = folder.path("data");
-    let node = Node::start(&data, &[]);
+    let node = Node::start(&data, &["--cores", "0"]);
     node.ok(&["put", "key", "value"]);
     assert_eq!(node.terminate(), exit::CLEAN);
-    let sound = finish(&["verify", &data]);
-    assert_eq!(sound.status.code(), Some(exit::CLEAN), "{}", said(&sound));
-    let mut all = Vec::new();
-    files(Path::new(&data), &mut all);
-    let victim = all.iter().max_by_key(|path| std::fs::metadata(path).unwrap().len()).expect("a node leaves files");
-    let mut file = std::fs::OpenOptions::new().write(true).open(victim).unwrap();
-    file.write_all(&[0xA5; 4096]).unwrap();
-    drop(file);
-    let damaged = finish(&["verify", &data]);
-    let text = format!("{}{}", String::from_utf8_lossy(&damaged.stdout), said(&damaged));
-    assert_eq!(damaged.status.code(), Some(exit::DATA_DAMAGED), "{text}");
-    assert!(text.contains(&*victim.file_name().unwrap().to_string_lossy()), "{text} names {victim:?}");
+    let all = || {
+        let mut found = Vec::new();
+        files(Path::new(&data), &mut found);
+        found.retain(|path| path.file_name().is_some_and(|name| name != "lock"));
+        found.sort();
+        found.into_iter().map(|path| (std::fs::read(&path).unwrap(), path)).collect::<Vec<_>>()
+    };
+    let before = all();
+    let verify = || {
+        let output = finish(&["verify", &data]);
+        (output.status.code(), format!("{}{}", String::from_utf8_lossy(&output.stdout), said(&output)))
+    };
+    let (code, text) = verify();
+    assert_eq!(code, Some(exit::CLEAN), "{text}");
+    for line in ["LAYOUT: generation 1, 1 cores", "g1-s0/MANIFEST-1: ", "g1-s0/wal-1.seg: ", "g1-s0: log of "] {
+        assert!(text.lines().any(|said| said.starts_with(line)), "{line}: {text}");
+    }
+    assert!(!text.contains("damaged") && all() == before, "{text}");
+    for (file, at, told) in
+        [("LAYOUT", 33, "LAYOUT at 0: "), ("LAYOUT", 4000, "LAYOUT at 4000: "), ("g1-s0/wal-1.seg", 40, "g1-s0/wal-1.seg at 0: ")]
+    {
+        let path = Path::new(&data).join(file);
+        damage(&path, at);
+        let (code, text) = verify();
+        assert_eq!(code, Some(exit::DATA_DAMAGED), "{text}");
+        let damaged: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("damaged: ")).collect();
+        assert!(damaged.len() == 1 && damaged[0].starts_with(told), "{text}");
+        damage(&path, at);
+    }
+    let path = Path::new(&data).join("g1-s0/CURRENT");
+    std::fs::rename(&path, folder.path("gone")).unwrap();
+    let (code, text) = verify();
+    assert!(code == Some(exit::DATA_DAMAGED) && text.contains("damaged: g1-s0/CURRENT at 0: the file is gone"), "{text}");
+    std::fs::rename(folder.path("gone"), &path).unwrap();
+    assert!(verify().0 == Some(exit::CLEAN) && all() == before);
 }
