@@ -5,15 +5,15 @@
 //! `interval` durability wait for the next group, at most 50 ms. A failed write stops the log for good: what the disk then holds is not
 //! known (Rebello et al., "Can Applications Recover from fsync Failures?", 2020), so nothing is tried again.
 
-use super::format::manifest::Identity;
+use super::format::Identity;
 use super::format::wal::{
     GROUP_HEADER_BYTES, GroupHead, RECORD_BYTES_MAX, WAL_BLOCK_PAYLOAD_BYTES, blocks_of, fill_group, put_framed, set_ceiling, start_payload,
 };
-use super::signal::{Signal, race};
 use super::wal_replay::{Replay, WalReader};
 use super::wal_segments::{Ring, Segment, is_disk_full, prepare};
 use super::{EngineError, Planted, Seq};
 use crate::base::time::Mono;
+use crate::io::signal::{Signal, race};
 use crate::io::{Class, Io};
 use crate::limits::{BLOCK_BYTES, INTERVAL_MS_MAX};
 use std::cell::RefCell;
@@ -196,7 +196,7 @@ impl Wal {
             state.urgent = seq;
         }
         drop(state);
-        self.inner.work.notify();
+        self.inner.work.raise();
         Ok(seq)
     }
 
@@ -247,7 +247,7 @@ impl Wal {
     pub fn release(&self, upto: Seq) {
         let freed = self.inner.state.borrow_mut().ring.release(upto);
         if freed > 0 {
-            self.inner.work.notify();
+            self.inner.work.raise();
         }
     }
 
@@ -285,7 +285,7 @@ impl Wal {
     /// `Stopped` where something never became durable.
     pub async fn close(&self) -> Result<(), EngineError> {
         self.inner.state.borrow_mut().closing = true;
-        self.inner.work.notify();
+        self.inner.work.raise();
         loop {
             let wait = self.inner.progress.wait();
             {
@@ -305,7 +305,7 @@ impl Wal {
 impl Drop for Wal {
     fn drop(&mut self) {
         self.inner.state.borrow_mut().closing = true;
-        self.inner.work.notify();
+        self.inner.work.raise();
     }
 }
 
@@ -444,7 +444,7 @@ impl Inner {
             self.prepare_ahead();
         }
         self.state.borrow_mut().ended = true;
-        self.progress.notify();
+        self.progress.raise();
     }
 
     async fn write(&self, launch: Launch) -> std::io::Result<u64> {
@@ -466,7 +466,7 @@ impl Inner {
             state.stats.written_bytes += bytes;
             state.hook.clone()
         };
-        self.progress.notify();
+        self.progress.raise();
         if let Some(hook) = hook {
             hook(Ok(last));
         }
@@ -480,8 +480,8 @@ impl Inner {
             state.pending_bytes = 0;
             state.hook.clone()
         };
-        self.progress.notify();
-        self.work.notify();
+        self.progress.raise();
+        self.work.raise();
         if let Some(hook) = hook {
             hook(Err(why));
         }
@@ -543,10 +543,10 @@ impl Inner {
                 }
             }
             match self.prepare_one().await {
-                Ok(()) => self.work.notify(),
+                Ok(()) => self.work.raise(),
                 Err(error) if is_disk_full(&error) => {
                     self.state.borrow_mut().disk_full = true;
-                    self.work.notify();
+                    self.work.raise();
                     self.io.sleep(DISK_FULL_RETRY).await;
                 }
                 Err(error) => {
@@ -559,7 +559,7 @@ impl Inner {
         state.preparing = false;
         state.disk_full = state.disk_full && state.ring.free.is_empty();
         drop(state);
-        self.work.notify();
+        self.work.raise();
     }
 
     async fn prepare_one(&self) -> std::io::Result<()> {

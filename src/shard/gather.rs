@@ -1,9 +1,9 @@
 //! A request of many keys over several cores: taken apart, carried out a core at a time, put together.
 
 use super::admit::Kept;
-use super::signal::Signal;
 use super::{Origin, Shard, Ticket};
 use crate::base::record::Version;
+use crate::io::signal::Signal;
 use crate::limits::FRAME_BYTES_MAX;
 use crate::wire::command::{ErrorCode, ErrorReply, Reply, VersionedValue};
 use crate::wire::frame::FrameReader;

@@ -5,17 +5,18 @@
 
 use super::admit::Admit;
 use super::conn::Conn;
+use super::locks::KeyLocks;
 use super::mailbox::{Mail, Mailbox, MailboxEnds};
 use super::namespaces::{Durability, NamespaceTable};
-use super::signal::{KeyLocks, Signal};
 use super::stats::{self, Board, Stats};
 use super::{Shard, perform, session};
 use crate::base::metrics::Report;
 use crate::base::record::core_of;
 use crate::base::time::hlc_ms;
-use crate::engine::format::manifest::Identity;
+use crate::engine::format::Identity;
 use crate::engine::recover::{NodeConfig, NodeStore};
 use crate::engine::{Engine, EngineConfig, EngineError, Planted};
+use crate::io::signal::Signal;
 use crate::io::{Class, Io, SocketAddr};
 use crate::limits::VNODES_DEFAULT;
 use std::cell::{Cell, RefCell};
