@@ -632,3 +632,43 @@ fn a_client_that_sends_and_never_reads_stops_itself_and_loses_nothing() {
     let few = Duration::from_secs(5);
     assert!(becomes(few, || node.metric("ringkv_requests_waiting") <= CONNECTION_REQUESTS_MAX as f64), "nothing is left behind");
 }
+
+#[test]
+fn large_requests_that_have_to_wait_are_paced_and_none_is_lost() {
+    let folder = Folder::new();
+    let (node, cores) = wide(&folder, "large values for another core");
+    let mut other = Wire::new(&node);
+    other.ask(Command::Put(put(b"large", &[1; 1 << 20]))).done();
+    let before = node.rss_bytes();
+    let (count, value) = (150u64, vec![2; 4 << 20]);
+    for core in 0..cores {
+        let mut wire = Wire::on(&node, core);
+        let mut sending = wire.stream.try_clone().unwrap();
+        sending.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
+        wire.stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        // One key: each waits for the lock of the one before, and half of them for another core.
+        let mut frame = Vec::new();
+        wire.add(&mut frame, Command::Put(Put { condition: Condition::IfPresent, write: ANNOUNCE, ..put(b"large", &value) }));
+        let first = wire.next;
+        let sender = std::thread::spawn(move || {
+            for id in first..first + count {
+                frame[8..16].copy_from_slice(&id.to_le_bytes());
+                sending.write_all(&frame).expect("the node reads on as it stores");
+            }
+        });
+        let (mut highest, mut answered) = (0, BTreeSet::new());
+        while answered.len() < count as usize {
+            let (id, said) = wire.next().expect("the connection stays open");
+            highest = highest.max(node.rss_bytes());
+            match said {
+                Said::Announced(_) => {}
+                // The log is smaller than all of it: what does not fit in time is refused.
+                Said::Answer(Answer::Done(_)) | Said::Error(ErrorCode::Overloaded, _) => assert!(answered.insert(id), "twice {id}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        sender.join().unwrap();
+        let grown = highest.saturating_sub(before);
+        assert!(grown < 200 << 20, "600 MiB were sent; it grew by {} MiB", grown >> 20);
+    }
+}

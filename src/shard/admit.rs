@@ -1,13 +1,17 @@
 //! What a core takes on at a time. Refusing early costs little and keeps what was taken on within its deadline.
 
+use super::conn::Conn;
 use crate::io::signal::Signal;
 use crate::limits::{CORE_READS_MAX, CORE_REQUESTS_MAX};
 use std::cell::Cell;
 use std::rc::Rc;
 
+/// Requests up to this size are taken in whatever else is kept.
+const REQUEST_BYTES_FREE: usize = 4096;
+
 /// The budgets of one core.
 pub struct Admit {
-    /// Bytes of large values and forwarded requests in memory, bounded by `bytes_max`.
+    /// Bytes of values that are being read, bounded by `bytes_max`.
     bytes: Cell<usize>,
     bytes_max: usize,
     /// Requests that wait for something: a disk, a lock, another core, the log.
@@ -15,19 +19,44 @@ pub struct Admit {
     /// Disk reads under way.
     reads: Cell<usize>,
     freed: Signal,
+    /// Bytes of requests that are kept while they wait, for all connections of the core; bounded by `kept_max`.
+    kept: Cell<usize>,
+    kept_max: usize,
+    kept_freed: Signal,
 }
 
 /// A part of a budget, given back when dropped.
 pub struct Permit {
     admit: Rc<Admit>,
     bytes: usize,
-    read: bool,
 }
 
 impl Admit {
-    pub fn new(bytes_max: usize) -> Rc<Admit> {
+    /// `bytes_max` for what is read, `kept_max` for requests that wait.
+    pub fn new(bytes_max: usize, kept_max: usize) -> Rc<Admit> {
         let zero = || Cell::new(0);
-        Rc::new(Admit { bytes: zero(), bytes_max, waiting: zero(), reads: zero(), freed: Signal::default() })
+        let (freed, kept_freed) = (Signal::default(), Signal::default());
+        Rc::new(Admit { bytes: zero(), bytes_max, waiting: zero(), reads: zero(), freed, kept: zero(), kept_max, kept_freed })
+    }
+
+    /// A request of `bytes` may be taken in. Small ones always may: their number is bounded.
+    pub fn may_keep(&self, bytes: usize) -> bool {
+        bytes <= REQUEST_BYTES_FREE || self.kept.get() == 0 || self.kept.get() + bytes <= self.kept_max
+    }
+
+    /// Waits until it may. One that is larger than the whole budget waits until it is alone.
+    pub async fn room_to_keep(&self, bytes: usize) {
+        self.kept_freed.until(|| self.may_keep(bytes)).await;
+        self.kept_freed.raise_first();
+    }
+
+    fn keep(&self, bytes: usize) {
+        self.kept.set(self.kept.get() + bytes);
+    }
+
+    fn let_go(&self, bytes: usize) {
+        self.kept.set(self.kept.get() - bytes);
+        self.kept_freed.raise_first();
     }
 
     /// One more request that will wait; false: the core has taken on what it can.
@@ -56,15 +85,7 @@ impl Admit {
         self.reads.set(self.reads.get() + 1);
         self.bytes.set(self.bytes.get() + bytes);
         self.freed.raise_first();
-        Permit { admit: self.clone(), bytes, read: true }
-    }
-
-    /// Takes `bytes` at once or not at all.
-    pub fn try_bytes(self: &Rc<Admit>, bytes: usize) -> Option<Permit> {
-        (self.bytes.get() + bytes <= self.bytes_max).then(|| {
-            self.bytes.set(self.bytes.get() + bytes);
-            Permit { admit: self.clone(), bytes, read: false }
-        })
+        Permit { admit: self.clone(), bytes }
     }
 
     /// Bytes taken now.
@@ -73,12 +94,32 @@ impl Admit {
     }
 }
 
+/// A request's bytes, kept on behalf of a connection while it waits; given back when dropped.
+pub struct Kept {
+    admit: Rc<Admit>,
+    conn: Rc<Conn>,
+    bytes: usize,
+}
+
+impl Kept {
+    pub fn new(admit: &Rc<Admit>, conn: &Rc<Conn>, bytes: usize) -> Kept {
+        admit.keep(bytes);
+        conn.keep(bytes);
+        Kept { admit: admit.clone(), conn: conn.clone(), bytes }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.admit.let_go(self.bytes);
+        self.conn.let_go(self.bytes);
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         self.admit.bytes.set(self.admit.bytes.get() - self.bytes);
-        if self.read {
-            self.admit.reads.set(self.admit.reads.get() - 1);
-        }
+        self.admit.reads.set(self.admit.reads.get() - 1);
         self.admit.freed.raise_first();
     }
 }
@@ -86,20 +127,34 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::CONNECTION_BYTES_MAX;
     use std::future::Future;
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
 
     #[test]
     fn bytes_and_reads_are_bounded_and_come_back() {
-        let admit = Admit::new(100);
+        let admit = Admit::new(100, 100);
         let context = &mut Context::from_waker(Waker::noop());
         let Poll::Ready(first) = pin!(admit.read(80)).poll(context) else { panic!("fits") };
         let mut second = pin!(admit.read(500));
         assert!(second.as_mut().poll(context).is_pending());
-        assert!(admit.try_bytes(30).is_none() && admit.try_bytes(20).is_some());
         drop(first);
         assert!(second.as_mut().poll(context).is_ready());
         assert_eq!(admit.bytes(), 0);
+    }
+
+    #[test]
+    fn kept_requests_are_bounded_and_one_larger_than_all_comes_in_alone() {
+        let (admit, conn) = (Admit::new(100, 50_000), Rc::new(Conn::default()));
+        let first = Kept::new(&admit, &conn, 40_000);
+        assert!(admit.may_keep(10_000) && !admit.may_keep(10_001) && admit.may_keep(REQUEST_BYTES_FREE));
+        let context = &mut Context::from_waker(Waker::noop());
+        let mut large = pin!(admit.room_to_keep(1_000_000));
+        assert!(large.as_mut().poll(context).is_pending());
+        drop(first);
+        assert!(large.as_mut().poll(context).is_ready());
+        let _alone = Kept::new(&admit, &conn, CONNECTION_BYTES_MAX);
+        assert!(!conn.has_room() && !admit.may_keep(10_000));
     }
 }

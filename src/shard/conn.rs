@@ -4,7 +4,7 @@
 //! client does not read is not read from: the reader waits in `room` while too much is on its way.
 
 use crate::io::signal::Signal;
-use crate::limits::{CONNECTION_OUT_BYTES_MAX, CONNECTION_REQUESTS_MAX};
+use crate::limits::{CONNECTION_BYTES_MAX, CONNECTION_OUT_BYTES_MAX, CONNECTION_REQUESTS_MAX, FRAME_BYTES_MAX};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -17,6 +17,8 @@ pub struct Conn {
     sending: Cell<usize>,
     /// Requests taken in and not answered.
     pending: Cell<usize>,
+    /// Bytes of its requests that are kept while they wait.
+    kept: Cell<usize>,
     /// Bytes of answers that are being made.
     promised: Cell<usize>,
     /// Room for an answer was given back.
@@ -38,7 +40,9 @@ impl Conn {
 
     /// Another request may be taken in.
     pub fn has_room(&self) -> bool {
-        self.out_bytes() < CONNECTION_OUT_BYTES_MAX && self.pending.get() < CONNECTION_REQUESTS_MAX
+        self.out_bytes() < CONNECTION_OUT_BYTES_MAX
+            && self.pending.get() < CONNECTION_REQUESTS_MAX
+            && self.kept.get() + FRAME_BYTES_MAX <= CONNECTION_BYTES_MAX
     }
 
     /// Waits until another request may be taken in, or the connection ended.
@@ -60,6 +64,16 @@ impl Conn {
         }
         self.promised.set(self.promised.get() + bytes);
         Some(Promise { conn: self.clone(), bytes })
+    }
+
+    /// Bytes of a request are kept while it waits (`admit::Kept`).
+    pub fn keep(&self, bytes: usize) {
+        self.kept.set(self.kept.get() + bytes);
+    }
+
+    pub fn let_go(&self, bytes: usize) {
+        self.kept.set(self.kept.get() - bytes);
+        self.drained.raise();
     }
 
     pub fn begin_request(&self) {

@@ -1,5 +1,6 @@
 //! A request of many keys over several cores: taken apart, carried out a core at a time, put together.
 
+use super::admit::Kept;
 use super::{Origin, Shard, Ticket};
 use crate::base::record::Version;
 use crate::io::signal::Signal;
@@ -29,13 +30,15 @@ pub struct Gather {
     left: Cell<usize>,
     whole: Whole,
     failed: RefCell<Option<(ErrorCode, String, Option<Version>)>>,
+    /// The parts' bytes, counted until all are answered.
+    _kept: Option<Kept>,
 }
 
 impl Gather {
     /// `parts` answers make the answer to `ticket`.
-    pub fn new(ticket: Ticket, parts: usize, whole: Whole) -> Gather {
+    pub fn new(ticket: Ticket, parts: usize, whole: Whole, kept: Option<Kept>) -> Gather {
         assert!(parts > 0 && !matches!(ticket.origin, Origin::Part(_)), "a part is not taken apart again");
-        Gather { ticket, left: Cell::new(parts), whole, failed: RefCell::new(None) }
+        Gather { ticket, left: Cell::new(parts), whole, failed: RefCell::new(None), _kept: kept }
     }
 
     /// One part's answer, in one frame or several.
@@ -69,7 +72,7 @@ impl Gather {
                 *taken += found.len();
             }
             (Whole::Put { stored, .. }, Reply::Done { .. }) => stored.set(true),
-            (Whole::Awaited(_), Reply::Done { .. }) => {}
+            (Whole::Awaited(_), Reply::Done { .. } | Reply::Pong) => {}
             _ => self.fail(ErrorCode::Failed, "a part answered with another kind", None),
         }
     }

@@ -11,6 +11,8 @@ use crate::limits::{FORWARDS_MAX, MAILBOX_MAX};
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
+use super::Ticket;
+use super::admit::Kept;
 use super::namespaces::NamespaceTable;
 
 /// Places that no connection takes, beside those of forwards and their answers.
@@ -44,8 +46,14 @@ pub struct MailboxEnds {
 pub struct Mailbox {
     io: Io,
     peers: Vec<Option<Peer>>,
-    forwards: RefCell<Vec<Option<super::Ticket>>>,
+    forwards: RefCell<Vec<Option<Forward>>>,
     free: RefCell<Vec<u32>>,
+}
+
+/// A request at another core: whom its answer is for, and its bytes as they count here.
+struct Forward {
+    ticket: Ticket,
+    _kept: Option<Kept>,
 }
 
 struct Peer {
@@ -110,7 +118,7 @@ impl Mailbox {
     }
 
     /// Sends a request on, or gives the ticket back where too many are on their way to that core.
-    pub fn forward(&self, core: usize, ticket: super::Ticket, kind: u16, body: Vec<u8>) -> Result<(), super::Ticket> {
+    pub fn forward(&self, core: usize, ticket: Ticket, kept: Option<Kept>, kind: u16, body: Vec<u8>) -> Result<(), Ticket> {
         let id = ticket.id;
         let peer = self.peers[core].as_ref().expect("a core does not forward to itself");
         if peer.outstanding.get() >= FORWARDS_MAX {
@@ -122,23 +130,23 @@ impl Mailbox {
             forwards.push(None);
             forwards.len() as u32 - 1
         });
-        forwards[slot as usize] = Some(ticket);
+        forwards[slot as usize] = Some(Forward { ticket, _kept: kept });
         drop(forwards);
         self.send(core, Mail::Request { ticket: slot, kind, id, body });
         Ok(())
     }
 
     /// Whom an answer from `core` is for; the last answer ends the forward.
-    pub fn claim(&self, core: usize, slot: u32, last: bool) -> super::Ticket {
+    pub fn claim(&self, core: usize, slot: u32, last: bool) -> Ticket {
         let mut forwards = self.forwards.borrow_mut();
         let entry = &mut forwards[slot as usize];
         if !last {
-            return entry.as_ref().expect("an answer to a forward under way").clone();
+            return entry.as_ref().expect("an answer to a forward under way").ticket.clone();
         }
         let peer = self.peers[core].as_ref().expect("an answer from another core");
         peer.outstanding.set(peer.outstanding.get() - 1);
         self.free.borrow_mut().push(slot);
-        entry.take().expect("an answer to a forward under way")
+        entry.take().expect("an answer to a forward under way").ticket
     }
 
     /// Wakes the cores that were written to since the last time.

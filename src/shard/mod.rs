@@ -27,7 +27,7 @@ use crate::io::signal::Signal;
 use crate::limits::{DEADLINE_MS_DEFAULT, DEADLINE_MS_MAX, INTERVAL_MS_MAX};
 use crate::wire::command::{Durability, ErrorCode, ErrorReply, Reply};
 use crate::wire::native::encode_reply;
-use admit::Admit;
+use admit::{Admit, Kept};
 use commits::{Commits, Held};
 use conn::Conn;
 use gather::Gather;
@@ -130,6 +130,14 @@ impl Shard {
             self.mailbox.send(core, Mail::Namespaces(table.clone()));
         }
         self.set_namespaces(table);
+    }
+
+    /// Counts the bytes of a request that will wait against its connection; what another core or a whole stands for is counted there.
+    pub fn keep(&self, ticket: &Ticket, bytes: usize) -> Option<Kept> {
+        match &ticket.origin {
+            Origin::Connection(conn) => Some(Kept::new(&self.admit, conn, bytes)),
+            Origin::Core { .. } | Origin::Part(_) | Origin::Nobody => None,
+        }
     }
 
     /// A request that another core sent on.

@@ -37,7 +37,9 @@ pub fn spawn(shard: &Rc<Shard>, ticket: Ticket, kind: u16, body: Vec<u8>, deadli
     }
     let shard = shard.clone();
     let io = shard.io.clone();
+    let kept = shard.keep(&ticket, body.len());
     drop(io.spawn(Class::Foreground, async move {
+        let _kept = kept;
         let request = decode_request(kind, &body).expect("decoded once before");
         let task = Task { shard: &shard, ticket: &ticket, request: &request, deadline };
         task.run().await;
@@ -339,6 +341,11 @@ impl Task<'_> {
         };
         store_namespaces(shard, &table).await?;
         shard.publish_namespaces(Arc::new(table));
+        // Mail is read in order: who answers a ping knows the table.
+        let ping = Request { command: Command::Ping, ..self.request.clone() };
+        while let Err((ErrorCode::Overloaded, _)) = shard.ask_all(self.ticket, &ping).wait().await {
+            shard.io.sleep(ROOM_EVERY).await;
+        }
         let table = shard.namespaces();
         let row = table.by_name(name).expect("just stored");
         shard.answer(self.ticket, &Reply::Namespaces(vec![execute::wire_namespace(row)].into()));

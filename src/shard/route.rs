@@ -77,7 +77,8 @@ impl Shard {
 
     fn pass_on(self: &Rc<Shard>, owner: u16, ticket: Ticket, kind: u16, body: &[u8]) {
         self.stats.forwarded();
-        if let Err(ticket) = self.mailbox.forward(usize::from(owner), ticket, kind, body.to_vec()) {
+        let kept = self.keep(&ticket, body.len());
+        if let Err(ticket) = self.mailbox.forward(usize::from(owner), ticket, kept, kind, body.to_vec()) {
             self.fail(&ticket, ErrorCode::Overloaded, "too many requests are on their way to the owning core");
         }
     }
@@ -104,7 +105,7 @@ impl Shard {
     /// Every core does its part of a request about the whole node; `Gather::wait` says when all have.
     pub fn ask_all(self: &Rc<Shard>, ticket: &Ticket, request: &Request<'_>) -> Rc<Gather> {
         assert!(self.core() == 0, "what the node has one of is core 0's");
-        let gather = Rc::new(Gather::new(ticket.clone(), usize::from(self.node.cores), Whole::Awaited(Signal::default())));
+        let gather = Rc::new(Gather::new(ticket.clone(), usize::from(self.node.cores), Whole::Awaited(Signal::default()), None));
         for core in 0..self.node.cores {
             self.run_part(core, &gather, usize::from(core), request);
         }
@@ -144,8 +145,9 @@ impl Shard {
     fn split_gets(self: &Rc<Shard>, ticket: Ticket, request: &Request<'_>, keys: &[&[u8]], owners: &[u16], places: Vec<Vec<u32>>) {
         let parts: Vec<Vec<&[u8]>> = places.iter().map(|part| part.iter().map(|&place| keys[place as usize]).collect()).collect();
         let values = RefCell::new(vec![None; keys.len()]);
-        let gather =
-            Rc::new(Gather::new(ticket, owners.len(), Whole::Values { taken: RefCell::new(vec![0; places.len()]), places, values }));
+        let kept = self.keep(&ticket, keys.iter().map(|key| key.len()).sum());
+        let whole = Whole::Values { taken: RefCell::new(vec![0; places.len()]), places, values };
+        let gather = Rc::new(Gather::new(ticket, owners.len(), whole, kept));
         for (part, (&core, keys)) in owners.iter().zip(parts).enumerate() {
             self.run_part(core, &gather, part, &Request { command: Command::MultiGet { keys: keys.into() }, ..*request });
         }
@@ -156,8 +158,9 @@ impl Shard {
         if !self.admit.begin() {
             return self.fail(&ticket, ErrorCode::Overloaded, "too many requests wait");
         }
-        let shard = self.clone();
+        let (shard, kept) = (self.clone(), self.keep(&ticket, body.len()));
         drop(self.io.spawn(Class::Foreground, async move {
+            let _kept = kept;
             let request = decode_request(kind, &body).expect("decoded once before");
             let Command::MultiPut(put) = &request.command else { unreachable!("only these are announced here") };
             let ours = put.write.version.is_none().then(|| shard.engine.stamp(shard.io.wall_ms()));
@@ -191,7 +194,8 @@ impl Shard {
         let write = WriteOptions { version: Some(version), announce: false };
         let parts = places.iter().map(|part| part.iter().map(|&place| put.items[place as usize]).collect::<Vec<PutItem<'_>>>());
         let parts: Vec<_> = parts.map(|items| Command::MultiPut(MultiPut { items: items.into(), write })).collect();
-        let gather = Rc::new(Gather::new(ticket, owners.len(), Whole::Put { version, stored: Cell::new(false) }));
+        let kept = self.keep(&ticket, put.items.iter().map(|item| item.key.len() + item.value.len()).sum());
+        let gather = Rc::new(Gather::new(ticket, owners.len(), Whole::Put { version, stored: Cell::new(false) }, kept));
         for (part, (&core, command)) in owners.iter().zip(parts).enumerate() {
             self.run_part(core, &gather, part, &Request { command, ..*request });
         }

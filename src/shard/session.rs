@@ -222,9 +222,10 @@ async fn take_in(shard: &Rc<Shard>, conn: &Rc<Conn>, reader: &mut FrameReader, c
                 return false;
             }
         };
-        if !conn.has_room() {
+        if !conn.has_room() || !shard.admit.may_keep(frame.body.len()) {
             shard.settle();
             conn.room().await;
+            shard.admit.room_to_keep(frame.body.len()).await;
         }
         if conn.closed.get() {
             return false;

@@ -245,7 +245,7 @@ fn assemble(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>, engine: Engine, la
         io: io.clone(),
         mailbox: mailbox.clone(),
         locks: KeyLocks::new(io.random_u64()),
-        admit: Admit::new(plan.memory_bytes / 4),
+        admit: Admit::new(plan.memory_bytes / 4, plan.memory_bytes / 8),
         stats: Stats::default(),
         node: Rc::new(NodeInfo::new(plan, layout)),
         core: io.core() as u16,
