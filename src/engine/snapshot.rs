@@ -26,7 +26,11 @@ impl Tables {
         state.merge = None;
         state.tables.values_mut().for_each(|record| record.linked = false);
         for table in tree.tables() {
-            self.io.link(&table.file.path, &tables_dir.join(table.record.id.file_name())).await?;
+            match self.io.link(&table.file.path, &tables_dir.join(table.record.id.file_name())).await {
+                // Another shard that refers to the same file was first.
+                Err(error) if table.record.shared && error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                other => other?,
+            }
         }
         self.io.sync_dir(tables_dir).await?;
         write_new(&self.io, manifest_dir, self.manifest.identity(), &state).await?;

@@ -157,7 +157,10 @@ impl Engine {
 fn ceiling(tables: &Tables, replayed: &Replayed, log: u64) -> u64 {
     let tree = tables.tree();
     let in_tables = tree.tables().map(|table| table.table.info().versions.1.hlc()).max().unwrap_or(0);
-    log.max(in_tables).max(replayed.newest.hlc()).max(tables.manifest().state().clock_ceiling)
+    let state = tables.manifest().state();
+    // Above every floor too: a stamp below one would be refused.
+    let floors = state.vnodes.iter().map(|(.., record)| record.floor.hlc()).max().unwrap_or(0);
+    log.max(in_tables).max(replayed.newest.hlc()).max(state.clock_ceiling).max(floors)
 }
 
 fn assemble(io: &Io, store: &Arc<NodeStore>, config: EngineConfig, wal: Wal, tables: Tables, replayed: Replayed, ceiling: u64) -> Core {

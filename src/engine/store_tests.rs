@@ -84,6 +84,16 @@ impl Node {
         &self.engines[self.shard(key)]
     }
 
+    /// From here on merges forget what is dead on a core: what comes back after that is seen.
+    async fn forget(&self, io: &Io, core: u16) -> Result<(), EngineError> {
+        let engine = &self.engines[usize::from(core)];
+        let floor = engine.stamp(io.wall_ms());
+        for vnode in (0..VNODES).filter(|&vnode| core_of(vnode, self.engines.len() as u16) == core) {
+            engine.set_floor(1, vnode, floor).await?;
+        }
+        Ok(())
+    }
+
     fn shard(&self, key: &[u8]) -> usize {
         usize::from(core_of(vnode_of(token_of(key), VNODES), self.engines.len() as u16))
     }
@@ -268,7 +278,11 @@ async fn live(io: Io, model: Rc<Model>, mut prng: Prng, cores: u16, ops: u32, pl
             16 => io.sleep(Duration::from_millis(prng.below(40))).await,
             17 if prng.one_in(4) => model.check_scan(&io, &node).await?,
             18 if prng.one_in(4) => node.engines[prng.below(u64::from(cores)) as usize].flush().await?,
-            19 if prng.one_in(6) => node.engines[prng.below(u64::from(cores)) as usize].compact_all().await?,
+            19 if prng.one_in(6) => {
+                let core = prng.below(u64::from(cores)) as u16;
+                node.forget(&io, core).await?;
+                node.engines[usize::from(core)].compact_all().await?;
+            }
             _ => {
                 let engine = &node.engines[prng.below(u64::from(cores)) as usize];
                 engine.wait_durable(engine.core.wal.last()).await?;
@@ -342,6 +356,16 @@ fn another_core_count_keeps_everything_and_a_crash_while_it_moves_too() {
     for seed in seeds() {
         let plan = random_lives(&mut Prng::new(seed), 6, 3);
         lives(500 + seed, &plan, None).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+    }
+}
+
+#[test]
+fn many_other_core_counts_one_after_another_keep_everything_and_bring_nothing_back() {
+    for seed in 0..30 {
+        let mut plan = random_lives(&mut Prng::new(7000 + seed), 12, 5);
+        // Many lives end in peace, so that tables come far.
+        plan.iter_mut().filter(|life| life.crash_op % 3 == 0).for_each(|life| life.crash_op = u64::MAX / 2);
+        lives(7000 + seed, &plan, None).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
     }
 }
 

@@ -194,6 +194,7 @@ async fn raise_floors(core: &Core, floor: Version) -> Result<(), EngineError> {
     }
     // Set before it is durable: what is refused a moment too early was not promised to anybody.
     core.has_floors.set(true);
+    core.clock.borrow_mut().observe(floor.hlc());
     core.tables.manifest().commit(edits, |_| ()).await
 }
 
@@ -207,6 +208,7 @@ impl Engine {
         let old = core.tables.manifest().state().vnodes.get(namespace, vnode);
         let record = VnodeRecord { floor: old.floor.max(floor), fence: old.fence.max(floor), ..old };
         core.has_floors.set(true);
+        core.clock.borrow_mut().observe(floor.hlc());
         core.tables.manifest().commit(vec![Edit::Vnodes { namespace, first: vnode, last: vnode, record }], |_| ()).await
     }
 
