@@ -10,11 +10,11 @@
 //! | [`client`] | the native client: a core without I/O and a blocking face | base, limits, wire |
 //! | [`cluster`] | decisions about the ring: pure | base, limits, wire |
 //! | [`io`] | the seam to the world: operations, executor, the io_uring driver, the simulated one | base, limits |
-//! | [`engine`] | the storage engine of a core: WAL, memtable, tables, compaction, recovery; `format` has every byte on disk | base, limits, io |
+//! | [`engine`] | a core's storage: WAL, memtable, tables, compaction, recovery; `format`: every byte on disk | base, limits, io |
 //! | [`shard`] | where wire and engine meet: sessions, execution, cross-core mail | all of the above |
 //! | [`control`] | the control core on glommio: the admin port | base, limits, wire, cluster |
 //! | [`sim`] | whole nodes in one thread from a seed, under a checker | everything |
-//! | [`node`], [`shell`], [`config`], [`verify`] | the process: threads, the shell client, flags, `ringkv verify` | |
+//! | [`node`], [`shell`], [`config`], [`verify`] | the process: threads, the shell client, flags, `ringkv verify` | what they start |
 //!
 //! `tests/style.rs` holds the arrows.
 //!
@@ -23,15 +23,15 @@
 //! 1. The client hashes the key to a token, the token to a vnode, the vnode to a core, and writes a frame on that core's connection.
 //! 2. `io::uring` receives it into a ring buffer; `shard::session::read` cuts the chunk into frames where they lie.
 //! 3. `shard::route` checks it and sees that the key is this core's own (else the frame goes through `shard::mailbox` to the owner).
-//! 4. `shard::execute` peeks into memory: memtables and cache, by the tables' version bounds. A hit is encoded straight into the connection's
-//!    outgoing bytes, with no await; `shard::conn`'s writer sends all of a turn's answers with one operation.
+//! 4. `shard::execute` peeks into memory: memtables and cache, by the tables' version bounds. A hit is encoded straight into the
+//!    connection's outgoing bytes, with no await; `shard::conn`'s writer sends all of a turn's answers with one operation.
 //! 5. Not in memory: `shard::perform` makes a task, which reads one block of one table (`engine::table`) and answers.
 //! 6. What was seen but is not yet on disk waits in `shard::commits` until it is: nobody is shown what a power loss could take back.
 //!
 //! # The life of a PUT
 //!
-//! 1. to 3. as above. 4. `shard::execute` stamps a version (`base::time::HybridClock`), and `engine` appends one record to the WAL's buffer and
-//!    puts the cell into the memtable: no read comes first.
+//! 1. to 3. as above. 4. `shard::execute` stamps a version (`base::time::HybridClock`), and `engine` appends one record to the WAL's
+//!    buffer and puts the cell into the memtable: no read comes first.
 //! 5. The WAL writes one group at a time, durable when the write completes; all that arrived meanwhile is the next group.
 //! 6. When the group is down, `shard::commits` answers every write that it carried in one pass.
 //! 7. Later a full memtable becomes a table, and compaction merges tables, in the background and in slices.

@@ -33,11 +33,13 @@ enum News {
 struct Failure {
     text: String,
     code: i32,
+    /// Another core's failure is the cause.
+    follows: bool,
 }
 
 impl Failure {
     fn new(code: i32, text: impl Into<String>) -> Failure {
-        Failure { text: text.into(), code }
+        Failure { text: text.into(), code, follows: false }
     }
 }
 
@@ -46,13 +48,14 @@ impl From<StartFailure> for Failure {
         let code = match &failure {
             StartFailure::Listen(..) => exit::ADDRESS_IN_USE,
             StartFailure::Engine(EngineError::Corrupt { .. } | EngineError::Unsupported { .. }) => exit::DATA_DAMAGED,
+            StartFailure::Contradiction(_) => exit::CONFIG,
             StartFailure::Engine(_) | StartFailure::Other(_) => exit::FAILED,
         };
         let text = match &failure {
             StartFailure::Listen(address, error) => format!("cannot listen on {address} ({error}); --port moves it"),
             other => other.to_string(),
         };
-        Failure { text, code }
+        Failure { text, code, follows: matches!(failure, StartFailure::Other(_)) }
     }
 }
 
@@ -178,8 +181,8 @@ fn watch(
     let mut ended = 0;
     let mut stopping = false;
     let mut stop = |why: Option<Failure>, failure: &mut Option<Failure>| {
-        // The first reason is the cause; the others follow from it.
-        if failure.is_none() {
+        // The first reason is the cause, but a core that only heard of it may be the first to say so.
+        if failure.as_ref().is_none_or(|known| known.follows) && why.is_some() {
             *failure = why;
         }
         if !std::mem::replace(&mut stopping, true) {

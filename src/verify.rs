@@ -33,12 +33,17 @@ pub fn run(dir: &Path, say: &dyn Fn(&str)) -> i32 {
     match report {
         Err(error) => {
             say(&format!("{}: {error}", dir.display()));
-            exit::DATA_DAMAGED
+            exit::FAILED
         }
         Ok(report) => {
             report.lines.iter().for_each(|line| say(line));
             report.damage.iter().for_each(|line| say(&format!("damaged: {line}")));
-            if report.damage.is_empty() { exit::CLEAN } else { exit::DATA_DAMAGED }
+            report.unread.iter().for_each(|line| say(&format!("not read: {line}")));
+            match (report.damage.is_empty(), report.unread.is_empty()) {
+                (true, true) => exit::CLEAN,
+                (true, false) => exit::FAILED,
+                (false, _) => exit::DATA_DAMAGED,
+            }
         }
     }
 }

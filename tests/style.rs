@@ -23,6 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("control", &["base", "limits", "wire", "cluster", "io"]),
     ("config", &["base", "limits", "wire", "io"]),
     ("shell", &["base", "limits", "wire", "client", "config"]),
+    ("verify", &["base", "io", "engine", "config"]),
     ("node", &["base", "limits", "wire", "io", "cluster", "engine", "shard", "control", "config"]),
     ("sim", &["base", "limits", "wire", "io", "cluster", "engine", "shard", "control", "config", "node", "client"]),
 ];

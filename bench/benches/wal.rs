@@ -2,7 +2,7 @@
 
 use bench::Suite;
 use ringkv::base::record::{Cell, Kind, NAMESPACE_DEFAULT, Version, token_of};
-use ringkv::engine::format::manifest::Identity;
+use ringkv::engine::format::Identity;
 use ringkv::engine::format::put_place;
 use ringkv::engine::format::wal::{
     GroupHead, Record, SegmentSeed, block_payload, blocks_of, fill_group, parse_block, parse_payload, parse_record, put_batch_cell,

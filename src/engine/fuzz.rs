@@ -1,6 +1,12 @@
-//! What a fuzzer calls: bytes that nobody of ours wrote must give an error, never a panic. Plain functions, also run in tests.
+//! What a fuzzer calls: bytes that nobody of ours wrote must give an error, never a panic, never a loop. Plain functions: `fuzz/` wraps
+//! them for cargo-fuzz, `tests/fuzz_budget.rs` runs them in every check.
 
-use super::format::manifest::Identity;
+mod table;
+
+pub use super::format::manifest::fuzz as manifest;
+pub use table::{block as table_block, table};
+
+use super::format::Identity;
 use super::format::wal::{Record, SegmentSeed, check_segment_header, parse_block, parse_payload, parse_record};
 
 /// A block of the log, its segment's header, and the payload of a group.

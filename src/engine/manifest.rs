@@ -5,9 +5,9 @@
 //! that would free room. When it is full, the state is written into a new file and `CURRENT` is switched to it by a rename.
 
 use super::EngineError;
+use super::format::Identity;
 use super::format::manifest::{
-    Bad, Edit, GROUP_BYTES_MAX, Identity, MergeRecord, Replay, TableId, TableRecord, VnodeRecord, group_blocks, header_block, put_edit,
-    replay,
+    Bad, Edit, GROUP_BYTES_MAX, MergeRecord, Replay, TableId, TableRecord, VnodeRecord, group_blocks, header_block, put_edit, replay,
 };
 use crate::base::codec::Malformed;
 use crate::base::record::NamespaceId;

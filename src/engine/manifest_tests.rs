@@ -1,7 +1,8 @@
 //! The manifest on the simulated disk: a crash at every operation, rot, a full disk.
 
 use super::EngineError;
-use super::format::manifest::{Edit, Identity, TableId, TableRecord};
+use super::format::Identity;
+use super::format::manifest::{Edit, TableId, TableRecord};
 use super::manifest::{Manifest, State, exists, load};
 use crate::io::sim::{CrashSite, Faults, MachineId, World};
 use crate::io::wakers::Wakers;

@@ -9,7 +9,6 @@ pub mod figures;
 pub mod filter;
 pub mod format;
 pub mod fuzz;
-pub mod fuzz_table;
 pub mod levels;
 pub mod manifest;
 #[cfg(test)]
@@ -18,7 +17,6 @@ pub mod memtable;
 pub mod merge;
 pub mod pick;
 pub mod recover;
-pub mod signal;
 pub mod snapshot;
 pub mod store;
 mod store_open;
@@ -37,6 +35,8 @@ pub mod tables;
 mod tables_tests;
 pub mod verify;
 pub mod verify_folder;
+#[cfg(test)]
+mod verify_folder_tests;
 pub mod vnode_set;
 pub mod wal;
 mod wal_plan;

@@ -12,8 +12,9 @@
 //! generation in force and the half-built one is removed at the next start.
 
 use super::EngineError;
+use super::format::Identity;
 use super::format::layout::{BadLayout, Layout, layout_block, parse_layout};
-use super::format::manifest::{Identity, Level, Part, TableId, TableRecord};
+use super::format::manifest::{Level, Part, TableId, TableRecord};
 use super::levels::TableFile;
 use super::manifest::{self, State, read_file};
 use super::vnode_set::VnodeSet;
@@ -26,9 +27,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-const LAYOUT: &str = "LAYOUT";
+pub(super) const LAYOUT: &str = "LAYOUT";
 const LAYOUT_NEW: &str = "LAYOUT.new";
-const TABLES: &str = "tables";
+pub(super) const TABLES: &str = "tables";
 
 /// Which core owns a vnode: (vnode, cores) → core. The cluster's rule, handed in.
 pub type CoreOf = fn(u32, u16) -> u16;
@@ -173,7 +174,7 @@ impl NodeStore {
 
     /// The name of a shard's folder.
     pub(super) fn shard_name(&self, core: u16) -> String {
-        format!("g{}-s{core}", self.layout.generation)
+        shard_name(self.layout.generation, core)
     }
 
     /// Completes a snapshot that every shard has put into `to`: from here on a node can be started on it.
@@ -294,8 +295,13 @@ fn number_runs(tables: &mut BTreeMap<TableId, TableRecord>) {
     tables.values_mut().for_each(|table| table.run = numbers[&key(table)]);
 }
 
+/// The name of a shard's folder in a generation.
+pub(super) fn shard_name(generation: u64, core: u16) -> String {
+    format!("g{generation}-s{core}")
+}
+
 fn shard_dir(data: &Path, generation: u64, core: u16) -> PathBuf {
-    data.join(format!("g{generation}-s{core}"))
+    data.join(shard_name(generation, core))
 }
 
 async fn read_layout(io: &Io, data: &Path) -> Result<Layout, EngineError> {

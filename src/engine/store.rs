@@ -11,13 +11,13 @@ use super::expire::Lags;
 use super::memtable::{self, Memtable, MemtableConfig};
 use super::pick::Policy;
 use super::recover::NodeStore;
-use super::signal::Signal;
 use super::tables::Tables;
 use super::wal::{CEILING_AHEAD, DurableHook, Wal, WalStats};
 use super::{EngineError, Planted, Seq};
 use crate::base::record::{NamespaceId, Version, vnode_of};
 use crate::base::time::{HybridClock, WallMs};
 use crate::io::Io;
+use crate::io::signal::Signal;
 use crate::limits::{BLOCK_BYTES, TABLE_BYTES_MAX, WAL_SEGMENT_BYTES};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
@@ -164,7 +164,7 @@ impl Core {
         let table = Rc::new(std::mem::replace(&mut mems.active, next));
         mems.sealed.push_back(Sealed { table, last: self.wal.last() });
         drop(mems);
-        self.flush_work.notify();
+        self.flush_work.raise();
         true
     }
 
@@ -175,8 +175,8 @@ impl Core {
 
     pub(super) fn stop(&self, why: &EngineError) {
         self.stopped.borrow_mut().get_or_insert(why.to_string());
-        self.flush_work.notify();
-        self.progress.notify();
+        self.flush_work.raise();
+        self.progress.raise();
     }
 }
 

@@ -7,7 +7,6 @@ use super::format::wal::{Record, VnodesRecord, parse_record};
 use super::manifest::{self, Manifest, State};
 use super::memtable::Memtable;
 use super::recover::NodeStore;
-use super::signal::Signal;
 use super::store::{Core, Counters, Engine, EngineConfig, Mems, Sealed, memtable_config};
 use super::tables::{Tables, TablesConfig};
 use super::wal::{Wal, WalConfig, WalReport};
@@ -15,6 +14,7 @@ use super::wal_replay::WalReader;
 use super::{EngineError, Planted, Seq};
 use crate::base::record::{NamespaceId, Version, vnode_of};
 use crate::base::time::HybridClock;
+use crate::io::signal::Signal;
 use crate::io::{Class, Io};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
@@ -147,8 +147,8 @@ impl Engine {
     /// Something is not durable: why.
     pub async fn close(&self) -> Result<(), EngineError> {
         self.core.closing.set(true);
-        self.core.flush_work.notify();
-        self.core.progress.notify();
+        self.core.flush_work.raise();
+        self.core.progress.raise();
         self.core.wal.close().await
     }
 }

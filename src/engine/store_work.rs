@@ -4,7 +4,6 @@ use super::cache::CacheStats;
 use super::expire::expire_memory;
 use super::format::manifest::{Edit, VnodeRecord};
 use super::pick::choose;
-use super::signal::race;
 use super::store::{Core, Engine, Mems, add};
 use super::table::Table;
 use super::tables::Memory;
@@ -12,6 +11,7 @@ use super::wal::WalStats;
 use super::{EngineError, Seq};
 use crate::base::record::{NamespaceId, Version};
 use crate::base::time::HLC_COUNTER_BITS;
+use crate::io::signal::race;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -70,7 +70,7 @@ pub(super) async fn flush_loop(core: Rc<Core>) {
             }
         }
     }
-    core.progress.notify();
+    core.progress.raise();
 }
 
 /// Flushes one memtable. False where there is none.
@@ -91,7 +91,7 @@ async fn flush_oldest(core: &Core) -> Result<bool, EngineError> {
     add(&core.counters.flushed_bytes, table.live_bytes() as u64);
     core.wal.release(last);
     core.disk_full.set(false);
-    core.progress.notify();
+    core.progress.raise();
     core.tables.reap().await?;
     Ok(true)
 }
@@ -112,12 +112,12 @@ pub(super) async fn merge_loop(core: Rc<Core>) {
             Ok(Some(merged)) => {
                 add(&core.counters.merges, 1);
                 add(&core.counters.merged_bytes, merged.written_bytes);
-                core.progress.notify();
+                core.progress.raise();
             }
             Ok(None) => race(wait, core.io.sleep(MERGE_PERIOD)).await,
             Err(EngineError::DiskFull) => {
                 core.disk_full.set(true);
-                core.flush_work.notify();
+                core.flush_work.raise();
                 core.io.sleep(DISK_FULL_RETRY).await;
             }
             Err(_) if core.closing.get() => return,
@@ -256,7 +256,7 @@ impl Engine {
             if self.core.disk_full.get() {
                 return Err(EngineError::DiskFull);
             }
-            self.core.progress.notify();
+            self.core.progress.raise();
             self.core.io.sleep(EXPIRY_PERIOD).await;
         }
     }

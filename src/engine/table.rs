@@ -6,8 +6,9 @@
 use super::EngineError;
 use super::block::{Block, BlockCache, BlockKey, CellBuf};
 use super::filter::Filter;
+use super::format::Identity;
 use super::format::block::BlockView;
-use super::format::table::{Bad, FOOTER_BYTES, Footer, HEADER_BYTES, Header, Properties, TableIdentity, unseal};
+use super::format::table::{Bad, FOOTER_BYTES, Footer, HEADER_BYTES, Header, Properties, unseal};
 use super::format::table_index::{BlockRef, TableIndex};
 use super::table_writer::TableInfo;
 use crate::base::codec::Malformed;
@@ -89,13 +90,7 @@ impl Table {
     ///
     /// # Errors
     /// `Corrupt` with the offset, `Unsupported` naming the feature, I/O errors.
-    pub async fn open(
-        io: &Io,
-        path: &Path,
-        identity: TableIdentity,
-        table_id: u64,
-        stats: &Rc<TableStats>,
-    ) -> Result<Rc<Table>, EngineError> {
+    pub async fn open(io: &Io, path: &Path, identity: Identity, table_id: u64, stats: &Rc<TableStats>) -> Result<Rc<Table>, EngineError> {
         let table = Table::open_any(io, path, table_id, stats).await?;
         if table.header.identity != identity {
             return Err(table.corrupt(0, Malformed("the table of another cluster or node")));
@@ -154,7 +149,7 @@ impl Table {
     }
 
     /// Whose table it is.
-    pub fn identity(&self) -> TableIdentity {
+    pub fn identity(&self) -> Identity {
         self.header.identity
     }
 

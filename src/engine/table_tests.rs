@@ -3,7 +3,7 @@
 use super::EngineError;
 use super::block::{BlockCache, CellBuf};
 use super::filter::prefix_hash;
-use super::format::table::TableIdentity;
+use super::format::Identity;
 use super::format::{key_prefix_len, parse_cell, put_cell, put_key_prefix, put_place};
 use super::table::{Peeked, Table, TableStats};
 use super::table_writer::{TableInfo, TableOptions, TableWriter, is_volatile};
@@ -23,7 +23,7 @@ use std::time::Duration;
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
-const IDENTITY: TableIdentity = TableIdentity { cluster: 7, node: 9 };
+const IDENTITY: Identity = Identity { cluster: 7, node: 9 };
 const PATH: &str = "/t";
 
 fn run<T: 'static, F: Future<Output = T> + 'static>(main: impl FnOnce(Io) -> F) -> T {
@@ -361,7 +361,7 @@ fn the_table_of_another_node_is_refused() {
     run(|io| async move {
         write(&io, options(), &any_model(&mut Prng::new(1), 10, 10)).await;
         let stats = Rc::new(TableStats::default());
-        for identity in [TableIdentity { cluster: 8, ..IDENTITY }, TableIdentity { node: 8, ..IDENTITY }] {
+        for identity in [Identity { cluster: 8, ..IDENTITY }, Identity { node: 8, ..IDENTITY }] {
             let opened = Table::open(&io, Path::new(PATH), identity, 1, &stats).await;
             assert!(matches!(opened, Err(EngineError::Corrupt { offset: 0, .. })));
         }

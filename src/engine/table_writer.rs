@@ -2,10 +2,11 @@
 
 use super::EngineError;
 use super::filter::{Filter, prefix_hash};
+use super::format::Identity;
 use super::format::block::{BLOCK_TARGET_MAX, BlockBuilder};
 use super::format::table::{
-    Bounds, Counts, FOOTER_BYTES, Footer, Header, PropertiesDraft, TableIdentity, VOLATILE_PAGE_BYTES, VolatileAt, VolatileEntry,
-    VolatilePage, put_volatile, seal,
+    Bounds, Counts, FOOTER_BYTES, Footer, Header, PropertiesDraft, VOLATILE_PAGE_BYTES, VolatileAt, VolatileEntry, VolatilePage,
+    put_volatile, seal,
 };
 use super::format::table_index::{IndexBuilder, separator};
 use super::format::{key_prefix_len, parse_cell, place_namespace_token};
@@ -24,7 +25,7 @@ const WRITE_BYTES: usize = 256 * 1024;
 /// How a table is written.
 #[derive(Clone, Copy, Debug)]
 pub struct TableOptions {
-    pub identity: TableIdentity,
+    pub identity: Identity,
     /// Different for every table of a node: seeds its checksums.
     pub table_id: u64,
     /// Equal arcs of the ring: version bounds are kept for each.
@@ -37,7 +38,7 @@ pub struct TableOptions {
 
 impl Default for TableOptions {
     fn default() -> TableOptions {
-        let identity = TableIdentity::default();
+        let identity = Identity::default();
         TableOptions { identity, table_id: 0, vnodes: VNODES_DEFAULT, filter_bits_per_key: 10.0, block_bytes: 4096 }
     }
 }

@@ -5,8 +5,7 @@ use super::block::BlockCache;
 use super::expire::DiskExpiry;
 use super::filter::{bits_for_false_positives, prefix_hash};
 use super::format::key_prefix_len;
-use super::format::manifest::{Edit, Identity, Level, TableId, TableRecord};
-use super::format::table::TableIdentity;
+use super::format::manifest::{Edit, Level, TableId, TableRecord};
 use super::levels::{Levels, Release, TableFile, TableRef, Tree};
 use super::manifest::{Manifest, is_full};
 use super::memtable::Memtable;
@@ -303,13 +302,8 @@ pub fn cache_id(id: TableId) -> u64 {
     u64::from(id.shard) << 48 | id.number
 }
 
-/// The same identity, for tables.
-pub fn table_identity(identity: Identity) -> TableIdentity {
-    TableIdentity { cluster: identity.cluster, node: identity.node }
-}
-
 async fn open_table(io: &Io, manifest: &Manifest, file: &TableFile, stats: &Rc<TableStats>) -> Result<Rc<Table>, EngineError> {
-    Table::open(io, &file.path, table_identity(manifest.identity()), cache_id(file.id), stats).await
+    Table::open(io, &file.path, manifest.identity(), cache_id(file.id), stats).await
 }
 
 /// What a flush or a merge writes: tables of one run, one after another.
@@ -344,7 +338,7 @@ impl<'a> Output<'a> {
             let id = TableId { shard: config.shard, number: manifest.draw_table() };
             let file = TableFile::new(&config.dir, id);
             let options = TableOptions {
-                identity: table_identity(manifest.identity()),
+                identity: manifest.identity(),
                 table_id: cache_id(id),
                 vnodes: config.vnodes,
                 filter_bits_per_key: self.filter_bits_per_key,

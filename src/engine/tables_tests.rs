@@ -3,7 +3,8 @@
 use super::EngineError;
 use super::block::BlockCache;
 use super::expire::{Lags, expire_memory};
-use super::format::manifest::{Edit, Identity, VnodeRecord};
+use super::format::Identity;
+use super::format::manifest::{Edit, VnodeRecord};
 use super::format::{parse_cell, place_namespace_token, put_cell, put_place};
 use super::levels::{TableFile, Tree, is_settled};
 use super::manifest::{Manifest, State, exists};

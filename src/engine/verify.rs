@@ -4,7 +4,8 @@
 
 use super::EngineError;
 use super::filter::prefix_hash;
-use super::format::table::{Bounds, Counts, TableIdentity};
+use super::format::Identity;
+use super::format::table::{Bounds, Counts};
 use super::format::{key_prefix_len, parse_cell, parse_place};
 use super::table::{Table, TableStats};
 use super::table_iter::TableIter;
@@ -19,7 +20,9 @@ use std::rc::Rc;
 /// What a table that holds together is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableReport {
-    pub identity: TableIdentity,
+    pub identity: Identity,
+    /// Of this table alone.
+    pub salt: u64,
     pub info: TableInfo,
     /// Entries that were read: all, or those from a place on.
     pub entries: u64,
@@ -53,7 +56,7 @@ pub async fn verify_table_from(io: &Io, path: &Path, from: &[u8]) -> Result<Tabl
         return Err(table.corrupt(table.footer.volatile, Malformed("the list of cells that will expire is not theirs")));
     }
     seen.compare(&table, from).map_err(|what| table.corrupt(table.footer.properties, what))?;
-    Ok(TableReport { identity: table.identity(), info: table.info().clone(), entries: seen.counts.entries })
+    Ok(TableReport { identity: table.identity(), salt: table.header.salt, info: table.info().clone(), entries: seen.counts.entries })
 }
 
 /// Number and hash of cells that will expire; the order does not matter.

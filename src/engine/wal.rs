@@ -5,15 +5,15 @@
 //! `interval` durability wait for the next group, at most 50 ms. A failed write stops the log for good: what the disk then holds is not
 //! known (Rebello et al., "Can Applications Recover from fsync Failures?", 2020), so nothing is tried again.
 
-use super::format::manifest::Identity;
+use super::format::Identity;
 use super::format::wal::{
     GROUP_HEADER_BYTES, GroupHead, RECORD_BYTES_MAX, WAL_BLOCK_PAYLOAD_BYTES, blocks_of, fill_group, put_framed, set_ceiling, start_payload,
 };
-use super::signal::{Signal, race};
 use super::wal_replay::{Replay, WalReader};
 use super::wal_segments::{Ring, Segment, is_disk_full, prepare};
 use super::{EngineError, Planted, Seq};
 use crate::base::time::Mono;
+use crate::io::signal::{Signal, race};
 use crate::io::{Class, Io};
 use crate::limits::{BLOCK_BYTES, INTERVAL_MS_MAX};
 use std::cell::RefCell;
@@ -32,8 +32,9 @@ const FRAME_BYTES: usize = 10;
 const DISK_FULL_RETRY: Duration = Duration::from_millis(200);
 /// Free segments kept ready.
 const SEGMENTS_AHEAD: usize = 1;
-/// The clock ceiling lies this far above what was last stamped, in hybrid clock units (one second).
-pub const CEILING_AHEAD: u64 = 1000 << crate::base::time::HLC_COUNTER_BITS;
+/// The clock ceiling lies this far above what was last stamped, in hybrid clock units (100 ms): an announced
+/// write waits for a group only where none was written so long, and a restart waits at most so long until the wall clock is there.
+pub const CEILING_AHEAD: u64 = 100 << crate::base::time::HLC_COUNTER_BITS;
 
 /// How a log is kept.
 #[derive(Clone, Debug)]
@@ -195,7 +196,7 @@ impl Wal {
             state.urgent = seq;
         }
         drop(state);
-        self.inner.work.notify();
+        self.inner.work.raise();
         Ok(seq)
     }
 
@@ -246,7 +247,7 @@ impl Wal {
     pub fn release(&self, upto: Seq) {
         let freed = self.inner.state.borrow_mut().ring.release(upto);
         if freed > 0 {
-            self.inner.work.notify();
+            self.inner.work.raise();
         }
     }
 
@@ -284,7 +285,7 @@ impl Wal {
     /// `Stopped` where something never became durable.
     pub async fn close(&self) -> Result<(), EngineError> {
         self.inner.state.borrow_mut().closing = true;
-        self.inner.work.notify();
+        self.inner.work.raise();
         loop {
             let wait = self.inner.progress.wait();
             {
@@ -304,7 +305,7 @@ impl Wal {
 impl Drop for Wal {
     fn drop(&mut self) {
         self.inner.state.borrow_mut().closing = true;
-        self.inner.work.notify();
+        self.inner.work.raise();
     }
 }
 
@@ -443,7 +444,7 @@ impl Inner {
             self.prepare_ahead();
         }
         self.state.borrow_mut().ended = true;
-        self.progress.notify();
+        self.progress.raise();
     }
 
     async fn write(&self, launch: Launch) -> std::io::Result<u64> {
@@ -465,7 +466,7 @@ impl Inner {
             state.stats.written_bytes += bytes;
             state.hook.clone()
         };
-        self.progress.notify();
+        self.progress.raise();
         if let Some(hook) = hook {
             hook(Ok(last));
         }
@@ -479,8 +480,8 @@ impl Inner {
             state.pending_bytes = 0;
             state.hook.clone()
         };
-        self.progress.notify();
-        self.work.notify();
+        self.progress.raise();
+        self.work.raise();
         if let Some(hook) = hook {
             hook(Err(why));
         }
@@ -542,10 +543,10 @@ impl Inner {
                 }
             }
             match self.prepare_one().await {
-                Ok(()) => self.work.notify(),
+                Ok(()) => self.work.raise(),
                 Err(error) if is_disk_full(&error) => {
                     self.state.borrow_mut().disk_full = true;
-                    self.work.notify();
+                    self.work.raise();
                     self.io.sleep(DISK_FULL_RETRY).await;
                 }
                 Err(error) => {
@@ -558,7 +559,7 @@ impl Inner {
         state.preparing = false;
         state.disk_full = state.disk_full && state.ring.free.is_empty();
         drop(state);
-        self.work.notify();
+        self.work.raise();
     }
 
     async fn prepare_one(&self) -> std::io::Result<()> {

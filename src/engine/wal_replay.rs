@@ -1,7 +1,9 @@
 //! Opening a log: a first pass sees every block's header, a pure plan decides (`wal_plan`), a second pass replays in large reads.
 
-use super::format::manifest::Identity;
-use super::format::wal::{BadSegment, BlockHead, SegmentSeed, block_payload, check_segment_header, parse_block, parse_payload};
+use super::format::Identity;
+use super::format::wal::{
+    BadSegment, BlockHead, SegmentSeed, block_payload, check_segment_header, parse_block, parse_payload, segment_bytes,
+};
 use super::wal_plan::{Plan, PlannedGroup, Seen, SegmentScan};
 use super::wal_segments::{Segment, segment_number};
 use super::{EngineError, Planted};
@@ -40,11 +42,29 @@ impl WalReader {
     /// # Errors
     /// `Corrupt` with file and offset where something acknowledged is damaged; `Unsupported`; I/O errors.
     pub async fn open(io: &Io, dir: &Path, identity: Identity, released: u64, planted: Option<Planted>) -> Result<WalReader, EngineError> {
+        WalReader::open_how(io, dir, (identity, released), planted, OpenHow::ReadWrite).await
+    }
+
+    /// The same for somebody who will not write, perhaps must not.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub async fn open_to_read(io: &Io, dir: &Path, identity: Identity, released: u64) -> Result<WalReader, EngineError> {
+        WalReader::open_how(io, dir, (identity, released), None, OpenHow::Read).await
+    }
+
+    async fn open_how(
+        io: &Io,
+        dir: &Path,
+        (identity, released): (Identity, u64),
+        planted: Option<Planted>,
+        how: OpenHow,
+    ) -> Result<WalReader, EngineError> {
         let (mut segments, mut scans) = (Vec::new(), Vec::new());
         for entry in io.list(dir).await? {
             let Some(number) = segment_number(&entry.name) else { continue };
             let path = dir.join(&entry.name);
-            let file = io.open(&path, OpenHow::ReadWrite).await?;
+            let file = io.open(&path, how).await?;
             let blocks = (entry.bytes / BLOCK_BYTES as u64) as u32;
             let seed = SegmentSeed::new(identity, number);
             scans.push(scan(io, &file, &path, blocks, number, identity).await?);
@@ -159,6 +179,9 @@ async fn scan(io: &Io, file: &File, path: &Path, blocks: u32, number: u64, ident
                     BadSegment::Damaged(what) => EngineError::corrupt(&name, 0, what),
                     BadSegment::TooNew => EngineError::Unsupported { file: name.clone(), what: "a later WAL format".into() },
                 })?;
+                if segment_bytes(block) != bytes {
+                    return Err(EngineError::corrupt(&name, bytes, Malformed("not as long as its header says")));
+                }
                 seen.push(Seen::Zero);
                 continue;
             }

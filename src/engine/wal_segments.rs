@@ -3,7 +3,7 @@
 //! A segment is made whole (zeros, header, sync) under a temporary name, then renamed and its folder synced, so that a durable write into it
 //! never waits for the file system's own records (ANCHORS.md, "The disk": 80 against 140 µs).
 
-use super::format::manifest::Identity;
+use super::format::Identity;
 use super::format::wal::{SegmentSeed, put_segment_header};
 use crate::io::op::OpenHow;
 use crate::io::{File, Io};

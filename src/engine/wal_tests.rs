@@ -1,6 +1,6 @@
 //! The log on the simulated disk: crashes at every operation, torn tails, rot, full disks, failing syncs.
 
-use super::format::manifest::Identity;
+use super::format::Identity;
 use super::format::wal::WAL_BLOCK_PAYLOAD_BYTES;
 use super::wal::{Wal, WalConfig, WalReport};
 use super::{EngineError, Planted, Seq};

@@ -11,6 +11,7 @@ pub mod executor;
 pub mod host;
 pub mod op;
 pub mod recording;
+pub mod signal;
 pub mod sim;
 pub mod spsc;
 mod stream;

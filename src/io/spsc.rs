@@ -78,10 +78,10 @@ macro_rules! queue {
                 Ok(())
             }
 
-            /// Items that were not taken when this was called.
-            pub fn len(&self) -> usize {
+            /// How many pushes are sure to succeed now.
+            pub fn room(&self) -> usize {
                 self.head_seen.set(self.shared.head.0.load(Ordering::Acquire));
-                self.tail.get().wrapping_sub(self.head_seen.get())
+                self.shared.slots.len() - self.tail.get().wrapping_sub(self.head_seen.get())
             }
 
             /// A push would fail now.
@@ -166,7 +166,7 @@ mod tests {
             let (producer, consumer) = modelled::channel::<Box<u32>>(2);
             let pushing = loom::thread::spawn(move || {
                 let pushed = (0..3).take_while(|item| producer.push(Box::new(*item)).is_ok()).count();
-                assert!(pushed >= 2, "there is room for two");
+                assert!(pushed >= 2 && producer.room() <= 2, "there is room for two");
                 pushed
             });
             let mut popped: Vec<u32> = std::iter::from_fn(|| consumer.pop()).map(|item| *item).collect();
@@ -203,9 +203,10 @@ mod tests {
         for item in 0..4 {
             producer.push(item).unwrap();
         }
-        assert!(producer.is_full());
+        assert!(producer.is_full() && producer.room() == 0);
         assert_eq!(producer.push(9), Err(9));
         assert_eq!(consumer.pop(), Some(0));
+        assert_eq!(producer.room(), 1);
         producer.push(4).unwrap();
         assert_eq!(std::iter::from_fn(|| consumer.pop()).collect::<Vec<_>>(), [1, 2, 3, 4]);
     }

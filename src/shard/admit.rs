@@ -1,6 +1,6 @@
 //! What a core takes on at a time. Refusing early costs little and keeps what was taken on within its deadline.
 
-use super::signal::Signal;
+use crate::io::signal::Signal;
 use crate::limits::{CORE_READS_MAX, CORE_REQUESTS_MAX};
 use std::cell::Cell;
 use std::rc::Rc;

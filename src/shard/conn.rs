@@ -3,7 +3,7 @@
 //! Answers are encoded straight into `out`; a writer task sends all that a turn left there with one operation. A connection whose
 //! client does not read is not read from: the reader waits in `room` while too much is on its way.
 
-use super::signal::Signal;
+use crate::io::signal::Signal;
 use crate::limits::{CONNECTION_OUT_BYTES_MAX, CONNECTION_REQUESTS_MAX};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

@@ -70,7 +70,7 @@ pub fn shown_after(durability: Durability, settled: u64) -> u64 {
 }
 
 fn get(shard: &Shard, ticket: &Ticket, request: &Request<'_>, key: &[u8]) -> Step {
-    read_in_memory(shard, ticket, request, key, |cell, now_ms| value_reply(cell, now_ms))
+    read_in_memory(shard, ticket, request, key, value_reply)
 }
 
 fn ttl(shard: &Shard, ticket: &Ticket, request: &Request<'_>, key: &[u8]) -> Step {

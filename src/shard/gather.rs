@@ -1,19 +1,22 @@
 //! A request of many keys over several cores: taken apart, carried out a core at a time, put together.
 
-use super::signal::Signal;
 use super::{Origin, Shard, Ticket};
 use crate::base::record::Version;
+use crate::io::signal::Signal;
 use crate::limits::FRAME_BYTES_MAX;
 use crate::wire::command::{ErrorCode, ErrorReply, Reply, VersionedValue};
 use crate::wire::frame::FrameReader;
 use crate::wire::native::{decode_reply, encode_values};
 use std::cell::{Cell, RefCell};
 
+/// A value that a part found.
+type OwnedValue = (Version, Vec<u8>);
+
 /// What the parts make together.
 pub enum Whole {
     /// Values in the order of the keys asked; a part's answers go to these places.
     /// `taken` counts how many of a part have come.
-    Values { places: Vec<Vec<u32>>, taken: RefCell<Vec<usize>>, values: RefCell<Vec<Option<(Version, Vec<u8>)>>> },
+    Values { places: Vec<Vec<u32>>, taken: RefCell<Vec<usize>>, values: RefCell<Vec<Option<OwnedValue>>> },
     /// One acknowledgement for all parts of a write under this version; `stored`: a part of it is.
     Put { version: Version, stored: Cell<bool> },
     /// Nobody is answered: a task of this core waits for all parts.

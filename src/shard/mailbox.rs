@@ -1,8 +1,8 @@
 //! Messages between the cores of a node: bounded single-producer single-consumer queues, a pair for every two cores.
 //!
-//! A forward is a request's frame as it came, so that the owner decodes it once and nothing is encoded twice; the answer is the frame that the
-//! client gets. The number of forwards in flight is bounded so that no queue can be full, which is why sending never waits and two cores can never
-//! block each other. Wakes are gathered: one for all that a turn sent, none to a core that is awake.
+//! A forward is a request's frame as it came, so that the owner decodes it once and nothing is encoded twice; the answer is the frame
+//! that the client gets. The number of forwards in flight is bounded so that no queue can be full, which is why sending never waits and
+//! two cores can never block each other. Wakes are gathered: one for all that a turn sent, none to a core that is awake.
 
 use crate::engine::recover::NodeStore;
 use crate::io::spsc::{self, Consumer, Producer};
@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use super::namespaces::NamespaceTable;
 
-/// Messages above which no connection is handed over.
-const CONNECTIONS_MAX: usize = 512;
-const _: () = assert!(CONNECTIONS_MAX + FORWARDS_MAX * 3 + 512 <= MAILBOX_MAX, "forwards and answers always fit");
+/// Places that no connection takes, beside those of forwards and their answers.
+const OTHERS_MAX: usize = 512;
+const _: () = assert!(FORWARDS_MAX * 3 + OTHERS_MAX < MAILBOX_MAX, "connections can be handed over");
 
 /// What one core says to another.
 pub enum Mail {
@@ -57,18 +57,15 @@ struct Peer {
 
 /// The queues of a node of `cores` cores.
 pub fn mesh(cores: usize) -> Vec<MailboxEnds> {
-    let mut grid: Vec<Vec<(Option<Producer<Mail>>, Option<Consumer<Mail>>)>> =
-        (0..cores).map(|_| (0..cores).map(|_| (None, None)).collect()).collect();
-    for from in 0..cores {
-        for to in 0..cores {
-            if from != to {
-                let (producer, consumer) = spsc::channel(MAILBOX_MAX);
-                grid[from][to].0 = Some(producer);
-                grid[to][from].1 = Some(consumer);
-            }
-        }
+    let mut all: Vec<MailboxEnds> = (0..cores).map(|_| MailboxEnds { ends: (0..cores).map(|_| None).collect() }).collect();
+    let pairs = (0..cores).flat_map(|one| (one + 1..cores).map(move |two| (one, two)));
+    for (one, two) in pairs {
+        let (there, arrives) = spsc::channel(MAILBOX_MAX);
+        let (back, returns) = spsc::channel(MAILBOX_MAX);
+        all[one].ends[two] = Some((there, returns));
+        all[two].ends[one] = Some((back, arrives));
     }
-    grid.into_iter().map(|row| MailboxEnds { ends: row.into_iter().map(|(to, from)| Some((to?, from?))).collect() }).collect()
+    all
 }
 
 impl MailboxEnds {
@@ -109,7 +106,7 @@ impl Mailbox {
 
     /// Another connection may be handed over; what is left then is for forwards and answers.
     pub fn has_room_for_connections(&self, core: usize) -> bool {
-        self.peers[core].as_ref().is_some_and(|peer| peer.to.len() < CONNECTIONS_MAX)
+        self.peers[core].as_ref().is_some_and(|peer| peer.to.room() > FORWARDS_MAX * 3 + OTHERS_MAX)
     }
 
     /// Sends a request on, or gives the ticket back where too many are on their way to that core.

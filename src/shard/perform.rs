@@ -208,7 +208,8 @@ impl Task<'_> {
         Ok(true)
     }
 
-    /// A write that has to look first, or to tell its version first. The key is locked from the look to the write, so nothing comes between.
+    /// A write that has to look first, or to tell its version first. The key is locked from the look to the write, so nothing comes
+    /// between.
     async fn write(
         &self,
         key: &[u8],
@@ -228,8 +229,7 @@ impl Task<'_> {
             let found = shard.engine.read(key).await?;
             let cell = found.cell();
             let live = cell.filter(|cell| cell.is_live(shard.io.wall_ms())).map(|cell| cell.version);
-            if options.version.is_some() && cell.map(|cell| cell.version) == options.version {
-                let version = options.version.expect("just compared");
+            if let Some(version) = options.version.filter(|version| cell.is_some_and(|cell| cell.version == *version)) {
                 shard.answer_when(self.ticket, found.settled, self.deadline, &Reply::Done { version }, Some(version));
                 return Ok(());
             }

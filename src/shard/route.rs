@@ -3,10 +3,10 @@
 use super::execute::{self, Step, engine_error};
 use super::gather::{Gather, Whole};
 use super::perform;
-use super::signal::Signal;
 use super::{Origin, Shard, Ticket};
 use crate::base::record::{NAMESPACE_SYSTEM, Version, core_of, token_of};
 use crate::io::Class;
+use crate::io::signal::Signal;
 use crate::limits::{KEY_BYTES_MAX, MULTI_KEYS_MAX, VALUE_BYTES_MAX};
 use crate::wire::command::{Command, ErrorCode, MultiPut, PutItem, Request, WriteOptions};
 use crate::wire::native::{decode_request, encode_request};

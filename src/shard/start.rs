@@ -1,20 +1,22 @@
 //! The life of a shard from opening to closing, the same in a node of threads and in the simulator.
 //!
-//! Core 0 opens the data folder's layout and tells the others; each opens its own part; when all are open the layout is settled, the namespaces
-//! are read and told, and core 0 listens. At the end each core answers what is under way, and closes when all have.
+//! Core 0 opens the data folder's layout and tells the others; each opens its own part; when all are open the layout is settled, the
+//! namespaces are read and told, and core 0 listens. At the end each core answers what is under way, and closes when all have.
 
 use super::admit::Admit;
 use super::conn::Conn;
+use super::locks::KeyLocks;
 use super::mailbox::{Mail, Mailbox, MailboxEnds};
 use super::namespaces::{Durability, NamespaceTable};
-use super::signal::{KeyLocks, Signal};
 use super::stats::{self, Board, Stats};
 use super::{Shard, perform, session};
 use crate::base::metrics::Report;
 use crate::base::record::core_of;
-use crate::engine::format::manifest::Identity;
+use crate::base::time::hlc_ms;
+use crate::engine::format::Identity;
 use crate::engine::recover::{NodeConfig, NodeStore};
 use crate::engine::{Engine, EngineConfig, EngineError, Planted};
+use crate::io::signal::Signal;
 use crate::io::{Class, Io, SocketAddr};
 use crate::limits::VNODES_DEFAULT;
 use std::cell::{Cell, RefCell};
@@ -26,6 +28,8 @@ use std::time::Duration;
 
 /// How often answers that wait for the log are looked through for passed deadlines.
 const OVERDUE_EVERY: Duration = Duration::from_millis(10);
+/// How long a starting shard waits until the wall clock is where its own is.
+const CLOCK_WAIT_MS_MAX: u64 = 250;
 /// How long a closing shard waits for what is under way.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
@@ -119,6 +123,8 @@ pub enum StartFailure {
     Engine(EngineError),
     /// The address that could not be bound.
     Listen(SocketAddr, std::io::Error),
+    /// What is configured is not what the data folder is made for.
+    Contradiction(String),
     /// Another core failed first.
     Other(String),
 }
@@ -134,7 +140,7 @@ impl std::fmt::Display for StartFailure {
         match self {
             StartFailure::Engine(error) => error.fmt(f),
             StartFailure::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
-            StartFailure::Other(why) => f.write_str(why),
+            StartFailure::Contradiction(why) | StartFailure::Other(why) => f.write_str(why),
         }
     }
 }
@@ -178,6 +184,10 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
     let others = 1..usize::from(plan.cores);
     let layout = if io.core() == 0 {
         let layout = open_store(io, plan).await?;
+        if let Some(asked) = plan.vnodes.filter(|&asked| asked != layout.vnodes()) {
+            let has = layout.vnodes();
+            return Err(StartFailure::Contradiction(format!("vnodes {asked}: the data folder was made with {has}, for good")));
+        }
         others.clone().for_each(|core| mailbox.send(core, Mail::Open(layout.clone())));
         mailbox.wake();
         layout
@@ -192,6 +202,7 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
     };
     let config = EngineConfig { core: io.core() as u16, planted: plan.planted, ..plan.engine.clone() };
     let (engine, _report) = Engine::open(io, &layout, config).await?;
+    wait_for_wall_clock(io, &engine).await;
     let shard = Rc::new(assemble(io, mailbox, plan, engine, &layout));
     if io.core() == 0 {
         for _ in others.clone() {
@@ -217,6 +228,16 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
     }
     mailbox.wake();
     Ok(shard)
+}
+
+/// The engine's clock starts above everything that it may have told before, a little ahead of the wall clock; deadlines count from it.
+/// Where the wall clock is there at once it is waited for, so that a time to live is what was asked; where it was set back, it is not.
+async fn wait_for_wall_clock(io: &Io, engine: &Engine) {
+    let now_ms = io.wall_ms();
+    let ahead_ms = hlc_ms(engine.stamp(now_ms).hlc()).saturating_sub(now_ms);
+    if ahead_ms <= CLOCK_WAIT_MS_MAX {
+        io.sleep(Duration::from_millis(ahead_ms)).await;
+    }
 }
 
 fn assemble(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>, engine: Engine, layout: &Arc<NodeStore>) -> Shard {

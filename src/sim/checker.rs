@@ -3,8 +3,8 @@
 //! Versions order all writes of a key, and every value names the write that made it, so the rules are short. For a key, at any moment:
 //!
 //! - **nothing invented**: a value read is one that was written to this key, and its version is that write's;
-//! - **nothing lost, nothing old**: a read shows a version at or above every version that had been acknowledged or shown before the read was
-//!   asked (after a power loss under `interval`: but for the last 100 ms that its core acknowledged);
+//! - **nothing lost, nothing old**: a read shows a version at or above every version that had been acknowledged or shown before the read
+//!   was asked (after a power loss under `interval`: but for the last 100 ms that its core acknowledged);
 //! - **absent** is right only if the newest write may be a delete, or its deadline had passed when the answer came, or nothing was written;
 //! - **expiry exact**: a value is never shown at or after its deadline, and not hidden before it, by the node's own clock;
 //! - **a batch whole or absent**: keys written under one version in one vnode show it all or not at all.
@@ -277,7 +277,8 @@ impl Checker {
         Err(format!("is absent between {} and {} ms, though {bound:?} was acknowledged or shown before", span.asked_ms, span.answered_ms))
     }
 
-    /// When a put's value may end: by its own deadline, or by any expire above it; an expire that was acknowledged before outranks those below it.
+    /// When a put's value may end: by its own deadline, or by any expire above it; an expire that was acknowledged before outranks those
+    /// below it.
     fn ends(&self, key: u32, write: WriteId, span: Span) -> Vec<Ends> {
         let entry = &self.keys[&key];
         let Some(Write { effect: Effect::Put { ttl_ms }, version, begun_ms, .. }) = entry.writes.get(&write) else { return Vec::new() };
@@ -315,7 +316,8 @@ impl Checker {
         marks.iter().filter(|mark| mark.at <= asked).map(|mark| mark.version).max().unwrap_or(Version::ZERO)
     }
 
-    /// At rest, after every key was read: batches that show in part. `newest` gives the version that a key shows, or None where it is absent.
+    /// At rest, after every key was read: batches that show in part. `newest` gives the version that a key shows, or None where it is
+    /// absent.
     pub fn check_batches(&mut self, newest: impl Fn(u32) -> Option<Version>) {
         let mut failures = Vec::new();
         for writes in self.batches.values() {

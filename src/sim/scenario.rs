@@ -1,5 +1,5 @@
-//! One run from a seed: a node with a faulty disk, clients that never stop asking, power failures, restarts with other core counts, and at the
-//! end a quiet look at everything.
+//! One run from a seed: a node with a faulty disk, clients that never stop asking, power failures, restarts with other core counts, and
+//! at the end a quiet look at everything.
 
 use super::checker::Checker;
 use super::workload::{FIRST_NAMESPACE, INTERVAL_NAMESPACE, Shared, SimClient, key_name};
@@ -23,6 +23,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+/// A run whose lives end early has more of them, up to this many.
+const LIVES_MAX: u64 = 24;
 /// Power failures that every run has at least.
 const CRASHES_MIN: u64 = 3;
 /// Simulated time after which a run that does not come forward counts as stuck.
@@ -160,10 +162,12 @@ impl Run {
         let mut life = Some(first);
         let lives = CRASHES_MIN + 1 + self.prng.below(4);
         let share = self.setup.commands / lives;
-        for number in 0..lives {
+        for number in 0..LIVES_MAX {
+            if number >= lives && self.shared.answered.get() >= self.setup.commands * 2 / 3 {
+                break;
+            }
             let Some(current) = life.take() else { return };
-            let budget = if number + 1 == lives { self.setup.commands - share * (lives - 1) } else { share };
-            self.live(current, budget, number);
+            self.live(current, share, number);
             if !self.outcome.failures.is_empty() || self.has_wrong_answers() {
                 return;
             }

@@ -1,4 +1,5 @@
-//! A real node for a test: the built binary on a temporary data folder and ports of its own choice, always ended by its pid, everything in time.
+//! A real node for a test: the built binary on a temporary data folder and ports of its own choice, always ended by its pid, everything
+//! in time.
 
 #![allow(dead_code, reason = "each test file uses its part of this")]
 

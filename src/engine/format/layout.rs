@@ -3,7 +3,7 @@
 //!   magic 8 | version u32 | zero u32 | required features u64 | optional features u64 | cluster u64 | node u64 | generation u64
 //!   | cores u32 | vnodes u32 | checksum u64 of all before it | zeros up to a block
 
-use super::manifest::Identity;
+use super::Identity;
 use crate::base::checksum::checksum;
 use crate::base::codec::{Malformed, Reader};
 use crate::limits::{BLOCK_BYTES, CORES_MAX};

@@ -1,22 +1,16 @@
 //! The bytes of a manifest: which tables a shard's tree is made of, and the few numbers that must outlive the process.
-//! `docs/format-manifest.md` is this file in prose.
+//! `docs/format.md`, section Manifest, is this file in prose.
 //!
 //! `MANIFEST-<n>` is a log: block 0 is its header, then groups of edits, each in whole blocks and durable before the next is written.
 //! `CURRENT` names the manifest in force. A group that is cut short at the end was never acknowledged: a torn tail. A bad group with
 //! a good, later one behind it is rot.
 
+use super::Identity;
 use crate::base::checksum::hash64_seeded;
 use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::base::record::{NamespaceId, Version};
 use crate::engine::vnode_set::VnodeSet;
 use crate::limits::BLOCK_BYTES;
-
-/// Whose manifest it is: mixed into every checksum.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Identity {
-    pub cluster: u64,
-    pub node: u64,
-}
 
 /// Names a table for a node's life: the shard that wrote it and a number that this shard never uses again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,4 +1,5 @@
 //! Every byte on disk. Nothing else in the engine builds or takes apart a structure that outlives the process.
+//! `docs/format.md` is this folder in prose.
 
 pub mod block;
 pub mod layout;
@@ -9,6 +10,13 @@ pub mod wal;
 
 use crate::base::codec::{Malformed, Reader};
 use crate::base::record::{Body, Cell, CollectionType, Expiry, Kind, NamespaceId, Token, Version};
+
+/// Whose a file is: in every header, and mixed into the checksums of what follows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    pub cluster: u64,
+    pub node: u64,
+}
 
 // ---------------------------------------------------------------------------------------------------------------------------------
 // Places. Encoded so that bytes compare as places do: (namespace, token, key, kind, element).
@@ -219,6 +227,7 @@ pub fn parse_cell(bytes: &[u8]) -> Result<Cell<'_>, Malformed> {
 mod tests {
     use super::*;
     use crate::base::prng::Prng;
+    use crate::base::record::token_of;
 
     #[test]
     fn encoded_places_compare_as_places_do() {
@@ -243,6 +252,44 @@ mod tests {
             assert_eq!((parsed.kind, parsed.element), (pair[0].3, &pair[0].4[..]));
         }
     }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn the_bytes_of_places_cells_and_tokens_are_frozen() {
+        let mut place = Vec::new();
+        put_place(&mut place, 0x0102_0304, 0x1112_1314_1516_1718, b"a\0b", Kind::Scored, b"\0e");
+        assert_eq!(hex(&place), "0102030411121314151617186100ff620001040065");
+        let kinds = [0u8, 1, 2, 3, 4, 5, 6, 7, 32, 64, 65, 66];
+        assert!(kinds.iter().all(|&byte| Kind::from_u8(byte).is_some_and(|kind| kind as u8 == byte)));
+        assert_eq!((0..=255).filter(|&byte| Kind::from_u8(byte).is_some()).count(), kinds.len());
+        let v = Version::rmw(Version::put(0x0102_0304_0506_0708, 0x090A), 0xB_CDEF, 0x123_4567);
+        let own = Expiry { version: Version::put(0x21, 0x22), deadline_ms: 0x3132 };
+        let (none, late) = (Expiry { version: v, deadline_ms: 0 }, Expiry { version: v, deadline_ms: 0x3132 });
+        let cell = |body, expiry| Cell { version: v, body, expiry, request_id: None };
+        let of = CollectionType::List;
+        let frozen = [
+            (cell(Body::Bytes(b"hi"), Expiry::default()), "01 V 6869"),
+            (cell(Body::Chunked { len: 0x1234_5678 }, none), "12 V 78563412"),
+            (cell(Body::Collection { of, floor: v, context: b"c" }, late), "23 V 3231000000000000 04 V 63"),
+            (cell(Body::Sum { floor: v, delta: -2 }, own), "34 V 3231000000000000 E V feffffffffffffff"),
+            (cell(Body::RangeEnd(b"z"), none), "15 V 7a"),
+            (Cell { request_id: Some([0xAB; 16]), ..cell(Body::Tombstone, none) }, "56 V abababababababababababababababab"),
+            (Cell::expire(own.version, 5), "30 0500000000000000 E"),
+        ];
+        for (cell, expected) in frozen {
+            let mut out = Vec::new();
+            put_cell(&mut out, &cell);
+            let expected = expected.replace('V', "0102030405060708090abcdef1234567").replace('E', "00000000000000210022000000000000");
+            assert_eq!(hex(&out), expected.replace(' ', ""), "{cell:?}");
+        }
+        let tokens = [b"123456789".as_slice(), b"{user}.a", b"{user}.b", b"{}x", b""].map(token_of);
+        assert_eq!(tokens.map(|token| token >> 50), [0x31C3, 5474, 5474, 15_257, 0], "slots of Redis Cluster");
+        assert_eq!(tokens[0], FROZEN_TOKEN);
+    }
+    const FROZEN_TOKEN: Token = 0;
 
     #[test]
     fn cells_round_trip() {

@@ -1,5 +1,5 @@
 //! The bytes of a table, apart from its blocks (`block`), its index (`table_index`) and its filter (`engine::filter`).
-//! `docs/format-table.md` is this file in prose.
+//! `docs/format.md`, section Tables, is this file in prose.
 //!
 //! ```text
 //! header | block … | volatile page … | filter | index | properties | zeros | footer
@@ -9,19 +9,13 @@
 //! checksum. The checksum is seeded with the table's salt and the offset, so that a block of another table or another place is not taken
 //! for this one. The footer ends the file, and the file is a whole number of `BLOCK_BYTES`.
 
+use super::Identity;
 use crate::base::checksum::{hash64, hash64_seeded};
 use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::base::record::{NamespaceId, Version};
 use crate::base::time::WallMs;
 use crate::engine::EngineError;
 use crate::limits::BLOCK_BYTES;
-
-/// Whose table it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TableIdentity {
-    pub cluster: u64,
-    pub node: u64,
-}
 
 /// What is wrong with bytes of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,14 +95,14 @@ pub const FOOTER_BYTES: usize = 80;
 /// The beginning of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    pub identity: TableIdentity,
+    pub identity: Identity,
     /// Of this table alone; seeds its checksums.
     pub salt: u64,
 }
 
 impl Header {
     /// The header of the table that a node numbers `table_id`.
-    pub fn new(identity: TableIdentity, table_id: u64) -> Header {
+    pub fn new(identity: Identity, table_id: u64) -> Header {
         let mut bytes = Vec::with_capacity(24);
         [identity.cluster, identity.node, table_id].iter().for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
         Header { identity, salt: hash64(&bytes) }
@@ -144,7 +138,7 @@ impl Header {
             return Err(Bad::Unsupported("a feature of tables"));
         }
         reader.u64()?;
-        let identity = TableIdentity { cluster: reader.u64()?, node: reader.u64()? };
+        let identity = Identity { cluster: reader.u64()?, node: reader.u64()? };
         Ok(Header { identity, salt: reader.u64()? })
     }
 }
@@ -572,7 +566,7 @@ mod tests {
 
     #[test]
     fn unknown_required_features_and_versions_are_refused_by_name() {
-        let header = Header::new(TableIdentity { cluster: 1, node: 2 }, 3);
+        let header = Header::new(Identity { cluster: 1, node: 2 }, 3);
         let mut bytes = Vec::new();
         header.put(&mut bytes);
         assert_eq!(Header::parse(&bytes), Ok(header));

@@ -1,11 +1,11 @@
-//! The bytes of the write-ahead log: segments, blocks, groups and records. `docs/format.md`, section WAL, is this file in prose.
+//! The bytes of the write-ahead log: segments, blocks, groups and records. `docs/format.md`, section Write-ahead log, is this file in prose.
 //!
 //! A segment file is a ring's place: block 0 is its header, the rest is written front to back, once a **lap**. A **group** is what one durable
 //! write carries: whole blocks, each with a header of its own that names the group, so that any subset of them may be missing and
 //! be noticed. The group's payload runs through the blocks behind their headers: a clock ceiling, then records.
 
-use super::manifest::{Identity, VnodeRecord};
-use super::{key_prefix_len, parse_cell, parse_place, put_cell};
+use super::manifest::VnodeRecord;
+use super::{Identity, key_prefix_len, parse_cell, parse_place, put_cell};
 use crate::base::checksum::hash64_seeded;
 use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::base::record::{Cell, NamespaceId, Version};
@@ -62,6 +62,11 @@ pub fn check_segment_header(block: &[u8], identity: Identity, number: u64) -> Re
         return Err(damaged("segment of another node"));
     }
     if word(48) != number { Err(damaged("segment under another's name")) } else { Ok(()) }
+}
+
+/// The length that a header which was checked says its segment has.
+pub fn segment_bytes(header: &[u8]) -> u64 {
+    u64::from_le_bytes(header[56..64].try_into().expect("8 bytes"))
 }
 
 // ---------------------------------------------------------------------------------------------------------------------------------
@@ -396,14 +401,23 @@ mod tests {
         assert_eq!(hex(&record), expected);
         let mut out = Vec::new();
         let v = Version::put(1, 2);
-        let record = VnodeRecord { floor: v, term: 9, ..Default::default() };
+        let record = VnodeRecord { incarnation: 4, drop_seq: 5, fence: v, floor: Version::put(6, 7), term: 9, lease_until_ms: 10 };
         put_vnodes(&mut out, &VnodesRecord { namespace: 1, first: 2, last: 3, record });
         put_ceiling(&mut out, 77);
-        assert_eq!(out[0], 2);
-        assert_eq!(
-            hex(&out[13..]),
-            format!("{}{}{}{}{}{}", "00".repeat(16), "00".repeat(16), hex(&v.to_bytes()), "09000000", "00".repeat(8), "034d00000000000000")
+        let expected = concat!(
+            "02",
+            "01000000",
+            "02000000",
+            "03000000",
+            "0400000000000000",
+            "0500000000000000",
+            "00000000000000010002000000000000",
+            "00000000000000060007000000000000",
+            "09000000",
+            "0a00000000000000",
+            "034d00000000000000",
         );
+        assert_eq!(hex(&out), expected);
     }
 
     #[test]

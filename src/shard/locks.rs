@@ -1,4 +1,4 @@
-//! Waiting within one core: a flag that tasks sleep on, and locks on keys.
+//! Locks on keys, within one core.
 
 use crate::base::map::{Map, Seeded};
 use std::cell::{Cell, RefCell};
@@ -6,53 +6,6 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
-
-/// Wakes everybody who waits. A waiter looks at its own condition again after each wake.
-#[derive(Default)]
-pub struct Signal {
-    round: Cell<u64>,
-    waiting: RefCell<VecDeque<Waker>>,
-}
-
-impl Signal {
-    /// Wakes all who wait now.
-    pub fn raise(&self) {
-        self.round.set(self.round.get() + 1);
-        std::mem::take(&mut *self.waiting.borrow_mut()).into_iter().for_each(Waker::wake);
-    }
-
-    /// Wakes only the one who has waited longest: for a budget, where waking all would cost more than it gives.
-    pub fn raise_first(&self) {
-        self.round.set(self.round.get() + 1);
-        let first = self.waiting.borrow_mut().pop_front();
-        if let Some(first) = first {
-            first.wake();
-        }
-    }
-
-    /// Waits for the next `raise`.
-    pub async fn wait(&self) {
-        let before = self.round.get();
-        poll_fn(|context| {
-            if self.round.get() != before {
-                return Poll::Ready(());
-            }
-            let mut waiting = self.waiting.borrow_mut();
-            if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
-                waiting.push_back(context.waker().clone());
-            }
-            Poll::Pending
-        })
-        .await;
-    }
-
-    /// Waits until `done` says true; `done` is asked now and after every `raise`.
-    pub async fn until(&self, mut done: impl FnMut() -> bool) {
-        while !done() {
-            self.wait().await;
-        }
-    }
-}
 
 /// Locks on key hashes, FIFO. Two keys of one hash share a lock, which is correct and rare.
 pub struct KeyLocks {
@@ -134,7 +87,8 @@ impl KeyLocks {
     }
 }
 
-/// A place in a key's queue. Dropped after its turn came but before it was taken, it hands the turn on; dropped earlier, `pass_on` skips it.
+/// A place in a key's queue. Dropped after its turn came but before it was taken, it hands the turn on; dropped earlier, `pass_on` skips
+/// it.
 struct Claim<'a> {
     locks: &'a KeyLocks,
     hash: u64,
@@ -183,14 +137,5 @@ mod tests {
         assert!(locks.is_held(7) && !locks.is_held(8));
         drop(guard);
         assert!(locks.is_empty());
-    }
-
-    #[test]
-    fn a_raise_before_the_first_poll_is_seen() {
-        let signal = Signal::default();
-        let mut wait = pin!(signal.wait());
-        assert!(poll(wait.as_mut()).is_pending());
-        signal.raise();
-        assert!(poll(wait.as_mut()).is_ready());
     }
 }

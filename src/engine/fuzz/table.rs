@@ -1,13 +1,13 @@
 //! Whatever bytes a disk gives for a part of a table: an error or a value, never a panic, never a loop. Plain functions, for any fuzzer.
 
-use super::filter::Filter;
-use super::format::block::{BlockCursor, BlockView};
-use super::format::table::{Footer, Header, Properties, VolatileAt, next_volatile, unseal};
-use super::format::table_index::TableIndex;
-use super::format::{parse_cell, parse_place};
+use crate::engine::filter::Filter;
+use crate::engine::format::block::{BlockCursor, BlockView};
+use crate::engine::format::table::{Footer, Header, Properties, VolatileAt, next_volatile, unseal};
+use crate::engine::format::table_index::TableIndex;
+use crate::engine::format::{parse_cell, parse_place};
 
 /// A block's content: walks it, and looks for every place it finds and for some that are not there.
-pub fn fuzz_block(content: &[u8]) {
+pub fn block(content: &[u8]) {
     let Ok(view) = BlockView::new(content) else { return };
     let mut cursor = BlockCursor::default();
     while let Ok(Some(cell)) = cursor.advance(&view) {
@@ -18,14 +18,14 @@ pub fn fuzz_block(content: &[u8]) {
 }
 
 /// An index's content.
-pub fn fuzz_index(content: &[u8]) {
-    let Ok(index) = TableIndex::parse(content, 64, content.len() as u64 * 1000) else { return };
+pub fn index(content: &[u8]) {
+    let Ok(parsed) = TableIndex::parse(content, 64, content.len() as u64 * 1000) else { return };
     let mut blocks = Vec::new();
-    let _ = (index.find(b""), index.find(content), index.find(&[0xFF; 40]), index.blocks_from(0, &mut blocks));
+    let _ = (parsed.find(b""), parsed.find(content), parsed.find(&[0xFF; 40]), parsed.blocks_from(0, &mut blocks));
 }
 
 /// The contents of properties, filters and volatile pages.
-pub fn fuzz_sections(content: &[u8]) {
+pub fn sections(content: &[u8]) {
     if let Ok(properties) = Properties::parse(content, 0) {
         properties.bounds.iter().for_each(|bound| assert!(properties.bounds.get(bound.namespace, bound.vnode).is_some()));
     }
@@ -37,26 +37,26 @@ pub fn fuzz_sections(content: &[u8]) {
 }
 
 /// Header, footer and trailer.
-pub fn fuzz_frame(bytes: &[u8]) {
+pub fn frame(bytes: &[u8]) {
     let _ = (Header::parse(bytes), Footer::parse(bytes, bytes.len() as u64), unseal(bytes, 1, 2));
 }
 
 /// All of them.
-pub fn fuzz_table(bytes: &[u8]) {
-    fuzz_block(bytes);
-    fuzz_index(bytes);
-    fuzz_sections(bytes);
-    fuzz_frame(bytes);
+pub fn table(bytes: &[u8]) {
+    block(bytes);
+    index(bytes);
+    sections(bytes);
+    frame(bytes);
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::format::block::BlockBuilder;
-    use super::super::format::table::{Bounds, PropertiesDraft, VolatileEntry, VolatilePage, put_volatile};
-    use super::super::format::table_index::IndexBuilder;
     use super::*;
     use crate::base::prng::Prng;
     use crate::base::record::Version;
+    use crate::engine::format::block::BlockBuilder;
+    use crate::engine::format::table::{Bounds, PropertiesDraft, VolatileEntry, VolatilePage, put_volatile};
+    use crate::engine::format::table_index::IndexBuilder;
 
     fn seeds() -> Vec<Vec<u8>> {
         let (mut block, mut index, mut draft) =
@@ -87,7 +87,7 @@ mod tests {
     fn no_bytes_make_a_reader_of_tables_panic() {
         let mut prng = Prng::new(9);
         for seed in seeds() {
-            fuzz_table(&seed);
+            table(&seed);
             for _ in 0..3000 {
                 let mut bytes = seed.clone();
                 for _ in 0..1 + prng.below(4) {
@@ -99,13 +99,13 @@ mod tests {
                         _ => bytes[at] ^= 1 << prng.below(8),
                     }
                 }
-                fuzz_table(&bytes);
+                table(&bytes);
             }
         }
         for _ in 0..5000 {
             let mut bytes = vec![0; prng.below(200) as usize];
             prng.fill(&mut bytes);
-            fuzz_table(&bytes);
+            table(&bytes);
         }
     }
 }

@@ -1,0 +1,36 @@
+//! The simulator tests the node, and this tests the simulator: it repeats, it passes on what is right, and it finds what is planted.
+
+use ringkv::engine::Planted;
+use ringkv::sim::scenario::{FaultSet, Setup, run};
+
+fn setup(seed: u64, planted: Option<Planted>) -> Setup {
+    Setup { seed, cores: None, planted, commands: 3_200, faults: FaultSet::ALL }
+}
+
+#[test]
+fn the_same_seed_twice_is_the_same_run() {
+    for seed in [3, 17] {
+        let (one, two) = (run(&setup(seed, None)), run(&setup(seed, None)));
+        assert_eq!(one.fingerprint, two.fingerprint, "seed {seed}");
+        assert_eq!(one.timeline, two.timeline, "seed {seed}");
+        assert_eq!((one.commands, one.acknowledged), (two.commands, two.acknowledged), "seed {seed}");
+    }
+    assert_ne!(run(&setup(3, None)).fingerprint, run(&setup(4, None)).fingerprint);
+}
+
+#[test]
+fn some_seeds_of_the_right_node_pass() {
+    for seed in 5_000..5_008 {
+        let outcome = run(&setup(seed, None));
+        assert_eq!(outcome.failures, Vec::<String>::new(), "seed {seed}: {:#?}", outcome.timeline);
+        assert!(outcome.crashes >= 3 && outcome.commands >= 2_000 && outcome.compactions >= 1, "seed {seed} is thin");
+    }
+}
+
+#[test]
+fn every_planted_bug_is_found() {
+    for planted in Planted::ALL {
+        let found = (1..=200).find(|&seed| !run(&setup(seed, Some(planted))).failures.is_empty());
+        assert!(found.is_some(), "{planted:?} was not found in 200 seeds");
+    }
+}
