@@ -136,7 +136,8 @@ impl<T> Tree<T> {
         Tree { runs: runs.collect() }
     }
 
-    /// The tables that may hold `place`, which is one of `vnode`, in the order in which to look, with what is still to be expected. `newest` gives the greatest
+    /// The tables that may hold `place`, which is one of `vnode`, in the order in which to look, with what is still to be expected.
+    /// `newest` gives the greatest
     /// version of the place's vnode in a table, None where it holds nothing of it. Tables void by `drop_seq` are left out.
     /// A read stops before a step when what it found `is_settled` against `newest_from_here`.
     pub fn plan(&self, place: &[u8], vnode: u32, drop_seq: u64, newest: impl Fn(&T) -> Option<Version>) -> Vec<Step<'_, T>> {

@@ -24,7 +24,7 @@ impl Tables {
         drop(turn);
         // A snapshot is at rest: where a merge was under way, its inputs and outputs are a tree like any other.
         state.merge = None;
-        state.tables.values_mut().for_each(|record| record.linked = false);
+        // Its records stay marked as linked: neither side may give back the front of a file that the other reads.
         for table in tree.tables() {
             match self.io.link(&table.file.path, &tables_dir.join(table.record.id.file_name())).await {
                 // Another shard that refers to the same file was first.

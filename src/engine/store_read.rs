@@ -172,7 +172,8 @@ impl Core {
 }
 
 impl Engine {
-    /// The head of a key, if memory alone decides: memtables, blocks in the cache, filters, version bounds. `f` gets the joined cell and the
+    /// The head of a key, if memory alone decides: memtables, blocks in the cache, filters, version bounds. `f` gets the joined cell and
+    /// the
     /// log sequence that must be durable before it may be shown (0: it is).
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Verifying a folder on the simulated disk: sound after random traffic and crashes, every file kind damaged at many places, files gone.
 //!
-//! A flipped bit is either reported with its file's name, or harmless. Harmless is proven: what a node would read of the folder (`read_all`)
+//! A flipped bit is either reported with its file's name, or harmless. Harmless is proven: what a node would read of the folder
+//! (`read_all`)
 //! is the same as before. That holds for padding, for blocks of the log and of punched tables that nobody reads any more, and it
 //! fails for anything else that verify would miss. A torn tail is the third case: what is said there is cut, and the rest is the same.
 

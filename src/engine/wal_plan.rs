@@ -1,6 +1,7 @@
 //! What a log's blocks mean after a crash: a pure decision over their headers.
 //!
-//! One group is in flight at a time and sequences are dense, so **continuity** tells a torn tail from rot. Damage that is followed by a group
+//! One group is in flight at a time and sequences are dense, so **continuity** tells a torn tail from rot. Damage that is followed by a
+//! group
 //! which begins exactly where the last whole one ended was never acknowledged: it is what a crash left, cut at an earlier recovery.
 //! Damage followed by a group that begins later swallowed something that was acknowledged: an error with the place of the damage.
 //! Damage followed by nothing is a torn tail: cut, counted.

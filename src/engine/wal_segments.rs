@@ -1,6 +1,7 @@
 //! The ring of segment files: which are free, which hold what is not in tables yet, and how a new one is prepared ahead.
 //!
-//! A segment is made whole (zeros, header, sync) under a temporary name, then renamed and its folder synced, so that a durable write into it
+//! A segment is made whole (zeros, header, sync) under a temporary name, then renamed and its folder synced, so that a durable write into
+//! it
 //! never waits for the file system's own records (ANCHORS.md, "The disk": 80 against 140 µs).
 
 use super::format::Identity;
