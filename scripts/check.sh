@@ -7,7 +7,7 @@
 # Each step's output goes to target/check/NAME.log and is shown when the step fails; the others run on. The last line counts
 # tests and steps: "N passed, N failed". With CI=true a skipped step is a failed one.
 #
-#   RINGKV_SEEDS   seeds that the simulator runs (50)
+#   RINGKV_SEEDS   seeds that the simulator runs (200)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 logs=target/check
@@ -71,7 +71,7 @@ elif [ ! -f tests/ringkv_client.py ]; then
 else
     step python 300 scripts/with_node.sh "$node" python3 -B tests/ringkv_client.py HOST PORT
 fi
-step simulator 600 cargo run --locked --release --quiet -- sim --seeds "${RINGKV_SEEDS:-50}"
+step simulator 600 cargo run --locked --release --quiet -- sim --seeds "${RINGKV_SEEDS:-200}"
 
 [ "$skipped" -eq 0 ] || echo "$skipped skipped"
 echo "$passed passed, $failed failed"

@@ -4,7 +4,7 @@ use ringkv::engine::Planted;
 use ringkv::sim::scenario::{FaultSet, Setup, run};
 
 fn setup(seed: u64, planted: Option<Planted>) -> Setup {
-    Setup { seed, cores: None, planted, commands: 3_200, faults: FaultSet::ALL }
+    Setup { seed, cores: None, planted, commands: ringkv::sim::COMMANDS, faults: FaultSet::ALL }
 }
 
 #[test]

@@ -223,7 +223,7 @@ impl Run {
 
     /// Sizes small enough that a few hundred writes flush and compact.
     fn engine_config(&mut self) -> EngineConfig {
-        let memtable_bytes = self.prng.between(20, 64) as usize * 1024;
+        let memtable_bytes = self.prng.between(32, 160) as usize * 1024;
         EngineConfig {
             writer: 1,
             memtable_bytes,
@@ -232,7 +232,7 @@ impl Run {
             wal_segment_bytes: 512 * 1024,
             wal_segments_max: self.prng.between(4, 10) as usize,
             wal_pending_bytes_max: 512 * 1024,
-            table_bytes_max: self.prng.between(16, 128) * 1024,
+            table_bytes_max: self.prng.between(32, 256) * 1024,
             forget_after_ms: self.prng.one_in(2).then(|| self.prng.between(100, 2_000)),
             policy: Policy {
                 level0_runs: self.prng.between(2, 4) as usize,
@@ -257,7 +257,7 @@ impl Run {
             memory_bytes: 4 << 20,
             engine: self.engine_config(),
             board: Arc::new(Board::default()),
-            publish_every: Duration::from_millis(4),
+            publish_every: Duration::from_millis(8),
             port: 0.into(),
             stop: false.into(),
             drained: 0.into(),
@@ -358,7 +358,7 @@ impl Run {
     fn draw_crash(&mut self, fate: u64) {
         if fate < 2 {
             let site = [CrashSite::Before, CrashSite::During, CrashSite::After][self.prng.below(3) as usize];
-            let at = self.prng.between(20, 400);
+            let at = self.prng.between(20, 1_500);
             let from = self.world.disk_ops(self.node);
             self.world.crash_at_op(self.node, from + at, site);
         }
