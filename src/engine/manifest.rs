@@ -299,17 +299,34 @@ pub async fn exists(io: &Io, dir: &Path) -> std::io::Result<bool> {
     Ok(io.list(dir).await?.iter().any(|entry| entry.name == CURRENT))
 }
 
+/// Makes durable what a killed process may have left in the disk's cache only: before anything is removed because the manifest in force no
+/// longer names it.
+///
+/// # Errors
+/// Of the syncs; a `CURRENT` that names no manifest.
+pub async fn settle(io: &Io, dir: &Path) -> Result<(), EngineError> {
+    io.sync_dir(dir).await?;
+    let (_, number) = current(io, dir).await?;
+    let file = io.open(&dir.join(file_name(number)), OpenHow::ReadWrite).await?;
+    Ok(io.sync(&file).await?)
+}
+
+/// The name and the number of the manifest in force.
+async fn current(io: &Io, dir: &Path) -> Result<(String, u64), EngineError> {
+    let current = read_file(io, &dir.join(CURRENT)).await?;
+    let name = current.split(|&byte| byte == b'\n').next().and_then(|line| std::str::from_utf8(line).ok());
+    let number = name.and_then(|name| name.strip_prefix(PREFIX)).and_then(|number| number.parse::<u64>().ok());
+    let damaged = || EngineError::corrupt(&dir.join(CURRENT).display().to_string(), 0, Malformed("names no manifest"));
+    number.map(|number| (file_name(number), number)).ok_or_else(damaged)
+}
+
 /// Reads the manifest in force, changing nothing: for recovery and for `verify`. Also gives the manifest's number and how it ended.
 ///
 /// # Errors
 /// Damage, with file and offset; a format of the future.
 pub async fn load(io: &Io, dir: &Path, identity: Identity) -> Result<(State, u64, Replay), EngineError> {
-    let current = read_file(io, &dir.join(CURRENT)).await?;
-    let name = current.split(|&byte| byte == b'\n').next().and_then(|line| std::str::from_utf8(line).ok());
-    let number = name.and_then(|name| name.strip_prefix(PREFIX)).and_then(|number| number.parse::<u64>().ok());
+    let (name, number) = current(io, dir).await?;
     let damaged = |file: &str, offset, what| EngineError::corrupt(&dir.join(file).display().to_string(), offset, what);
-    let number = number.ok_or_else(|| damaged(CURRENT, 0, Malformed("names no manifest")))?;
-    let name = file_name(number);
     let bytes = read_file(io, &dir.join(&name)).await?;
     let found = replay(&bytes, identity, number).map_err(|bad| match bad {
         Bad::Damaged(offset, what) => damaged(&name, offset, what),
@@ -337,6 +354,7 @@ impl Manifest {
     /// # Errors
     /// Damage, with file and offset; a format of the future.
     pub async fn open(io: &Io, dir: &Path, identity: Identity) -> Result<(Manifest, bool), EngineError> {
+        settle(io, dir).await?;
         let (state, number, found) = load(io, dir, identity).await?;
         sweep(io, dir, Some(number)).await?;
         let file = io.open(&dir.join(file_name(number)), OpenHow::ReadWrite).await?;

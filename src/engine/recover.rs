@@ -80,6 +80,8 @@ impl NodeStore {
             io.remove(&data.join(LAYOUT_NEW)).await?;
         }
         let found = if names.iter().any(|name| name == LAYOUT) { Some(read_layout(io, data).await?) } else { None };
+        // A killed process may have left the layout in the disk's cache only: not before it is durable do others go.
+        io.sync_dir(data).await?;
         remove_other_generations(io, data, &names, found.map_or(0, |layout| layout.generation)).await?;
         let (layout, previous) = match found {
             Some(layout) if layout.cores == config.cores => (layout, None),
@@ -350,6 +352,7 @@ async fn collect_files(io: &Io, data: &Path, layout: Option<&Layout>) -> Result<
         let layout = layout.expect("it has cores");
         let dir = shard_dir(data, layout.generation, core);
         if manifest::exists(io, &dir).await? {
+            manifest::settle(io, &dir).await?;
             let (state, _, _) = manifest::load(io, &dir, layout.identity).await?;
             files.extend(state.tables.keys().map(|&id| (id, TableFile::new(&tables, id))));
         }
