@@ -196,7 +196,8 @@ impl Summary {
 
     /// A kind of fault that never happened was not tested.
     fn is_complete(&self, say: &mut dyn FnMut(&str)) -> bool {
-        let happened = |counts: &BTreeMap<String, u64>, name: &str| counts.iter().any(|(what, count)| *count > 0 && what.trim_end() == name);
+        let happened =
+            |counts: &BTreeMap<String, u64>, name: &str| counts.iter().any(|(what, count)| *count > 0 && what.trim_end() == name);
         // A site is named with the kind of file where that is told.
         let at_site = |name: &str| self.crash_sites.keys().any(|site| site.starts_with(name));
         let faults = FAULTS_WANTED.iter().filter(|name| !happened(&self.faults, name));

@@ -1,9 +1,8 @@
-//! The bytes of the write-ahead log: segments, blocks, groups and records. `docs/format.md`, section Write-ahead log, is this file in
-//! prose.
+//! The bytes of the write-ahead log: segments, blocks, groups and records. `docs/format.md`,
+//! section Write-ahead log, is this file in prose.
 //!
 //! A segment file is a ring's place: block 0 is its header, the rest is written front to back, once a **lap**. A **group** is what one
-//! durable
-//! write carries: whole blocks, each with a header of its own that names the group, so that any subset of them may be missing and
+//! durable write carries: whole blocks, each with a header of its own that names the group, so that any subset of them may be missing and
 //! be noticed. The group's payload runs through the blocks behind their headers: a clock ceiling, then records.
 
 use super::manifest::VnodeRecord;
@@ -457,7 +456,7 @@ mod tests {
             hex(&header),
             concat!(
                 "52494e474b56574c010000000000000000000000000000000000000000000000",
-                "01000000000000000200000000000000060000000000000000001000000000007e1efeba3eb6bfcf"
+                "01000000000000000200000000000000060000000000000000001000000000007e1efeba3eb6bfcf",
             )
         );
         assert_eq!(check_segment_header(&header, identity, 6), Ok(()));
