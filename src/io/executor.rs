@@ -122,6 +122,8 @@ pub(super) struct Inner {
     /// The executor is gone: nothing is submitted any more.
     dead: Cell<bool>,
     asleep: Cell<bool>,
+    /// Durable writes and syncs in flight.
+    pub(super) syncing: Cell<usize>,
     completions: RefCell<Vec<Completion>>,
 }
 
@@ -372,6 +374,7 @@ impl Executor {
             stopped: Cell::new(false),
             dead: Cell::new(false),
             asleep: Cell::new(false),
+            syncing: Cell::new(0),
             completions: RefCell::default(),
         };
         Executor { inner: Rc::new(inner), spin: SPIN_DEFAULT }
@@ -420,6 +423,11 @@ impl Executor {
         let mut idle_since = None;
         loop {
             let turn = inner.round();
+            if inner.syncing.get() > 0 {
+                // The kernel finishes a durable write in a worker of this CPU. A core that never sleeps would keep it waiting for a whole
+                // scheduler slice (measured: 4 ms instead of 0.1).
+                std::thread::yield_now();
+            }
             if main.is_done() {
                 inner.stopping.set(true);
                 if self.is_finished() {
@@ -463,6 +471,22 @@ impl Drop for Executor {
 }
 
 /// The future of one operation. Dropped early, the operation runs on to its end (a connect is cancelled) and what it gives is given back.
+/// Counts a durable write or a sync while it is in flight.
+pub(super) struct Syncing(Rc<Inner>);
+
+impl Syncing {
+    pub(super) fn begin(inner: &Rc<Inner>) -> Syncing {
+        inner.syncing.set(inner.syncing.get() + 1);
+        Syncing(inner.clone())
+    }
+}
+
+impl Drop for Syncing {
+    fn drop(&mut self) {
+        self.0.syncing.set(self.0.syncing.get() - 1);
+    }
+}
+
 pub(super) struct OpFuture {
     inner: Rc<Inner>,
     id: OpId,

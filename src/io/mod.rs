@@ -25,7 +25,7 @@ pub mod wakers;
 
 use crate::base::time::{Mono, WallMs};
 use buffer::{Buf, Chunk};
-use executor::{Inbox, Inner, OpFuture, Sleep};
+use executor::{Inbox, Inner, OpFuture, Sleep, Syncing};
 use op::{Done, Entry, Fd, Op, OpenHow};
 use std::future::{Future, poll_fn};
 use std::io;
@@ -254,6 +254,7 @@ impl Io {
     /// Writes all of `buf`; with `sync` durable when it returns (O_DSYNC; the length too if the file grew).
     pub async fn write(&self, file: &File, offset: u64, buf: Buf, sync: bool) -> io::Result<Buf> {
         assert!(offset.is_multiple_of(crate::limits::BLOCK_BYTES as u64), "offset {offset} is not of whole blocks");
+        let _syncing = sync.then(|| Syncing::begin(&self.inner));
         match self.on_file(file, |fd| Op::Write { file: fd, offset, buf, sync }).await? {
             Done::Wrote(buf) => Ok(buf),
             other => unexpected(&other),
@@ -261,6 +262,7 @@ impl Io {
     }
     /// All writes to the file that had returned before are durable, its length too.
     pub async fn sync(&self, file: &File) -> io::Result<()> {
+        let _syncing = Syncing::begin(&self.inner);
         self.on_file(file, |fd| Op::Sync { file: fd }).await.map(|_| ())
     }
     /// The file's length in bytes.

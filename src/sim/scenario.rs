@@ -91,6 +91,8 @@ pub(super) struct Run {
     pub(super) outcome: Outcome,
     cores: u16,
     hash_seed: u64,
+    /// The faults of this run.
+    drawn: Faults,
 }
 
 /// A node that was started.
@@ -113,7 +115,9 @@ impl Run {
     fn new(setup: &Setup) -> Run {
         let mut prng = Prng::new(setup.seed);
         let world = World::new(prng.next_u64());
-        let node = world.add_machine(faults(&mut prng, setup.faults));
+        let drawn = faults(&mut prng, setup.faults);
+        // Quiet until the first node is up and its namespaces are made.
+        let node = world.add_machine(Faults::default());
         let clock = world.clone();
         let shared = Shared {
             checkers: [RefCell::new(Checker::new(false)), RefCell::new(Checker::new(true))],
@@ -131,7 +135,7 @@ impl Run {
         let cores = setup.cores.unwrap_or(prng.between(1, 5) as u16);
         let hash_seed = prng.next_u64();
         let outcome = Outcome { seed: setup.seed, ..Outcome::default() };
-        Run { world, node, prng, setup: setup.clone(), shared: Rc::new(shared), outcome, cores, hash_seed }
+        Run { world, node, prng, setup: setup.clone(), shared: Rc::new(shared), outcome, cores, hash_seed, drawn }
     }
 
     pub(super) fn note(&mut self, what: impl Into<String>) {
@@ -158,6 +162,8 @@ impl Run {
         if let Err(why) = final_look::create_namespace(self, INTERVAL_NAMESPACE) {
             return self.fail(format!("the namespace cannot be made: {why}"));
         }
+        let drawn = self.drawn.clone();
+        self.world.faults(self.node, |faults| *faults = drawn);
         self.start_clients();
         let mut life = Some(first);
         let lives = CRASHES_MIN + 1 + self.prng.below(4);
