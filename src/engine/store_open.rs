@@ -245,6 +245,8 @@ async fn move_in(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, dir: &P
     report.flushes += u64::from(replayed.flush(&tables, config, Some(base)).await?);
     let ceiling = clock.max(replayed.newest.hlc());
     tables.manifest().commit(vec![Edit::ClockCeiling(ceiling)], |_| ()).await?;
+    // The engine opens what was made here anew.
+    tables.levels.forget();
     report.moved = true;
     Ok(())
 }

@@ -194,8 +194,8 @@ impl Tables {
         for release in self.levels.release() {
             match release {
                 Release::Remove(file) => {
-                    if let Some(file) = Arc::into_inner(file) {
-                        self.io.remove(&file.path).await?;
+                    if let Some(path) = TableFile::let_go(file) {
+                        self.io.remove(&path).await?;
                     }
                 }
                 Release::Punch(table) => {
