@@ -17,6 +17,7 @@ use crate::limits::{CORES_MAX, VNODES_DEFAULT};
 use parse::{Size, cores, size};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What the process's exit code says.
 pub mod exit {
@@ -43,6 +44,10 @@ pub const ADMIN_PORT_DEFAULT: u16 = 7480;
 /// The address unless another is named.
 pub const HOST_DEFAULT: &str = "127.0.0.1";
 /// The data folder unless another is named.
+/// `--spin-us` unless said.
+pub const SPIN_US_DEFAULT: u64 = 20;
+/// Beyond a second nobody would call it spinning.
+const SPIN_US_MAX: u64 = 1_000_000;
 pub const DATA_DEFAULT: &str = "./ringkv-data";
 /// The share of the host's memory that a node takes unless told otherwise, in percent.
 pub const MEMORY_PERCENT_DEFAULT: u64 = 25;
@@ -88,6 +93,8 @@ pub struct Config {
     pub insecure: bool,
     /// Refuse to start where something would only run slower than it could.
     pub strict_start: bool,
+    /// How long an idle data core looks for work before it sleeps.
+    pub spin: Duration,
     /// Equal arcs of the ring, if said. Fixed when the data folder is made; another number later is a contradiction.
     pub vnodes: Option<u32>,
 }
@@ -133,6 +140,9 @@ pub struct Settings {
     /// Refuse to start where the host would make the node slower than it could be
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub strict_start: Option<bool>,
+    /// Microseconds that an idle data core looks for work before it sleeps
+    #[arg(long, value_name = "N")]
+    pub spin_us: Option<u64>,
     /// Equal arcs of the ring, a power of two; only when the data folder is made
     #[arg(long, value_name = "N")]
     pub vnodes: Option<u32>,
@@ -163,6 +173,7 @@ impl Settings {
             secret_file: self.secret_file.or(under.secret_file),
             insecure: self.insecure.or(under.insecure),
             strict_start: self.strict_start.or(under.strict_start),
+            spin_us: self.spin_us.or(under.spin_us),
             vnodes: self.vnodes.or(under.vnodes),
         }
     }
@@ -202,8 +213,16 @@ impl Settings {
             secret_file: self.secret_file,
             insecure,
             strict_start: self.strict_start.unwrap_or(false),
+            spin: check_spin(self.spin_us)?,
             vnodes: self.vnodes.map(check_vnodes).transpose()?,
         })
+    }
+}
+
+fn check_spin(spin_us: Option<u64>) -> Result<Duration, Refusal> {
+    match spin_us.unwrap_or(SPIN_US_DEFAULT) {
+        spin_us if spin_us > SPIN_US_MAX => Err(Refusal::config(format!("spin-us must be at most {SPIN_US_MAX}"))),
+        spin_us => Ok(Duration::from_micros(spin_us)),
     }
 }
 

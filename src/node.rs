@@ -85,9 +85,9 @@ fn try_serve(config: &Config, say: &dyn Fn(&str), warn: &dyn Fn(&str)) -> Result
     let mut threads = Vec::new();
     for (core, ends) in mailbox::mesh(config.cores.len()).into_iter().enumerate() {
         let (plan, wakers, tell, cpu) = (plan.clone(), wakers.clone(), tell.clone(), config.cores[core]);
-        let strict = config.strict_start;
+        let how = HowToRun { cpu, strict: config.strict_start, spin: config.spin };
         let body = move || {
-            let outcome = run_core(core, cpu, strict, ends, plan, wakers, &tell);
+            let outcome = run_core(core, how, ends, plan, wakers, &tell);
             // The main thread has gone only when the process is ending anyway.
             let _ = tell.send(News::Ended(outcome));
         };
@@ -135,24 +135,32 @@ fn plan(config: &Config, secret: Option<Vec<u8>>, tell: mpsc::Sender<News>) -> P
     }
 }
 
-fn run_core(
-    core: usize,
+/// How a data core's thread runs.
+#[derive(Clone, Copy)]
+struct HowToRun {
     cpu: usize,
     strict: bool,
+    spin: Duration,
+}
+
+fn run_core(
+    core: usize,
+    how: HowToRun,
     ends: MailboxEnds,
     plan: Arc<Plan>,
     wakers: Wakers,
     tell: &mpsc::Sender<News>,
 ) -> Result<(), Failure> {
-    if let Err(error) = host::pin_to_cpu(cpu) {
-        let line = format!("core {core} is not pinned to CPU {cpu} ({error}): other threads may push it aside");
-        degrade(strict, line, tell)?;
+    if let Err(error) = host::pin_to_cpu(how.cpu) {
+        let line = format!("core {core} is not pinned to CPU {} ({error}): other threads may push it aside", how.cpu);
+        degrade(how.strict, line, tell)?;
     }
     let driver = UringDriver::new(UringConfig::default(), core, &wakers).map_err(|error| Failure::new(exit::FAILED, error.to_string()))?;
     for line in driver.degraded() {
-        degrade(strict, line, tell)?;
+        degrade(how.strict, line, tell)?;
     }
     let mut executor = Executor::new(Driver::Uring(Box::new(driver)), core, wakers);
+    executor.set_spin(how.spin);
     let io = executor.handle();
     executor.run(async move { start::run(io, ends, plan).await }).map_err(Failure::from)
 }

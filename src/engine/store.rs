@@ -31,8 +31,8 @@ pub(super) const SEALED_MAX: usize = 2;
 const LOG_FULL: f64 = 0.7;
 /// The longest pause that a writer is asked for.
 const WRITE_DELAY_MAX: Duration = Duration::from_millis(2);
-/// Segments of the log while the memory budget has no say: 256 MiB.
-const WAL_SEGMENTS: usize = 8;
+/// Segments of the log: 384 MiB, of which 0.7 fill before a flush is forced, so at least 256 MiB can be live.
+const WAL_SEGMENTS: usize = 12;
 
 /// How one core's engine is run.
 #[derive(Clone, Debug)]

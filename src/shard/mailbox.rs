@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::Ticket;
 use super::admit::Kept;
+use super::conn::Promise;
 use super::namespaces::NamespaceTable;
 
 /// Places that no connection takes, beside those of forwards and their answers.
@@ -21,8 +22,10 @@ const _: () = assert!(FORWARDS_MAX * 3 + OTHERS_MAX < MAILBOX_MAX, "connections 
 
 /// What one core says to another.
 pub enum Mail {
-    /// A request for a key that the receiver owns. `ticket` comes back in the answer.
-    Request { ticket: u32, kind: u16, id: u64, body: Vec<u8> },
+    /// A request for a key that the receiver owns. `ticket` comes back in the answer. `granted`: its answer may have any size.
+    Request { ticket: u32, kind: u16, id: u64, body: Vec<u8>, granted: bool },
+    /// The answer to a request is large: ask again when the client has room for `bytes`.
+    NeedsRoom { ticket: u32, bytes: usize, kind: u16, body: Vec<u8> },
     /// An answer's frame; `last` unless more frames follow.
     Reply { ticket: u32, last: bool, frame: Vec<u8> },
     /// A connection that belongs to the receiver, its hello's request id, and what it sent behind the hello.
@@ -53,7 +56,18 @@ pub struct Mailbox {
 /// A request at another core: whom its answer is for, and its bytes as they count here.
 struct Forward {
     ticket: Ticket,
-    _kept: Option<Kept>,
+    _held: Holds,
+}
+
+/// What a forward holds on to until its answer has come.
+#[derive(Default)]
+pub struct Holds {
+    /// The request's bytes, as they count against its connection.
+    pub kept: Option<Kept>,
+    /// Room on its connection for the answer.
+    pub room: Option<Promise>,
+    /// The answer may have any size.
+    pub granted: bool,
 }
 
 struct Peer {
@@ -118,7 +132,7 @@ impl Mailbox {
     }
 
     /// Sends a request on, or gives the ticket back where too many are on their way to that core.
-    pub fn forward(&self, core: usize, ticket: Ticket, kept: Option<Kept>, kind: u16, body: Vec<u8>) -> Result<(), Ticket> {
+    pub fn forward(&self, core: usize, ticket: Ticket, held: Holds, kind: u16, body: Vec<u8>) -> Result<(), Ticket> {
         let id = ticket.id;
         let peer = self.peers[core].as_ref().expect("a core does not forward to itself");
         if peer.outstanding.get() >= FORWARDS_MAX {
@@ -130,9 +144,10 @@ impl Mailbox {
             forwards.push(None);
             forwards.len() as u32 - 1
         });
-        forwards[slot as usize] = Some(Forward { ticket, _kept: kept });
+        let granted = held.granted;
+        forwards[slot as usize] = Some(Forward { ticket, _held: held });
         drop(forwards);
-        self.send(core, Mail::Request { ticket: slot, kind, id, body });
+        self.send(core, Mail::Request { ticket: slot, kind, id, body, granted });
         Ok(())
     }
 

@@ -81,6 +81,8 @@ pub enum Origin {
     Core {
         core: u16,
         ticket: u32,
+        /// The answer may have any size.
+        granted: bool,
     },
     /// A request of many keys that was taken apart.
     Part(Rc<Gather>),
@@ -141,8 +143,8 @@ impl Shard {
     }
 
     /// A request that another core sent on.
-    pub fn handle_forwarded(self: &Rc<Shard>, core: u16, ticket: u32, kind: u16, id: u64, body: &[u8]) {
-        self.handle(Ticket { origin: Origin::Core { core, ticket }, id }, kind, body);
+    pub fn handle_forwarded(self: &Rc<Shard>, origin: Origin, kind: u16, id: u64, body: &[u8]) {
+        self.handle(Ticket { origin, id }, kind, body);
     }
 
     /// When a request that came now must be answered.
@@ -174,7 +176,7 @@ impl Shard {
                     self.mark_dirty(conn);
                 }
             }
-            Origin::Core { core, ticket } => self.mailbox.send(usize::from(*core), Mail::Reply { ticket: *ticket, last, frame }),
+            Origin::Core { core, ticket, .. } => self.mailbox.send(usize::from(*core), Mail::Reply { ticket: *ticket, last, frame }),
             Origin::Part(gather) => gather.take(self, ticket.id as usize, &frame, last),
             Origin::Nobody => {}
         }

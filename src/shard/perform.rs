@@ -2,6 +2,7 @@
 
 use super::conn::Promise;
 use super::execute::{self, Write, engine_error, shown_after, ttl_reply, value_reply};
+use super::mailbox::Mail;
 use super::namespaces::{NamespaceError, NamespaceTable, TABLE_KEY};
 use super::{Origin, Shard, Ticket};
 use crate::base::record::{Body, Cell, NAMESPACE_SYSTEM, Version, token_of, vnode_of};
@@ -41,7 +42,7 @@ pub fn spawn(shard: &Rc<Shard>, ticket: Ticket, kind: u16, body: Vec<u8>, deadli
     drop(io.spawn(Class::Foreground, async move {
         let _kept = kept;
         let request = decode_request(kind, &body).expect("decoded once before");
-        let task = Task { shard: &shard, ticket: &ticket, request: &request, deadline };
+        let task = Task { shard: &shard, ticket: &ticket, request: &request, kind, body: &body, deadline };
         task.run().await;
         shard.admit.end();
         shard.settle();
@@ -52,6 +53,8 @@ struct Task<'a> {
     shard: &'a Rc<Shard>,
     ticket: &'a Ticket,
     request: &'a Request<'a>,
+    kind: u16,
+    body: &'a [u8],
     deadline: Mono,
 }
 
@@ -91,10 +94,18 @@ impl Task<'_> {
         self.shard.namespace_durability(self.request.namespace).unwrap_or(Durability::Sync)
     }
 
-    /// Room on the client's connection for an answer of about `bytes`; where the client is another core's, that core has the room.
-    /// `None`, and answered: the client is gone or waits no more.
+    /// Room on the client's connection for an answer of about `bytes`; where the client is another core's, that core has the room, and
+    /// asks again for a large answer when it has. `None`, and answered: the client is gone, waits no more, or is asked for room.
     async fn room(&self, bytes: usize) -> Option<Option<Promise>> {
-        let Origin::Connection(conn) = &self.ticket.origin else { return Some(None) };
+        let conn = match &self.ticket.origin {
+            Origin::Connection(conn) => conn,
+            Origin::Core { core, ticket, granted: false } if bytes > CHUNK_BYTES => {
+                let (ticket, body) = (*ticket, self.body.to_vec());
+                self.shard.mailbox.send(usize::from(*core), Mail::NeedsRoom { ticket, bytes, kind: self.kind, body });
+                return None;
+            }
+            _ => return Some(None),
+        };
         let Some(promise) = conn.promise(bytes).await else {
             self.shard.fail(self.ticket, ErrorCode::ShuttingDown, "the connection ended");
             return None;

@@ -2,6 +2,7 @@
 
 use super::execute::{self, Step, engine_error};
 use super::gather::{Gather, Whole};
+use super::mailbox::Holds;
 use super::perform;
 use super::{Origin, Shard, Ticket};
 use crate::base::record::{NAMESPACE_SYSTEM, Version, core_of, token_of};
@@ -77,10 +78,36 @@ impl Shard {
 
     fn pass_on(self: &Rc<Shard>, owner: u16, ticket: Ticket, kind: u16, body: &[u8]) {
         self.stats.forwarded();
-        let kept = self.keep(&ticket, body.len());
-        if let Err(ticket) = self.mailbox.forward(usize::from(owner), ticket, kept, kind, body.to_vec()) {
+        let held = Holds { kept: self.keep(&ticket, body.len()), ..Holds::default() };
+        if let Err(ticket) = self.mailbox.forward(usize::from(owner), ticket, held, kind, body.to_vec()) {
             self.fail(&ticket, ErrorCode::Overloaded, "too many requests are on their way to the owning core");
         }
+    }
+
+    /// The owner found that an answer is large: asks again once the client's connection has room for it. Without this, clients that read
+    /// nothing would have the other cores fill this one's memory.
+    pub fn ask_again(self: &Rc<Shard>, owner: usize, ticket: Ticket, bytes: usize, kind: u16, body: Vec<u8>) {
+        if !self.admit.begin() {
+            return self.fail(&ticket, ErrorCode::Overloaded, "too many requests wait");
+        }
+        let shard = self.clone();
+        drop(self.io.spawn(Class::Foreground, async move {
+            let kept = shard.keep(&ticket, body.len());
+            let room = match &ticket.origin {
+                Origin::Connection(conn) => conn.promise(bytes).await,
+                _ => None,
+            };
+            let held = Holds { kept, room, granted: true };
+            let sent = match &ticket.origin {
+                Origin::Connection(conn) if conn.closed.get() => Err(ticket),
+                _ => shard.mailbox.forward(owner, ticket, held, kind, body),
+            };
+            if let Err(ticket) = sent {
+                shard.fail(&ticket, ErrorCode::Overloaded, "too many requests are on their way to the owning core");
+            }
+            shard.admit.end();
+            shard.settle();
+        }));
     }
 
     /// A part of a request, here or at another core.

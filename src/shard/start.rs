@@ -9,7 +9,7 @@ use super::locks::KeyLocks;
 use super::mailbox::{Mail, Mailbox, MailboxEnds};
 use super::namespaces::{Durability, NamespaceTable};
 use super::stats::{self, Board, Stats};
-use super::{Shard, perform, session};
+use super::{Origin, Shard, perform, session};
 use crate::base::metrics::Report;
 use crate::base::record::core_of;
 use crate::base::time::hlc_ms;
@@ -381,7 +381,13 @@ fn take_mail(shard: &Rc<Shard>) -> MailEnd {
     for core in 0..shard.mailbox.cores() {
         while let Some(mail) = shard.mailbox.pop(core) {
             match mail {
-                Mail::Request { ticket, kind, id, body } => shard.handle_forwarded(core as u16, ticket, kind, id, &body),
+                Mail::Request { ticket, kind, id, body, granted } => {
+                    shard.handle_forwarded(Origin::Core { core: core as u16, ticket, granted }, kind, id, &body);
+                }
+                Mail::NeedsRoom { ticket, bytes, kind, body } => {
+                    let ticket = shard.mailbox.claim(core, ticket, true);
+                    shard.ask_again(core, ticket, bytes, kind, body);
+                }
                 Mail::Reply { ticket, last, frame } => {
                     let ticket = shard.mailbox.claim(core, ticket, last);
                     shard.answer_frame(&ticket, frame, last);
