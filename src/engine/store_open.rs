@@ -204,6 +204,7 @@ async fn open_tables(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, man
         policy: config.policy,
         block_bytes: config.block_bytes,
         planted: config.planted,
+        is_folder_lost: store.is_folder_lost(),
     };
     let cache = Rc::new(Cache::new(config.cache_bytes / 2, config.hash_seed));
     Tables::open(io, tables_config, manifest, cache, Rc::default(), |id| store.file(id)).await
