@@ -16,18 +16,26 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A table's file, held by every shard whose tree shows it.
 #[derive(Debug)]
 pub struct TableFile {
     pub id: TableId,
     pub path: PathBuf,
+    /// A shard has ended whose manifest names it: it stays.
+    is_named: AtomicBool,
 }
 
 impl TableFile {
     /// The file of a table in the folder of tables.
     pub fn new(dir: &Path, id: TableId) -> Arc<TableFile> {
-        Arc::new(TableFile { id, path: dir.join(id.file_name()) })
+        Arc::new(TableFile { id, path: dir.join(id.file_name()), is_named: AtomicBool::new(false) })
+    }
+
+    /// Lets go of it. Who lets go last gets the path of the file, to remove it.
+    pub fn let_go(file: Arc<TableFile>) -> Option<PathBuf> {
+        Arc::into_inner(file).filter(|file| !file.is_named.load(Ordering::Acquire)).map(|file| file.path)
     }
 }
 
@@ -218,7 +226,7 @@ struct Retired<T> {
 /// What may be done to a file now, because no tree shows it any more.
 #[derive(Debug)]
 pub enum Release<T> {
-    /// This shard does not need the file. Remove it if nobody else holds it (`Arc::into_inner`).
+    /// This shard does not need the file. Remove it if nobody else holds it (`TableFile::let_go`).
     Remove(Arc<TableFile>),
     /// Everything below the start of this table can be given back.
     Punch(Rc<TableRef<T>>),
@@ -298,9 +306,21 @@ impl<T> Levels<T> {
         released
     }
 
+    /// Ends it before the shard begins: another one of the same shard holds the files.
+    pub fn forget(&self) {
+        self.tables.take();
+    }
+
     /// Tables that wait for older trees to go.
     pub fn retired(&self) -> usize {
         self.retired.borrow().len()
+    }
+}
+
+/// A shard that ends while others go on (they do not stop in one instant) lets go of nothing that its manifest names.
+impl<T> Drop for Levels<T> {
+    fn drop(&mut self) {
+        self.tables.take().values().for_each(|table| table.file.is_named.store(true, Ordering::Release));
     }
 }
 
@@ -394,6 +414,33 @@ mod tests {
         let released = levels.release();
         assert!(matches!(&released[..], [Release::Remove(file)] if file.id == id && Arc::strong_count(file) == 1));
         assert_eq!(levels.retired(), 0);
+    }
+
+    #[test]
+    fn who_lets_go_of_a_shared_file_last_removes_it_unless_a_shard_has_ended_that_still_names_it() {
+        for has_ended in [false, true] {
+            let (id, file) = (TableId { shard: 0, number: 3 }, TableFile::new(Path::new("t"), TableId { shard: 0, number: 3 }));
+            let shards = [(); 2].map(|()| {
+                let (levels, mut state) = (Levels::default(), State::default());
+                state.apply(&Edit::AddTable(record(3, Level::One, 4, "b", "x"))).unwrap();
+                levels.adopt(&state, vec![(id, Rc::new(3u64), file.clone())]).unwrap();
+                levels
+            });
+            drop(file);
+            let [one, other] = shards;
+            let let_go = |levels: &Levels<u64>| {
+                levels.adopt(&State::default(), Vec::new()).unwrap();
+                let [Release::Remove(file)] = &mut levels.release()[..] else { panic!("one file") };
+                TableFile::let_go(std::mem::replace(file, TableFile::new(Path::new("t"), id)))
+            };
+            if has_ended {
+                drop(one);
+                assert_eq!(let_go(&other), None);
+            } else {
+                assert_eq!(let_go(&one), None);
+                assert!(let_go(&other).is_some());
+            }
+        }
     }
 
     #[test]

@@ -56,6 +56,7 @@ pub struct NodeStore {
     files: Mutex<BTreeMap<TableId, Arc<TableFile>>>,
     committed: AtomicBool,
     complete: AtomicBool,
+    is_folder_lost: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for NodeStore {
@@ -107,7 +108,16 @@ impl NodeStore {
         let files = Mutex::new(collect_files(io, data, found.as_ref()).await?);
         let committed = AtomicBool::new(previous.is_none());
         let data = data.to_owned();
-        Ok(Arc::new(NodeStore { data, layout, previous, core_of: config.core_of, files, committed, complete: AtomicBool::new(false) }))
+        Ok(Arc::new(NodeStore {
+            data,
+            layout,
+            previous,
+            core_of: config.core_of,
+            files,
+            committed,
+            complete: AtomicBool::new(false),
+            is_folder_lost: Arc::default(),
+        }))
     }
 
     /// To be called once, when every shard's engine is open: from here on the new order of cores is in force and writes are taken.
@@ -141,6 +151,11 @@ impl NodeStore {
     /// `commit` has ended: shards may give back files.
     pub(super) fn is_complete(&self) -> bool {
         self.complete.load(Ordering::Acquire)
+    }
+
+    /// Raised by the first shard whose sync of the folder of tables failed.
+    pub(super) fn is_folder_lost(&self) -> Arc<AtomicBool> {
+        self.is_folder_lost.clone()
     }
 
     pub fn identity(&self) -> Identity {

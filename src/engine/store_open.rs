@@ -204,6 +204,7 @@ async fn open_tables(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, man
         policy: config.policy,
         block_bytes: config.block_bytes,
         planted: config.planted,
+        is_folder_lost: store.is_folder_lost(),
     };
     let cache = Rc::new(Cache::new(config.cache_bytes / 2, config.hash_seed));
     Tables::open(io, tables_config, manifest, cache, Rc::default(), |id| store.file(id)).await
@@ -245,6 +246,8 @@ async fn move_in(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, dir: &P
     report.flushes += u64::from(replayed.flush(&tables, config, Some(base)).await?);
     let ceiling = clock.max(replayed.newest.hlc());
     tables.manifest().commit(vec![Edit::ClockCeiling(ceiling)], |_| ()).await?;
+    // The engine opens what was made here anew.
+    tables.levels.forget();
     report.moved = true;
     Ok(())
 }

@@ -21,6 +21,7 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How a shard's tables are kept.
 #[derive(Clone, Debug)]
@@ -36,6 +37,8 @@ pub struct TablesConfig {
     /// A block of a table is closed when it reaches this.
     pub block_bytes: usize,
     pub planted: Option<Planted>,
+    /// A sync of the folder of tables failed, whichever shard asked for it: names that were waiting are lost, and no later sync says so.
+    pub is_folder_lost: Arc<AtomicBool>,
 }
 
 /// What a shard's memtables hold, for work that runs beside them. Asked again and again, never remembered.
@@ -194,8 +197,8 @@ impl Tables {
         for release in self.levels.release() {
             match release {
                 Release::Remove(file) => {
-                    if let Some(file) = Arc::into_inner(file) {
-                        self.io.remove(&file.path).await?;
+                    if let Some(path) = TableFile::let_go(file) {
+                        self.io.remove(&path).await?;
                     }
                 }
                 Release::Punch(table) => {
@@ -362,7 +365,12 @@ impl<'a> Output<'a> {
         let info = writer.finish().await?;
         (record.bytes, record.entries, record.vnodes) = (info.bytes, info.counts.entries, info.vnodes);
         let Tables { io, config, manifest, stats, .. } = self.tables;
-        io.sync_dir(&config.dir).await?;
+        let synced = io.sync_dir(&config.dir).await;
+        config.is_folder_lost.fetch_or(synced.is_err(), Ordering::AcqRel);
+        synced?;
+        if config.is_folder_lost.load(Ordering::Acquire) {
+            return Err(EngineError::Stopped("a sync of the folder of tables failed".to_owned()));
+        }
         let table = open_table(io, manifest, &file, stats).await?;
         self.done.push(NewTable { record, table, file });
         Ok(())

@@ -36,7 +36,16 @@ type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 fn config(dir: &str, table_bytes: u64) -> TablesConfig {
     let policy = Policy { level0_runs: 4, level1_runs: 3, dead_bytes_min: 64 << 10, ..Policy::default() };
     let dir = PathBuf::from(dir);
-    TablesConfig { dir, shard: 0, vnodes: VNODES, table_bytes, policy, block_bytes: 1024, planted: None }
+    TablesConfig {
+        dir,
+        shard: 0,
+        vnodes: VNODES,
+        table_bytes,
+        policy,
+        block_bytes: 1024,
+        planted: None,
+        is_folder_lost: Default::default(),
+    }
 }
 
 fn memtable() -> Memtable {
