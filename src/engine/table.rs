@@ -91,17 +91,22 @@ impl Table {
     /// # Errors
     /// `Corrupt` with the offset, `Unsupported` naming the feature, I/O errors.
     pub async fn open(io: &Io, path: &Path, identity: Identity, table_id: u64, stats: &Rc<TableStats>) -> Result<Rc<Table>, EngineError> {
-        let table = Table::open_any(io, path, table_id, stats).await?;
+        // For writing, because the front of a table that a merge has consumed is given back through it.
+        let table = Table::open_how(io, path, table_id, stats, OpenHow::ReadWrite).await?;
         if table.header.identity != identity {
             return Err(table.corrupt(0, Malformed("the table of another cluster or node")));
         }
         Ok(table)
     }
 
-    /// Opens a table of whatever node.
+    /// Opens a table of whatever node, to read it.
     pub(super) async fn open_any(io: &Io, path: &Path, table_id: u64, stats: &Rc<TableStats>) -> Result<Rc<Table>, EngineError> {
+        Table::open_how(io, path, table_id, stats, OpenHow::Read).await
+    }
+
+    async fn open_how(io: &Io, path: &Path, table_id: u64, stats: &Rc<TableStats>, how: OpenHow) -> Result<Rc<Table>, EngineError> {
         let name = path.display().to_string();
-        let file = io.open(path, OpenHow::Read).await?;
+        let file = io.open(path, how).await?;
         let bytes = io.size(&file).await?;
         let short = |at: u64| EngineError::corrupt(&name, at, Malformed("the table ends too early"));
         let tail_at = bytes.saturating_sub(1) / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;

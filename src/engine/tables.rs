@@ -194,19 +194,27 @@ impl Tables {
     /// # Errors
     /// Of the operations; what was not reached is removed when the node starts again.
     pub async fn reap(&self) -> Result<(), EngineError> {
+        let mut outcome = Ok(());
         for release in self.levels.release() {
-            match release {
-                Release::Remove(file) => {
-                    if let Some(path) = TableFile::let_go(file) {
-                        self.io.remove(&path).await?;
-                    }
+            // One that fails does not keep the others.
+            let released = self.give_back(release).await;
+            outcome = outcome.and(released);
+        }
+        outcome
+    }
+
+    async fn give_back(&self, release: Release<Table>) -> Result<(), EngineError> {
+        match release {
+            Release::Remove(file) => {
+                if let Some(path) = TableFile::let_go(file) {
+                    self.io.remove(&path).await?;
                 }
-                Release::Punch(table) => {
-                    // The first block holds the header. The cache may keep blocks of the front; nobody asks for them.
-                    let (block, to) = (BLOCK_BYTES as u64, table.table.offset_of(table.start())?);
-                    if to >= 2 * block {
-                        self.io.punch(&table.table.file, block, to / block * block - block).await?;
-                    }
+            }
+            Release::Punch(table) => {
+                // The first block holds the header. The cache may keep blocks of the front; nobody asks for them.
+                let (block, to) = (BLOCK_BYTES as u64, table.table.offset_of(table.start())?);
+                if to >= 2 * block {
+                    self.io.punch(&table.table.file, block, to / block * block - block).await?;
                 }
             }
         }

@@ -16,8 +16,8 @@ use std::rc::Rc;
 /// What a descriptor names.
 #[derive(Clone)]
 pub(super) enum Handle {
-    /// The inode and the leading letters of the name by which it was opened.
-    File(Ino, Rc<str>),
+    /// The inode, the leading letters of the name by which it was opened, and whether it may be changed through this handle.
+    File(Ino, Rc<str>, bool),
     Listener(u16),
     Socket {
         conn: u64,
@@ -135,6 +135,11 @@ fn file_of(op: &Op) -> Option<Fd> {
     }
 }
 
+/// It needs a file that was opened for writing.
+fn changes(op: &Op) -> bool {
+    matches!(op, Op::Write { .. } | Op::Resize { .. } | Op::Punch { .. })
+}
+
 /// Direct I/O takes nothing else: an operation that is not aligned is a mistake of ours, not of the world.
 fn assert_aligned(op: &Op) {
     let block = BLOCK_BYTES as u64;
@@ -186,7 +191,7 @@ impl State {
     pub(super) fn close_handle(&mut self, slot: usize, fd: u32) -> bool {
         match self.take_handle(slot, fd) {
             None => return false,
-            Some(Handle::File(ino, _)) => {
+            Some(Handle::File(ino, ..)) => {
                 let machine = self.cores[slot].machine;
                 self.machines[machine].disk.close(ino);
             }
@@ -255,7 +260,8 @@ impl State {
         let at = self.cores[slot].machine;
         let (ino, kind) = match file_of(&op) {
             Some(file) => match self.handle(slot, file)? {
-                Handle::File(ino, kind) => (Some(ino), kind),
+                Handle::File(_, _, false) if changes(&op) => return Err(os_error(libc::EBADF)),
+                Handle::File(ino, kind, _) => (Some(ino), kind),
                 _ => return Err(os_error(libc::EINVAL)),
             },
             None => (None, kind_of(path_of(&op).expect("an operation on names has a path"))),
@@ -396,7 +402,7 @@ impl State {
         match op {
             Op::Open { path, how } => {
                 let ino = disk.open(&path, how)?;
-                return Ok(Done::Opened(self.add_handle(slot, Handle::File(ino, kind.clone()))));
+                return Ok(Done::Opened(self.add_handle(slot, Handle::File(ino, kind.clone(), how != OpenHow::Read))));
             }
             Op::Rename { from, to } => disk.rename(&from, &to)?,
             Op::Link { from, to } => disk.link(&from, &to)?,
