@@ -15,6 +15,7 @@ pub mod manifest;
 mod manifest_tests;
 pub mod memtable;
 pub mod merge;
+mod moving;
 pub mod pick;
 pub mod recover;
 pub mod snapshot;
