@@ -16,6 +16,8 @@ mod manifest_tests;
 pub mod memtable;
 pub mod merge;
 mod moving;
+#[cfg(test)]
+mod moving_tests;
 pub mod pick;
 pub mod recover;
 pub mod snapshot;

@@ -219,7 +219,7 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
         for _ in others.clone() {
             next_step(io, mailbox, |mail| matches!(mail, Mail::Opened(Ok(())))).await?;
         }
-        layout.commit(io).await?;
+        layout.commit(io).await.map_err(|error| no_room(error, layout.previous_cores(), layout.cores()))?;
         let table = load_namespaces(&shard, plan.durability).await?;
         shard.publish_namespaces(Arc::new(table));
         others.for_each(|core| mailbox.send(core, Mail::Serve));
@@ -241,7 +241,10 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
 
 /// This core's engine. Where the data comes from another list of cores, all shards read their shares of the old logs before any opens.
 async fn open_engine(io: &Io, mailbox: &Mailbox, layout: &Arc<NodeStore>, config: EngineConfig) -> Result<Engine, StartFailure> {
-    let Some(before) = layout.previous_cores() else { return Ok(Engine::open(io, layout, config).await?.0) };
+    let before = layout.previous_cores();
+    if before.is_none() {
+        return Ok(Engine::open(io, layout, config).await?.0);
+    }
     let in_words = |error| no_room(error, before, layout.cores());
     Engine::read_old_logs(io, layout, &config).await.map_err(in_words)?;
     let others = 1..usize::from(layout.cores());
@@ -261,13 +264,15 @@ async fn open_engine(io: &Io, mailbox: &Mailbox, layout: &Arc<NodeStore>, config
 }
 
 /// A move that a full disk ends has changed nothing, and says what can be done.
-fn no_room(error: EngineError, before: u16, cores: u16) -> StartFailure {
-    match error {
-        EngineError::DiskFull => StartFailure::NoRoom { before, cores },
-        EngineError::Io(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
-            StartFailure::NoRoom { before, cores }
-        }
-        other => StartFailure::Engine(other),
+fn no_room(error: EngineError, before: Option<u16>, cores: u16) -> StartFailure {
+    let is_full = match &error {
+        EngineError::DiskFull => true,
+        EngineError::Io(error) => matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded),
+        _ => false,
+    };
+    match before.filter(|_| is_full) {
+        Some(before) => StartFailure::NoRoom { before, cores },
+        None => StartFailure::Engine(error),
     }
 }
 
