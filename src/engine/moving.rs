@@ -1,10 +1,10 @@
 //! What the old logs hold, when the data moves to another list of cores.
 //!
-//! Each old log is read by one shard of the new order, not by all, so that the work grows with the logs and not with logs times cores. (With
-//! more new shards than old logs, several share a log: each looks at the block headers of that one log and replays its part of the groups.)
-//! A reader fills memtables of its usual size and writes each as tables with one owner each: no shard opens, or keeps filters of, what
-//! belongs to others. The tables' records wait here until all shards have read; then every shard makes its first manifest of what it
-//! inherits and of the tables that were written for it, whoever wrote them.
+//! Each old log is read by one shard of the new order, not by all, so that the work grows with the logs and not with logs times cores.
+//! (With more new shards than old logs, several share a log: each looks at the block headers of that one log and replays its part of the
+//! groups.) A reader fills memtables of its usual size and writes each as tables with one owner each: no shard opens, or keeps filters
+//! of, what belongs to others. The tables' records wait here until all shards have read; then every shard makes its first manifest of
+//! what it inherits and of the tables that were written for it, whoever wrote them.
 //!
 //! Nothing of the old order is changed. A crash, a full disk or any failure before `NodeStore::commit` leaves it in force, and the tables
 //! that were written, which no manifest in force names, go at the next start.

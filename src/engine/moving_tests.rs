@@ -137,7 +137,8 @@ fn check_owners(engines: &[Engine]) -> usize {
     of_others
 }
 
-/// One life of a node: opens it, does what is asked with it, and is killed. Gives what came of it, and the records that were read of old logs.
+/// One life of a node: opens it, does what is asked with it, and is killed. Gives what came of it, and the records that were read of old
+/// logs.
 fn life<T: 'static, F: Future<Output = Result<T, EngineError>> + 'static>(
     (world, machine): (&World, MachineId),
     (cores, memtable_bytes): (u16, usize),

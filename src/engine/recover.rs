@@ -7,9 +7,9 @@
 //! ```
 //!
 //! Data belongs to vnodes, not to cores. With another core count each shard builds a folder of the next generation: the tables that
-//! hold vnodes of its own (shared with other shards, read under their bounds), and what the old logs hold of its vnodes, flushed (`moving`).
-//! Nothing of the old generation is changed meanwhile. When all shards are done, `commit` switches `LAYOUT`; a crash before leaves the old
-//! generation in force and the half-built one is removed at the next start.
+//! hold vnodes of its own (shared with other shards, read under their bounds), and what the old logs hold of its vnodes, flushed
+//! (`moving`). Nothing of the old generation is changed meanwhile. When all shards are done, `commit` switches `LAYOUT`; a crash before
+//! leaves the old generation in force and the half-built one is removed at the next start.
 
 use super::EngineError;
 use super::format::Identity;

@@ -33,8 +33,8 @@ const PORT: u16 = 7400;
 /// Few, so that each holds several keys.
 pub(super) const VNODES: u32 = 16;
 
-/// What a run counts beside the faults of its world: a node served with another list of cores; it fell before it did; another list was given
-/// before the move had ended; the move found no room.
+/// What a run counts beside the faults of its world: a node served with another list of cores; it fell before it did; another list was
+/// given before the move had ended; the move found no room.
 pub const CORES_CHANGED: &str = "core list changed";
 pub const CRASH_WHILE_MOVING: &str = "crash while data moves";
 pub const CORES_CHANGED_AGAIN: &str = "core list changed while data moves";
