@@ -8,6 +8,8 @@ use crate::protocol::Answer;
 use crate::report::Tally;
 use crate::value::Values;
 
+/// The error of a request that was not answered by the end.
+pub const NO_ANSWER: &str = "no answer";
 /// So many findings are told in full, a thread.
 const FINDINGS_TOLD_MAX: u32 = 5;
 

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 320.0;
 const LEFT: f64 = 76.0;
-const RIGHT: f64 = 20.0;
+const RIGHT: f64 = 36.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 44.0;
 /// More points than this are thinned, the highest of each group kept.
@@ -69,7 +69,7 @@ impl Axis {
     /// From 0 to what there is.
     pub fn from_zero(values: impl Iterator<Item = f64>, title: &'static str) -> Axis {
         let (_, high) = bounds(values, (0.0, 1.0));
-        let step = round_step(high.max(1e-9) / 5.0);
+        let step = round_step(high.max(1e-9) / 7.0);
         let count = (high / step).ceil().max(1.0) as u32;
         let marks = (0..=count).map(|at| f64::from(at) * step).map(|value| (value, short(value))).collect();
         Axis { scale: Scale::Linear, first: 0.0, last: f64::from(count) * step, marks, title }
@@ -164,10 +164,11 @@ impl Chart {
             let (from, to) = (self.x(from), self.x(to));
             let _ = writeln!(
                 out,
-                "<rect class=\"shade\" x=\"{from:.1}\" y=\"{TOP}\" width=\"{:.1}\" height=\"{:.1}\"><title>{name}</title></rect>",
+                "<rect class=\"shade\" x=\"{from:.1}\" y=\"{TOP}\" width=\"{:.1}\" height=\"{:.1}\"/>",
                 (to - from).max(0.0),
                 bottom - TOP
             );
+            let _ = writeln!(out, "<text x=\"{:.1}\" y=\"{}\">{name}</text>", from + 5.0, TOP + 14.0);
         }
         for (value, text) in &self.y.marks {
             let y = self.y(*value);

@@ -15,7 +15,7 @@ use crate::progress::{Intervals, Progress, tell};
 use crate::protocol::handshake::connect;
 use crate::protocol::{Common, Topology};
 use crate::report::{Report, Tally};
-use crate::search::{Search, Step, Verdict};
+use crate::search::{Search, Step};
 use crate::source::{Source, Work};
 use crate::value::Values;
 use crate::worker::{Outcome, Shared, Worker};
@@ -128,10 +128,10 @@ fn phases(setup: &Setup, show: &mut dyn FnMut(&Report)) -> Result<Report, Failur
     Ok(report)
 }
 
-/// Runs the search; the report is of the last run that confirmed the rate found, or of the last run.
+/// Runs the search; the report is of its last run, which is the one that confirmed the rate found.
 fn search(setup: &Setup, bound_us: f64) -> Result<Report, Failure> {
     let mut search = Search::new(bound_us, setup.options.rate.unwrap_or(SEARCH_RATE));
-    let (mut best, mut tally) = (Report::default(), Tally::default());
+    let (mut last, mut tally) = (Report::default(), Tally::default());
     while let Some(rate) = search.next_rate() {
         let stage = search.stage();
         let report = phase(setup, Phase::Load(Some(rate)))?;
@@ -141,21 +141,18 @@ fn search(setup: &Setup, bound_us: f64) -> Result<Report, Failure> {
             tell(&format!("{stage:<7} {rate:>10.0}/s  reached {:>10.0}/s  p99 {p99_us:>9.1} µs  {words}", step.rate_reached));
         }
         add_findings(&mut tally, &report.tally);
-        if report.died.is_some() {
-            best = report;
+        last = report;
+        if last.died.is_some() {
             break;
-        }
-        if step.verdict == Verdict::Holds || best.rate_wanted.is_none_or(|_| search.found().is_none() && search.stage() != "confirm") {
-            best = report;
         }
         search.judge(step);
         std::thread::sleep(SEARCH_PAUSE);
     }
-    // Whatever run is shown, no finding of any other is forgotten.
-    (best.tally.checked, best.tally.wrong, best.tally.lost) = (tally.checked, tally.wrong, tally.lost);
-    best.tally.findings = tally.findings;
-    best.search = Some(search);
-    Ok(best)
+    // No finding of an earlier run is forgotten.
+    (last.tally.checked, last.tally.wrong, last.tally.lost) = (tally.checked, tally.wrong, tally.lost);
+    last.tally.findings = tally.findings;
+    last.search = Some(search);
+    Ok(last)
 }
 
 /// What reading everything back found belongs to the run, its latencies do not.
@@ -293,8 +290,10 @@ fn run_threads(setup: &Setup, phase: Phase, shared: &Shared, topology: Topology,
     let options = &setup.options;
     let (threads, window) = (conns.len(), window_of(options, phase));
     let intervals: Vec<Intervals> = (0..threads).map(|_| Intervals::default()).collect();
-    let (is_load, warmup_s) = (matches!(phase, Phase::Load(_)), if matches!(phase, Phase::Load(_)) { options.warmup } else { 0.0 });
-    let mut progress = Progress::new(phase.name(), warmup_s + options.seconds, options.quiet, options.check);
+    let is_load = matches!(phase, Phase::Load(_));
+    let warmup_s = if is_load { options.warmup } else { 0.0 };
+    let seconds_max = if is_load { warmup_s + options.seconds } else { f64::INFINITY };
+    let mut progress = Progress::new(phase.name(), seconds_max, options.quiet, options.check);
     let (sender, receiver) = mpsc::channel();
     let outcomes = std::thread::scope(|scope| {
         for (thread, conns) in conns.into_iter().enumerate() {

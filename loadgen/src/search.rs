@@ -4,6 +4,7 @@
 //! are 5 % apart. No single run decides: a rate fails when it failed twice. The rate that is left is confirmed: of three more runs two
 //! must hold, or it is lowered by 5 % and confirmed anew.
 
+use crate::books::NO_ANSWER;
 use crate::report::Report;
 
 /// Bisection ends when the failing rate is this many times the holding one.
@@ -66,14 +67,17 @@ impl Step {
         let luck = 3.0 * (rate_wanted / report.seconds.max(1e-3)).sqrt();
         let is_slow = p99_us > bound_us;
         let is_short = rate_reached < rate_wanted * REACHED_MIN - luck;
-        let verdict = if !report.tally.errors.is_empty() || report.tally.wrong + report.tally.lost > 0 {
+        // What is not answered soon after the end is slow.
+        let mut errors = report.tally.errors.keys().filter(|kind| *kind != NO_ANSWER);
+        let is_late = is_slow || is_short || report.tally.errors.contains_key(NO_ANSWER);
+        let verdict = if errors.next().is_some() || report.tally.wrong + report.tally.lost > 0 {
             Verdict::Errors
-        } else if (is_slow || is_short) && report.generator_limit().is_some() {
+        } else if is_late && report.generator_limit().is_some() {
             Verdict::GeneratorLagged
-        } else if is_slow {
-            Verdict::Slow
-        } else if is_short {
+        } else if is_short && !is_slow {
             Verdict::Short
+        } else if is_late {
+            Verdict::Slow
         } else {
             Verdict::Holds
         };
@@ -234,6 +238,25 @@ mod tests {
         assert!(found.is_none() && slow.steps.len() < 20);
         let (found, _) = search(1e12, 10e3, 0.0, 1);
         assert_eq!(found, Some(RATE_MAX));
+    }
+
+    #[test]
+    fn a_run_is_judged_by_its_latency_rate_and_errors() {
+        let mut report = Report { rate_wanted: Some(1000.0), seconds: 10.0, ..Report::default() };
+        report.tally.answered = 9990;
+        (1..=100u64).for_each(|us| report.tally.ops[1].latencies.record(us * 1000));
+        let verdict = |report: &Report, bound_us| Step::of(report, bound_us).verdict;
+        assert_eq!((verdict(&report, 120.0), verdict(&report, 80.0)), (Verdict::Holds, Verdict::Slow));
+        report.tally.error(NO_ANSWER);
+        assert_eq!(verdict(&report, 120.0), Verdict::Slow);
+        (0..100).for_each(|_| report.tally.lateness.record(2_000_000));
+        assert_eq!(verdict(&report, 120.0), Verdict::GeneratorLagged);
+        report.tally.error("OOM");
+        assert_eq!(verdict(&report, 120.0), Verdict::Errors);
+        report.tally = crate::report::Tally { answered: 9000, ..Default::default() };
+        assert_eq!(verdict(&report, 120.0), Verdict::Short);
+        report.tally.lost = 1;
+        assert_eq!(verdict(&report, 120.0), Verdict::Errors);
     }
 
     #[test]

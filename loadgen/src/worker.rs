@@ -6,7 +6,7 @@
 //! Latency counts from the planned time to the reading of the answer. Lateness is what the generator itself adds: from the instant at
 //! which a request could have been sent (its planned time, or when its connection had room again) to the write that sent it.
 
-use crate::books::Books;
+use crate::books::{Books, NO_ANSWER};
 use crate::connection::{Connection, Planned};
 use crate::keys::KeyNames;
 use crate::ledger::{ReadTicket, WriteTicket};
@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 const BACKLOG_MAX: usize = 1 << 20;
 /// No wait is longer than this, so that progress and ends are seen.
 const WAIT_NS_MAX: u64 = 50_000_000;
+/// To sleep for less costs more than to look again.
+const SLEEP_NS_MIN: u64 = 3000;
 /// Between two tries to reach a lost server.
 const RECONNECT_NS: u64 = 100_000_000;
 /// A server that is gone for longer is gone for good.
@@ -227,7 +229,8 @@ impl<'a> Worker<'a> {
             }
             if !self.sendable_ns.is_empty() {
                 now_ns = self.now_ns();
-                for sendable_ns in self.sendable_ns.drain(..) {
+                let window = self.books.window;
+                for sendable_ns in self.sendable_ns.drain(..).filter(|at_ns| window.contains(*at_ns)) {
                     self.books.tally.lateness.record(now_ns.saturating_sub(sendable_ns));
                 }
                 self.plan(now_ns);
@@ -309,7 +312,7 @@ impl<'a> Worker<'a> {
         } else {
             wait_ns = wait_ns.max(100_000);
         }
-        if self.shared.spins {
+        if self.shared.spins || wait_ns < SLEEP_NS_MIN {
             wait_ns = 0;
         }
         let mut ready = std::mem::take(&mut self.ready);
@@ -462,7 +465,7 @@ impl<'a> Worker<'a> {
         let window = self.books.window;
         for conn in &mut self.conns {
             for slot in conn.slots.drain() {
-                self.books.abandon(&slot, "no answer", ledger_ms);
+                self.books.abandon(&slot, NO_ANSWER, ledger_ms);
             }
             self.books.tally.unsent += conn.backlog.iter().filter(|planned| window.contains(planned.at_ns)).count() as u64;
         }

@@ -6,6 +6,8 @@
 use super::{Answer, Protocol, memcached_meta, memcached_text, resp};
 use crate::plan::OpKind;
 
+/// Of a chunk, what is tried first to complete the beginning of an answer.
+const JOIN_BYTES: usize = 256;
 /// A line longer than this is none.
 const LINE_BYTES_MAX: usize = 4096;
 /// An error's name longer than this is cut.
@@ -39,28 +41,35 @@ impl InOrder {
         self.protocol
     }
 
-    /// Takes a chunk in and hands what is there to `take`, which says how many bytes it used; 0: more must arrive.
+    /// Takes a chunk in and hands what is there to `take`, which says how many bytes the first answer has; 0: more must arrive. `take` has
+    /// to say the same however much follows the answer.
     ///
     /// # Errors
     /// The first of `take`'s.
     pub fn feed<E>(&mut self, chunk: &[u8], mut take: impl FnMut(&[u8]) -> Result<usize, E>) -> Result<(), E> {
-        let is_joined = !self.tail.is_empty();
-        if is_joined {
-            self.tail.extend_from_slice(chunk);
-        }
-        let input = if is_joined { &self.tail[..] } else { chunk };
-        let mut used = 0;
-        while used < input.len() {
-            match take(&input[used..])? {
-                0 => break,
-                len => used += len,
+        let mut at = 0;
+        // Only the answer that crosses the chunks is put together, in steps that double, so that a long one costs no more than its length.
+        while !self.tail.is_empty() {
+            if at == chunk.len() {
+                return Ok(());
+            }
+            let (before, step) = (self.tail.len(), (chunk.len() - at).min(self.tail.len().max(JOIN_BYTES)));
+            self.tail.extend_from_slice(&chunk[at..at + step]);
+            at += step;
+            let used = take(&self.tail)?;
+            if used > 0 {
+                debug_assert!(used > before, "the answer was whole before");
+                at -= self.tail.len() - used;
+                self.tail.clear();
             }
         }
-        if is_joined {
-            self.tail.drain(..used);
-        } else {
-            self.tail.extend_from_slice(&chunk[used..]);
+        while at < chunk.len() {
+            match take(&chunk[at..])? {
+                0 => break,
+                used => at += used,
+            }
         }
+        self.tail.extend_from_slice(&chunk[at..]);
         Ok(())
     }
 }
@@ -211,6 +220,20 @@ pub(super) mod tests {
                     Decoded::More | Decoded::Broken(_) => {}
                 }
             }
+        }
+    }
+
+    #[test]
+    fn long_answers_in_small_chunks_leave_what_follows_in_place() {
+        let (mut stream, mut expected) = (Vec::new(), Vec::new());
+        for len in [0, 100_000, 1, 255, 256, 257, 5000] {
+            let value = "v".repeat(len);
+            resp::put_bulk(&mut stream, value.as_bytes());
+            expected.push(format!("value {value}"));
+        }
+        for size in [1, 7, 255, 256, 1000, 65_536, stream.len()] {
+            let chunks: Vec<&[u8]> = stream.chunks(size).collect();
+            assert_eq!(read_all(Protocol::Resp, &[OpKind::Get; 7], &chunks).unwrap(), expected, "chunks of {size}");
         }
     }
 
