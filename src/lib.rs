@@ -14,7 +14,8 @@
 //! | [`shard`] | where wire and engine meet: sessions, execution, cross-core mail | all of the above |
 //! | [`control`] | the control core on glommio: the admin port | base, limits, wire, cluster |
 //! | [`sim`] | whole nodes in one thread from a seed, under a checker | everything |
-//! | [`node`], [`shell`], [`config`], [`verify`] | the process: threads, the shell client, flags, `ringkv verify` | what they start |
+//! | [`node`], [`shell`], [`config`] | the process: threads, the shell client, flags | what they start |
+//! | [`verify`], [`probe`] | `ringkv verify`, `ringkv probe` | what they start |
 //!
 //! `tests/style.rs` holds the arrows.
 //!
@@ -54,6 +55,8 @@ pub mod engine;
 pub mod io;
 #[cfg(feature = "server")]
 pub mod node;
+#[cfg(feature = "server")]
+pub mod probe;
 #[cfg(feature = "server")]
 pub mod shard;
 #[cfg(feature = "server")]

@@ -24,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &["base", "limits", "wire", "io"]),
     ("shell", &["base", "limits", "wire", "client", "config"]),
     ("verify", &["base", "io", "engine", "config"]),
+    ("probe", &["io", "config"]),
     ("node", &["base", "limits", "wire", "io", "cluster", "engine", "shard", "control", "config"]),
     ("sim", &["base", "limits", "wire", "io", "cluster", "engine", "shard", "control", "config", "node", "client"]),
 ];
