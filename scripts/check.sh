@@ -71,6 +71,16 @@ elif [ ! -f tests/ringkv_client.py ]; then
 else
     step python 300 scripts/with_node.sh "$node" python3 -B tests/ringkv_client.py HOST PORT
 fi
+if ! command -v shellcheck >/dev/null; then
+    skip scripts "there is no shellcheck"
+else
+    step scripts 120 shellcheck -x .ci/run scripts/*.sh
+fi
+if ! command -v systemd-analyze >/dev/null; then
+    skip units "there is no systemd-analyze"
+else
+    step units 120 scripts/check_units.sh "$node"
+fi
 step simulator 600 cargo run --locked --release --quiet -- sim --seeds "${RINGKV_SEEDS:-200}"
 
 [ "$skipped" -eq 0 ] || echo "$skipped skipped"
