@@ -59,9 +59,10 @@ skip() {
 }
 
 step format 60 cargo fmt --all --check
-step clippy 600 cargo clippy --locked --workspace --all-targets -- -D warnings
+step clippy 600 cargo clippy --locked --workspace --all-targets --features ringkv/tokio -- -D warnings
 step client 300 cargo check --locked --no-default-features --features client
-step tests 900 cargo test --locked --workspace --no-fail-fast
+step tokio 300 cargo check --locked --no-default-features --features tokio --examples
+step tests 900 cargo test --locked --workspace --no-fail-fast --features ringkv/tokio
 
 node=target/debug/ringkv
 if ! command -v python3 >/dev/null; then

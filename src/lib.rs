@@ -7,7 +7,7 @@
 //! | [`base`] | time, random numbers, the record model (places, versions, cells, their join), checksums, codecs | nothing of ours |
 //! | [`limits`] | every bound, with its reason | base |
 //! | [`wire`] | one vocabulary (`command`), frames, the native encoding: bytes ⇄ `Request`/`Reply` | base, limits |
-//! | [`client`] | the native client: a core without I/O and a blocking face | base, limits, wire |
+//! | [`client`] | the native client: a core without I/O, a blocking face, one for tokio | base, limits, wire |
 //! | [`cluster`] | decisions about the ring: pure | base, limits, wire |
 //! | [`io`] | the seam to the world: operations, executor, the io_uring driver, the simulated one | base, limits |
 //! | [`engine`] | a core's storage: WAL, memtable, tables, compaction, recovery; `format`: every byte on disk | base, limits, io |
