@@ -71,6 +71,12 @@ elif [ ! -f tests/ringkv_client.py ]; then
 else
     step python 300 scripts/with_node.sh "$node" python3 -B tests/ringkv_client.py HOST PORT
 fi
+# The load generator against the servers that its codecs are for.
+if command -v redis-server >/dev/null && command -v memcached >/dev/null; then
+    step peers 600 cargo test --locked -p loadgen --test real_servers --no-fail-fast -- --ignored
+else
+    skip peers "there is no redis-server or no memcached"
+fi
 step simulator 600 cargo run --locked --release --quiet -- sim --seeds "${RINGKV_SEEDS:-200}"
 
 [ "$skipped" -eq 0 ] || echo "$skipped skipped"
