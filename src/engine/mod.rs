@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod block;
 pub mod cache;
+pub mod cell_cache;
 pub mod compact;
 pub mod expire;
 pub mod figures;
@@ -50,6 +51,7 @@ mod wal_tests;
 
 pub use batch::{Batch, KeyRef};
 pub use store::{Engine, EngineConfig};
+pub use store_read::Ahead;
 
 use crate::base::codec::Malformed;
 

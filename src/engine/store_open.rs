@@ -2,6 +2,7 @@
 //! first the move from the old folders (`moving`). And closing it.
 
 use super::cache::Cache;
+use super::cell_cache::CellCache;
 use super::format::manifest::Edit;
 use super::format::wal::{Record, VnodesRecord, parse_record};
 use super::manifest::{self, Manifest, State};
@@ -186,7 +187,7 @@ fn assemble(io: &Io, store: &Arc<NodeStore>, config: EngineConfig, wal: Wal, tab
         wal,
         tables,
         mems: RefCell::new(Mems { active: replayed.active, sealed: VecDeque::<Sealed>::new() }),
-        cells: Cache::new(config.cache_bytes / 2, config.hash_seed),
+        cells: CellCache::new(config.cache_bytes / 2, config.hash_seed),
         namespaces: RefCell::new(namespaces),
         has_floors: Cell::new(has_floors),
         disk_full: Cell::new(false),

@@ -130,7 +130,12 @@ impl Tables {
         self.tree().level0_runs() >= self.config.policy.stall_runs()
     }
 
-    /// The greatest version of a vnode in a table, for `Tree::plan`.
+    /// The greatest version of any cell in a table, for `Tree::newest_from`.
+    pub fn newest_of(table: &Table) -> Version {
+        table.info().versions.1
+    }
+
+    /// The greatest version of a vnode in a table, for `Tree::newest_of_vnode`.
     pub fn newest_in(table: &Table, namespace: NamespaceId, vnode: u32) -> Option<Version> {
         table.version_bounds(namespace, vnode).map(|(_, greatest)| greatest)
     }
