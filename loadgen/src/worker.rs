@@ -320,6 +320,10 @@ impl<'a> Worker<'a> {
         if let Err(error) = self.poll.wait(wait_ns, &mut ready) {
             self.died = Some(format!("epoll: {error}"));
         }
+        if self.shared.spins && ready.is_empty() {
+            // The kernel's workers of this CPU may be what an answer waits for: without this they wait for the next tick.
+            std::thread::yield_now();
+        }
         for event in &ready {
             if event.writable {
                 self.list(event.token);
