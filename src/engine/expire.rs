@@ -56,7 +56,8 @@ impl Lags {
 
     /// The lag, in ms, that this share (0 to 1) of expiries did not exceed.
     pub fn quantile_ms(&self, share: f64) -> u64 {
-        self.histogram.value_at_quantile(share)
+        // Asked of an empty one, it would count all of its buckets.
+        if self.histogram.is_empty() { 0 } else { self.histogram.value_at_quantile(share) }
     }
 
     /// The whole histogram, in ms.

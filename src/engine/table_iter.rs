@@ -232,7 +232,7 @@ impl TableIter {
         bump(&self.table.stats.scan_bytes, bytes);
         self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
         let table = self.table.clone();
-        let buf = used.filter(|buf| buf.len() as u64 == bytes).unwrap_or_else(|| table.io.buf(bytes as usize));
+        let buf = used.filter(|buf| buf.len() as u64 == bytes).unwrap_or_else(|| table.io.buf_to_fill(bytes as usize));
         (start, Box::pin(async move { table.io.read_into(&table.file, start, buf).await }))
     }
 }
