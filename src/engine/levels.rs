@@ -89,13 +89,37 @@ pub struct Run<T> {
     pub id: u64,
     pub level: Level,
     pub tables: Vec<Rc<TableRef<T>>>,
+    /// The beginnings of each table's start and last place, side by side: lookups of all runs come here first, and seldom go on.
+    spans: Vec<(u128, u128)>,
+}
+
+/// The first bytes of a place as a number: namespace, token and the beginning of the key. Ordered as places are, but for equal ones.
+#[inline]
+fn beginning(place: &[u8]) -> u128 {
+    if let Some(whole) = place.first_chunk::<16>() {
+        return u128::from_be_bytes(*whole);
+    }
+    let mut bytes = [0; 16];
+    bytes[..place.len()].copy_from_slice(place);
+    u128::from_be_bytes(bytes)
 }
 
 impl<T> Run<T> {
+    fn new(id: u64, level: Level, tables: Vec<Rc<TableRef<T>>>) -> Run<T> {
+        let spans = tables.iter().map(|table| (beginning(table.start()), beginning(&table.record.last))).collect();
+        Run { id, level, tables, spans }
+    }
+
     /// The table that may hold a place.
     pub fn find(&self, place: &[u8]) -> Option<&Rc<TableRef<T>>> {
-        let after = self.tables.partition_point(|table| table.start() <= place);
-        self.tables[..after].last().filter(|table| table.covers(place))
+        let wanted = beginning(place);
+        let below = self.spans.partition_point(|span| span.0 < wanted);
+        let same = self.spans[below..].iter().take_while(|span| span.0 == wanted).count();
+        let after = below + self.tables[below..below + same].partition_point(|table| table.start() <= place);
+        let at = after.checked_sub(1)?;
+        let ((start, last), table) = (self.spans[at], &self.tables[at]);
+        let is_inside = start < wanted && wanted < last;
+        (is_inside || wanted <= last && table.covers(place)).then_some(table)
     }
 
     /// The tables that may hold places in `from..to` (no `to`: to the end).
@@ -139,7 +163,7 @@ impl<T> Tree<T> {
         }
         let runs = runs.into_iter().flat_map(|((level, Reverse(id)), mut tables)| {
             tables.sort_unstable_by(|a, b| a.start().cmp(b.start()));
-            lanes(tables).into_iter().map(move |tables| Run { id, level, tables })
+            lanes(tables).into_iter().map(move |tables| Run::new(id, level, tables))
         });
         Tree { runs: runs.collect() }
     }
@@ -441,6 +465,34 @@ mod tests {
                 assert!(let_go(&other).is_some());
             }
         }
+    }
+
+    #[test]
+    fn a_run_finds_the_table_that_covers_a_place_also_where_their_beginnings_are_the_same() {
+        let mut prng = crate::base::prng::Prng::new(11);
+        let mut found = 0;
+        for _ in 0..300 {
+            let mut draw = |len_max: u64| -> Vec<u8> {
+                let (common, len) = (prng.below(19) as usize, prng.below(len_max));
+                let rest = (0..len).map(|_| prng.below(3) as u8);
+                b"0123456789abcdefgh"[..common].iter().copied().chain(rest).collect()
+            };
+            let ends: BTreeSet<Vec<u8>> = (0..12).map(|_| draw(4)).collect();
+            let ends: Vec<&[u8]> = ends.iter().map(Vec::as_slice).collect();
+            let tables = ends.chunks_exact(2).enumerate().map(|(n, ends)| {
+                let id = TableId { shard: 0, number: n as u64 };
+                let record = TableRecord { id, first: ends[0].to_vec(), last: ends[1].to_vec(), ..TableRecord::default() };
+                TableRef::new(record, Rc::new(()), TableFile::new(Path::new("t"), id))
+            });
+            let run = Run::new(1, Level::Zero, tables.collect());
+            let places: Vec<Vec<u8>> = (0..60).map(|_| draw(5)).collect();
+            for place in ends.iter().copied().chain(places.iter().map(Vec::as_slice)) {
+                let expected = run.tables.iter().find(|table| table.covers(place)).map(|table| table.record.id);
+                assert_eq!(run.find(place).map(|table| table.record.id), expected, "{place:?}");
+                found += u32::from(expected.is_some());
+            }
+        }
+        assert!(found > 5_000, "{found}");
     }
 
     #[test]
