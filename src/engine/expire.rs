@@ -253,12 +253,16 @@ impl Tables {
         let vnode = vnode_of(token, self.config.vnodes);
         let hash = prefix_hash(prefix_of(place));
         let mut is_before = true;
-        for other in tree.runs.iter().filter_map(|run| run.find(place)) {
+        for (at, run) in tree.runs.iter().enumerate() {
+            if tree.newest_from(at, Tables::newest_of) < version {
+                break;
+            }
+            let Some(other) = run.find(place) else { continue };
             if Rc::ptr_eq(other, table) {
                 is_before = false;
                 continue;
             }
-            if other.table.info().versions.1 < version
+            if Tables::newest_of(&other.table) < version
                 || !other.table.may_hold(hash)
                 || other.is_void(drop_seq)
                 || !other.record.is_valid(place, vnode)
