@@ -268,10 +268,11 @@ impl Expiring {
     /// `Corrupt` naming file and offset, I/O errors.
     pub async fn next_until(&mut self, until_ms: WallMs) -> Result<Option<VolatileEntry<'_>>, EngineError> {
         loop {
-            if self.next_deadline_ms().is_none_or(|deadline_ms| deadline_ms > until_ms) {
-                return Ok(None);
-            }
             if self.loaded.is_none() {
+                // No page is read before its first deadline has come.
+                if self.next_deadline_ms().is_none_or(|deadline_ms| deadline_ms > until_ms) {
+                    return Ok(None);
+                }
                 self.load().await?;
             }
             let Some((content, at)) = &mut self.loaded else { return Ok(None) };

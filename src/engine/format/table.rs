@@ -84,7 +84,8 @@ pub fn unseal(sealed: &[u8], salt: u64, offset: u64) -> Result<&[u8], Bad> {
 
 const MAGIC: [u8; 8] = *b"RINGKVTB";
 const END_MAGIC: [u8; 8] = *b"RINGKVTE";
-const VERSION: u32 = 1;
+/// 2 since the index codes short lengths in its code byte.
+const VERSION: u32 = 2;
 /// Features that a reader must know. None yet.
 const REQUIRED_KNOWN: u64 = 0;
 /// The first block begins here.
