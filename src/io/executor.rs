@@ -125,6 +125,8 @@ pub(super) struct Inner {
     /// Durable writes and syncs in flight.
     pub(super) syncing: Cell<usize>,
     completions: RefCell<Vec<Completion>>,
+    /// Bytes that came in on sockets and were not taken.
+    pub(super) unread: Rc<Cell<usize>>,
 }
 
 impl Inner {
@@ -376,6 +378,7 @@ impl Executor {
             asleep: Cell::new(false),
             syncing: Cell::new(0),
             completions: RefCell::default(),
+            unread: Rc::default(),
         };
         Executor { inner: Rc::new(inner), spin: SPIN_DEFAULT }
     }
