@@ -63,10 +63,13 @@ impl Default for ClientConfig {
     }
 }
 
+/// As a put's time to live: it never expires, whatever the namespace's default is. (The longest there is.)
+pub const NEVER: Duration = Duration::MAX;
+
 /// What a put may carry beside key and value.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PutOptions {
-    /// `None` takes the namespace's default.
+    /// `None` takes the namespace's default; `NEVER` takes none.
     pub ttl: Option<Duration>,
     pub condition: Condition,
     /// From an earlier try.
@@ -121,9 +124,9 @@ fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A time to live in whole milliseconds; one that is there is at least 1.
+/// A put's time to live in whole milliseconds; one that is there is at least 1.
 fn ttl_ms(ttl: Option<Duration>) -> u64 {
-    ttl.map_or(0, |ttl| ms(ttl).max(1))
+    ttl.map_or(0, |ttl| if ttl == NEVER { TTL_NEVER } else { ms(ttl).clamp(1, TTL_NEVER - 1) })
 }
 
 fn is_timeout(kind: ErrorKind) -> bool {
