@@ -28,7 +28,7 @@ pub enum Whole {
 }
 
 /// A multi-get as it was asked, to be asked again with more room.
-pub struct Asked {
+pub struct Again {
     pub kind: u16,
     pub body: Vec<u8>,
     pub deadline: Mono,
@@ -41,7 +41,7 @@ pub struct Asked {
 /// The values of a multi-get as they come in.
 pub struct Values {
     shard: Weak<Shard>,
-    asked: Cell<Option<Asked>>,
+    asked: Cell<Option<Again>>,
     /// Bytes that each part may answer with; those that it has, or wants.
     rooms: Vec<usize>,
     bytes: RefCell<Vec<usize>>,
@@ -57,7 +57,7 @@ pub struct Values {
 
 impl Values {
     /// Of `count` keys, with `room` for the answer.
-    pub fn new(shard: &Rc<Shard>, asked: Asked, places: Vec<Vec<u32>>, count: usize, room: Promise) -> Values {
+    pub fn new(shard: &Rc<Shard>, asked: Again, places: Vec<Vec<u32>>, count: usize, room: Promise) -> Values {
         let parts = places.len();
         assert!(asked.rooms.len() == parts, "room for each part");
         Values {

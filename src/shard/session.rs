@@ -4,8 +4,10 @@
 use super::budget::Lease;
 use super::conn::{Conn, Incoming};
 use super::mailbox::Mail;
+use super::route::Asked;
 use super::{Origin, Shard, Ticket};
 use crate::base::time::Mono;
+use crate::engine::Ahead;
 use crate::io::{Class, Io, Listener, Parcel, Socket};
 use crate::limits::{
     CORE_CONNECTIONS_MAX, CORE_UNFINISHED_WAIT_MAX, DEADLINE_MS_DEFAULT, FRAME_BYTES_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX, STALLED_MS_MAX,
@@ -22,6 +24,9 @@ use std::time::Duration;
 
 /// A buffer that grew for one large answer is not kept for small ones.
 const SPARE_BYTES_MAX: usize = 256 * 1024;
+
+/// Requests of a pipeline whose lookups are prefetched together.
+const REQUESTS_AHEAD: usize = 16;
 
 /// Takes connections in until the shard closes.
 pub async fn listen(shard: Rc<Shard>, listener: Listener) {
@@ -230,25 +235,35 @@ async fn take_in(shard: &Rc<Shard>, conn: &Rc<Conn>, intake: &mut Intake, chunk:
     if let Some(incoming) = conn.incoming.get() {
         conn.incoming.set(Some(Incoming { last: shard.io.now(), ..incoming }));
     }
-    for frame in intake.reader.feed(chunk) {
-        let frame = match frame {
-            Ok(frame) => frame,
-            Err(error) => {
-                say_goodbye(shard, conn, &error).await;
+    let mut frames = intake.reader.feed(chunk);
+    'chunk: loop {
+        // What a lookup touches is loaded for some requests at a time: a miss costs as much as all else that a small request does.
+        let ahead: [_; REQUESTS_AHEAD] =
+            std::array::from_fn(|_| frames.next().map(|frame| frame.map(|frame| (frame, Asked::new(frame.kind, frame.body)))));
+        for step in [Ahead::Index, Ahead::Entry] {
+            ahead.iter().flatten().flatten().for_each(|(_, asked)| asked.prefetch(shard, step));
+        }
+        for next in ahead {
+            let (frame, asked) = match next {
+                Some(Ok(next)) => next,
+                Some(Err(error)) => {
+                    say_goodbye(shard, conn, &error).await;
+                    return false;
+                }
+                None => break 'chunk,
+            };
+            if !conn.has_room() || !shard.admit.may_keep(frame.body.len()) {
+                shard.settle();
+                conn.room().await;
+                shard.admit.room_to_keep(frame.body.len()).await;
+            }
+            if conn.closed.get() {
                 return false;
             }
-        };
-        if !conn.has_room() || !shard.admit.may_keep(frame.body.len()) {
-            shard.settle();
-            conn.room().await;
-            shard.admit.room_to_keep(frame.body.len()).await;
+            (intake.lease, _) = (None, conn.incoming.take());
+            conn.begin_request();
+            shard.handle_asked(Ticket { origin: Origin::Connection(conn.clone()), id: frame.id }, asked);
         }
-        if conn.closed.get() {
-            return false;
-        }
-        (intake.lease, _) = (None, conn.incoming.take());
-        conn.begin_request();
-        shard.handle(Ticket { origin: Origin::Connection(conn.clone()), id: frame.id }, frame.kind, frame.body);
     }
     room_for_the_rest(shard, conn, intake).await
 }
