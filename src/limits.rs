@@ -43,6 +43,16 @@ const _: () = assert!(CONNECTION_BYTES_MAX > FRAME_BYTES_MAX, "the largest reque
 const _: () = assert!(VNODES_DEFAULT.is_power_of_two());
 /// Bytes of answers that may wait on a connection before no more of its requests are taken in.
 pub const CONNECTION_OUT_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of answers that every connection may hold whatever the others do; beyond, they take from the core's budget.
+pub const CONNECTION_OUT_BYTES_FREE: usize = 16 * 1024;
+/// Bytes of an unfinished request that every connection may hold; a larger one takes from the core's budget for them.
+pub const UNFINISHED_BYTES_FREE: usize = 4096;
+/// Large requests of one core that may wait for their turn to come in; more are refused at once: each holds what came with its beginning.
+pub const CORE_UNFINISHED_WAIT_MAX: usize = 64;
+/// Where others wait for what it holds, a connection has this long to send a request to its end, or to take an answer.
+pub const STALLED_MS_MAX: u64 = 5_000;
+/// And its request must go on within this.
+pub const IDLE_MS_MAX: u64 = 2_000;
 /// Requests of one connection that may be worked on at a time; more wait unread.
 pub const CONNECTION_REQUESTS_MAX: usize = 1024;
 /// Connections of one core.
@@ -61,9 +71,11 @@ pub const HELLO_MS_MAX: u64 = 10_000;
 pub const DEADLINE_MS_DEFAULT: u32 = 10_000;
 /// The longest deadline of a request.
 pub const DEADLINE_MS_MAX: u32 = 600_000;
-/// A version from a client may lie at most this far in the future.
-pub const CLOCK_SKEW_MS_MAX: u64 = 60_000;
+/// A version that a client brings may lie at most this far ahead of the node's clock, which follows it: deadlines may be that much too
+/// late, and no later. Enough for a core that has not looked at the wall clock as lately as the one that gave the version.
+pub const CLOCK_SKEW_MS_MAX: u64 = 500;
 
+const _: () = assert!(CORE_CONNECTIONS_MAX * (CONNECTION_OUT_BYTES_FREE + UNFINISHED_BYTES_FREE) <= 160 << 20, "what is free is little");
 const _: () = assert!(CONNECTION_REQUESTS_MAX * 2 <= FORWARDS_MAX, "one connection alone is paced, never refused");
 const _: () = assert!(MAILBOX_MAX >= FORWARDS_MAX * 3 + 1024, "a full mailbox is impossible, so sending never waits");
 /// The largest first frame of a connection.

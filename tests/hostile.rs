@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Folder, Node, becomes};
+use common::{Folder, Node, becomes, one_core, two_cores};
 use ringkv::base::prng::Prng;
 use ringkv::base::record::NAMESPACE_DEFAULT;
 use ringkv::io::host;
@@ -404,4 +404,91 @@ fn large_values_sent_slowly_hold_only_what_has_come() {
         assert!(matches!(decode_reply(answer.0, &answer.2), Ok(Reply::Done { .. })), "the rest may come later");
     }
     assert!(node.client().get(b"slow").unwrap().expect("stored").value == value);
+}
+
+#[test]
+fn many_keys_of_two_cores_asked_for_by_clients_that_never_read_hold_little() {
+    let folder = Folder::new();
+    let cores = two_cores("a multi-get over two cores").unwrap_or_else(one_core);
+    // Enough that the four may hold what they may: with less they are cut.
+    let mut node = Node::start(&folder.data(), &["--cores", &cores, "--memory", "1GiB"]);
+    let names: Vec<Vec<u8>> = (0..64u32).map(|key| key.to_le_bytes().to_vec()).collect();
+    let keys: Vec<&[u8]> = names.iter().map(|key| &key[..]).collect();
+    let mut client = node.client();
+    keys.iter().for_each(|key| _ = client.put(key, &vec![key[0]; 32 * 1024]).unwrap());
+    client.multi_get(&keys).unwrap();
+    let before = node.rss_bytes();
+    // 60 answers of 2 MiB for each of four.
+    let mut deaf: Vec<TcpStream> = (0..4).map(|_| greeted(&node)).collect();
+    let asked: Vec<u8> = (0..60).flat_map(|id| request(id, Command::MultiGet { keys: List::Borrowed(&keys) })).collect();
+    deaf.iter_mut().for_each(|stream| stream.write_all(&asked).unwrap());
+    let by = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < by {
+        let grown = node.rss_bytes().saturating_sub(before);
+        assert!(grown < 96 * MIB, "it grew by {} MiB", grown / MIB);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let found = client.multi_get(&keys).unwrap();
+    assert!(found.iter().zip(&names).all(|(found, key)| found.as_ref().is_some_and(|found| found.1 == vec![key[0]; 32 * 1024])));
+    // What they asked for is answered when they read: with the values, or that it is too late.
+    for stream in &mut deaf {
+        let said = answers(stream, 60);
+        let ids: BTreeSet<u64> = said.iter().map(|(_, id, _)| *id).collect();
+        assert_eq!((said.len(), ids.len()), (60, 60), "{:?}", said.iter().map(|(kind, id, _)| (*kind, *id)).collect::<Vec<_>>());
+        for (kind, _, body) in &said {
+            match decode_reply(*kind, body) {
+                Ok(Reply::Values(_)) => {}
+                Ok(Reply::Error(error)) => assert_eq!(error.code, ErrorCode::DeadlinePassed),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    node.assert_alive();
+}
+
+#[test]
+fn half_sent_requests_of_many_connections_hold_little_and_lock_nobody_out() {
+    let folder = Folder::new();
+    let mut node = Node::start(&folder.data(), &["--cores", &one_core(), "--memory", "64MiB"]);
+    let mut client = node.client();
+    (0..2000u32).for_each(|key| _ = client.put(&key.to_le_bytes(), &[7; 1000]).unwrap());
+    let before = node.rss_bytes();
+    let value = vec![5; 1 << 20];
+    let put = Put { key: b"large", value: &value, ttl_ms: 0, condition: Condition::Always, write: WriteOptions::default() };
+    let frame = request(4, Command::Put(put));
+    let mut half: Vec<TcpStream> = (0..300).map(|_| greeted(&node)).collect();
+    for stream in &mut half {
+        // What is not taken in stays with the kernel, or with this side.
+        stream.set_nonblocking(true).unwrap();
+        let mut sent = 0;
+        while let Ok(bytes) = stream.write(&frame[sent..frame.len() - 100]) {
+            sent += bytes;
+            if sent == frame.len() - 100 {
+                break;
+            }
+        }
+        stream.set_nonblocking(false).unwrap();
+    }
+    // 300 MiB were sent; small requests go on as if nothing were.
+    assert_well(&mut node, before, 100 * MIB);
+    // A large one behind them all is told, and has its turn.
+    let by = Instant::now() + Duration::from_secs(120);
+    loop {
+        let mut honest = greeted(&node);
+        honest.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        honest.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
+        // Where it is refused, it may be cut while it sends.
+        let _ = honest.write_all(&frame);
+        match answers(&mut honest, 1).pop().map(|said| decode_reply(said.0, &said.2).map(|reply| matches!(reply, Reply::Done { .. }))) {
+            Some(Ok(true)) => break,
+            _ => assert!(Instant::now() < by, "large requests have their turn too"),
+        }
+    }
+    assert_well(&mut node, before, 100 * MIB);
+    // Those that held up others were told, and ended.
+    assert!(becomes(Duration::from_secs(30), || node.metric("ringkv_connections_cut_total") > 0.0));
+    let last = half.last_mut().expect("300");
+    last.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+    assert_eq!(error_code(&until_closed(last)), ErrorCode::Overloaded);
+    assert!(client.get(b"large").unwrap().expect("stored").value == value);
 }

@@ -48,8 +48,9 @@ fn requests() -> Vec<(&'static str, u64, Request<'static>)> {
         }),
         ("put_if_version_retry", 10, {
             let (condition, write) = (Condition::IfVersion(OTHER), retry);
-            keyed(Command::Put(Put { condition, write, value: b"", ..put }))
+            keyed(Command::Put(Put { condition, write, value: b"", ..put.clone() }))
         }),
+        ("put_never_expires", 8, keyed(Command::Put(Put { ttl_ms: TTL_NEVER, ..put }))),
         ("delete", 11, keyed(delete(Condition::Always, plain_write))),
         ("delete_if_present", 12, keyed(delete(Condition::IfPresent, announced))),
         ("multi_get", 13, keyed(Command::MultiGet { keys: vec![&b"a"[..], b"", b"ccc"].into() })),

@@ -4,7 +4,7 @@ import os
 import struct
 import time
 
-from ringkv_client import WRITE, Client, Error, decode, encode
+from ringkv_client import NEVER, WRITE, Client, Error, decode, encode
 
 
 def live(host, port, credential=b""):
@@ -34,6 +34,8 @@ def live(host, port, credential=b""):
     check(client.put(key, big, version=third) == third and client.get(key)[:2] == (big, third), "a retry is the same write")
     check(client.ttl(key) == -1 and client.expire(key, 60_000) and 0 < client.ttl(key) <= 60_000, "expire")
     check(client.persist(key) and client.ttl(key) == -1, "persist")
+    client.put(key, b"kept", ttl_ms=NEVER)
+    check(client.ttl(key) == -1, "a put that never expires")
     client.put(key, b"short", ttl_ms=150)
     time.sleep(0.3)
     check(client.get(key) is None and client.ttl(key) == -2 and not client.expire(key, 5), "hidden at its deadline")

@@ -267,6 +267,48 @@ fn a_retry_of_a_conditional_put_counts_as_met_once_and_never_overwrites() {
 }
 
 #[test]
+fn a_retry_of_a_conditional_put_that_was_deleted_since_or_never_stored_is_not_called_done() {
+    let folder = Folder::new();
+    let node = Node::start(&folder.data(), &[]);
+    let mut wire = Wire::new(&node);
+    // A version that was told, and under which nothing was stored at this key.
+    let never = wire.ask(Command::Put(put(b"elsewhere", b"x"))).done();
+    wire.ask(Command::Put(put(b"lock", b"theirs"))).done();
+    wire.ask(delete(b"lock")).done();
+    let retry = |condition| {
+        let write = WriteOptions { version: Some(never), announce: false };
+        Command::Put(Put { condition, write, ..put(b"lock", b"mine") })
+    };
+    assert_eq!(wire.ask(retry(Condition::IfAbsent)), Said::NotMet(None));
+    assert_eq!(wire.value(b"lock"), None);
+    let newer = wire.ask(Command::Put(put(b"lock", b"others"))).done();
+    assert_eq!(wire.ask(retry(Condition::IfPresent)), Said::NotMet(Some(newer)));
+    assert_eq!(wire.ask(retry(Condition::Always)).done(), never, "without a condition it lies below, which is done");
+    assert_eq!(wire.value(b"lock").expect("there"), b"others");
+}
+
+#[test]
+fn a_put_may_say_that_it_never_expires_whatever_the_default_is() {
+    let folder = Folder::new();
+    let node = Node::start(&folder.data(), &[]);
+    let mut wire = Wire::new(&node);
+    let create = Command::NamespaceCreate { name: "short", default_ttl_ms: 600_000, durability: Durability::Sync };
+    let Said::Answer(Answer::Namespaces(rows)) = wire.ask(create) else { panic!("made") };
+    let id = rows[0].id;
+    let mut ttl_of = |key: &[u8], command| {
+        wire.ask_in(id, command).done();
+        match wire.ask_in(id, Command::Ttl { key }) {
+            Said::Answer(Answer::Ttl(ttl)) => ttl,
+            other => panic!("a time to live, not {other:?}"),
+        }
+    };
+    assert!(ttl_of(b"k", Command::Put(put(b"k", b"v"))).is_some());
+    assert_eq!(ttl_of(b"k", Command::Put(Put { ttl_ms: TTL_NEVER, ..put(b"k", b"v") })), None);
+    let items = [PutItem { key: b"m", value: b"v", ttl_ms: TTL_NEVER }];
+    assert_eq!(ttl_of(b"m", Command::MultiPut(MultiPut { items: items[..].into(), write: WriteOptions::default() })), None);
+}
+
+#[test]
 fn a_deleted_key_is_not_brought_back_by_a_retry() {
     let folder = Folder::new();
     let (node, _) = wide(&folder, "a retry after a delete");
@@ -300,13 +342,28 @@ fn a_deleted_key_is_not_brought_back_by_a_retry() {
 #[test]
 fn a_version_that_no_clock_of_ours_gave_is_refused() {
     let folder = Folder::new();
-    let node = Node::start(&folder.data(), &[]);
+    let (node, cores) = wide(&folder, "versions over two cores");
     let mut wire = Wire::new(&node);
     let now = wire.ask(Command::Put(put(b"k", b"v"))).done();
     let far = Version::put(now.hlc() + (1 << 50), 1);
     assert!(matches!(wire.ask(again(b"k", b"x", far)), Said::Error(ErrorCode::BadRequest, _)));
+    // Nor a little ahead, in whatever kind of write, on whatever core: it would carry the clock, and later deadlines, along.
+    let ahead = Version::put(now.hlc() + (30_000 << 16), 1);
+    let write = WriteOptions { version: Some(ahead), announce: false };
+    for core in 0..cores {
+        let mut wire = Wire::on(&node, core);
+        for key in (0..8).map(name) {
+            assert!(matches!(wire.ask(again(&key, b"x", ahead)), Said::Error(ErrorCode::BadRequest, _)));
+        }
+        for keys in [1, 8] {
+            let names: Vec<_> = (0..keys).map(name).collect();
+            let items: Vec<_> = names.iter().map(|key| PutItem { key, value: b"x", ttl_ms: 0 }).collect();
+            let command = Command::MultiPut(MultiPut { items: items.into(), write });
+            assert!(matches!(wire.ask(command), Said::Error(ErrorCode::BadRequest, _)), "{keys} keys by core {core}");
+        }
+    }
     let next = wire.ask(Command::Put(put(b"k", b"w"))).done();
-    assert!(next > now && next < far, "the clock did not follow it");
+    assert!(next > now && next < ahead, "the clock did not follow it");
 }
 
 #[test]

@@ -29,6 +29,21 @@ pub struct Meaning {
     pub kind: Kind,
 }
 
+/// A figure that only rises.
+pub const fn counter(name: &'static str, help: &'static str) -> Meaning {
+    Meaning { name, help, kind: Kind::Counter }
+}
+
+/// A level that adds up over cores.
+pub const fn gauge(name: &'static str, help: &'static str) -> Meaning {
+    Meaning { name, help, kind: Kind::Gauge }
+}
+
+/// A level of which the greatest core's counts.
+pub const fn peak(name: &'static str, help: &'static str) -> Meaning {
+    Meaning { name, help, kind: Kind::Peak }
+}
+
 /// Quantiles of one measured quantity.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Quantiles {

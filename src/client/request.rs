@@ -95,10 +95,13 @@ impl ClientConfig {
 /// The namespace that a client has until it has asked for another by name.
 pub(super) const NAMESPACE_AT_FIRST: NamespaceId = NAMESPACE_DEFAULT;
 
+/// As a put's time to live: it never expires, whatever the namespace's default is. (The longest there is.)
+pub const NEVER: Duration = Duration::MAX;
+
 /// What a put may carry beside key and value.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PutOptions {
-    /// `None` takes the namespace's default.
+    /// `None` takes the namespace's default; `NEVER` takes none.
     pub ttl: Option<Duration>,
     pub condition: Condition,
     /// From an earlier try.
@@ -119,7 +122,7 @@ pub(super) fn ms(duration: Duration) -> u64 {
 
 /// A time to live in whole milliseconds; one that is there is at least 1.
 fn ttl_ms(ttl: Option<Duration>) -> u64 {
-    ttl.map_or(0, |ttl| ms(ttl).max(1))
+    ttl.map_or(0, |ttl| if ttl == NEVER { TTL_NEVER } else { ms(ttl).clamp(1, TTL_NEVER - 1) })
 }
 
 pub(super) fn gone(error: impl std::fmt::Display) -> ClientError {

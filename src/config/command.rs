@@ -136,8 +136,8 @@ enum Verb {
     Put {
         key: OsString,
         value: OsString,
-        /// Forget the key after this long, as in 10s, 5m, 2h
-        #[arg(long, value_parser = parse::duration)]
+        /// Forget the key after this long, as in 10s, 5m, 2h; or `never`, whatever the namespace's default is
+        #[arg(long, value_parser = ttl_or_never)]
         ttl: Option<Duration>,
         #[arg(long, conflicts_with_all = ["if_present", "if_version"])]
         if_absent: bool,
@@ -238,6 +238,10 @@ struct TtlChange(Option<Duration>);
 
 fn ttl_or_none(text: &str) -> Result<TtlChange, String> {
     if text == "none" { Ok(TtlChange(None)) } else { parse::duration(text).map(|ttl| TtlChange(Some(ttl))) }
+}
+
+fn ttl_or_never(text: &str) -> Result<Duration, String> {
+    if text == "never" { Ok(Duration::MAX) } else { parse::duration(text) }
 }
 
 pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, Refusal> {

@@ -123,6 +123,8 @@ fn the_shell_clients_words_are_understood() {
     let condition = Condition::IfVersion(crate::base::record::Version(255));
     let ttl = Some(std::time::Duration::from_secs(10));
     assert_eq!(put.word, Word::Put { key: b"k".into(), value: b"v".into(), ttl, condition });
+    let never = Word::Put { key: b"k".into(), value: b"v".into(), ttl: Some(std::time::Duration::MAX), condition: Condition::Always };
+    assert_eq!(word("put k v --ttl never").word, never);
     assert_eq!(put.target, Target { host: "h".into(), port: 9, secret_file: None, namespace: "n".into() });
     assert_eq!(word("get k").target.port, PORT_DEFAULT);
     assert_eq!(word("scan").word, Word::Scan { vnode: None, limit: 1000 });

@@ -2,19 +2,7 @@
 
 use super::Engine;
 use super::Planted;
-use crate::base::metrics::{Kind, Meaning, Report};
-
-const fn counter(name: &'static str, help: &'static str) -> Meaning {
-    Meaning { name, help, kind: Kind::Counter }
-}
-
-const fn gauge(name: &'static str, help: &'static str) -> Meaning {
-    Meaning { name, help, kind: Kind::Gauge }
-}
-
-const fn peak(name: &'static str, help: &'static str) -> Meaning {
-    Meaning { name, help, kind: Kind::Peak }
-}
+use crate::base::metrics::{Meaning, Report, counter, gauge, peak};
 
 static PEEKS: Meaning = counter("peeks_total", "Lookups in memory.");
 static READS: Meaning = counter("reads_total", "Lookups that memory did not decide.");

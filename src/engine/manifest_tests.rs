@@ -4,31 +4,14 @@ use super::EngineError;
 use super::format::Identity;
 use super::format::manifest::{Edit, TableId, TableRecord};
 use super::manifest::{Manifest, State, exists, load};
-use crate::io::sim::{CrashSite, Faults, MachineId, World};
-use crate::io::wakers::Wakers;
-use crate::io::{Class, Io};
-use std::cell::{Cell, RefCell};
-use std::future::Future;
+use super::test_core::on;
+use crate::io::Io;
+use crate::io::sim::{CrashSite, Faults, World};
+use std::cell::Cell;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Duration;
 
 const IDENTITY: Identity = Identity { cluster: 3, node: 4 };
-
-/// Runs a task on a core of its own until it ends or the machine falls (then there is no answer).
-pub(super) fn on<T: 'static, F: Future<Output = T> + 'static>(world: &World, machine: MachineId, task: impl FnOnce(Io) -> F) -> Option<T> {
-    let io = world.spawn_core(machine, 0, &Wakers::new(1));
-    let answer = Rc::new(RefCell::new(None));
-    let (put, done) = (answer.clone(), task(io.clone()));
-    drop(io.clone().spawn(Class::Foreground, async move {
-        let got = done.await;
-        *put.borrow_mut() = Some(got);
-        io.shutdown();
-    }));
-    world.run_until(Duration::from_secs(600), || answer.borrow().is_some() || !world.is_up(machine));
-    world.run_for(Duration::from_millis(1));
-    answer.take()
-}
 
 fn table(number: u64, bytes: usize) -> Edit {
     let place = vec![b'p'; bytes];

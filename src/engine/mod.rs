@@ -37,6 +37,8 @@ pub mod table_writer;
 pub mod tables;
 #[cfg(test)]
 mod tables_tests;
+#[cfg(test)]
+mod test_core;
 pub mod verify;
 pub mod verify_folder;
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::base::record::{NamespaceId, Version, vnode_of};
 use crate::base::time::{HybridClock, WallMs};
 use crate::io::Io;
 use crate::io::signal::Signal;
-use crate::limits::{BLOCK_BYTES, TABLE_BYTES_MAX, WAL_SEGMENT_BYTES};
+use crate::limits::{BLOCK_BYTES, CLOCK_SKEW_MS_MAX, TABLE_BYTES_MAX, WAL_SEGMENT_BYTES};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -191,6 +191,18 @@ impl Engine {
         let hlc = self.core.clock.borrow_mut().stamp(now_ms);
         self.core.wal.raise_clock(hlc);
         Version::put(hlc, self.core.config.writer)
+    }
+
+    /// Notes what the wall clock shows.
+    pub fn look_at_clock(&self, now_ms: WallMs) {
+        self.core.clock.borrow_mut().look(now_ms);
+    }
+
+    /// A clock of this node may have given `version`, as far as this core knows.
+    pub fn may_have_given(&self, version: Version, now_ms: WallMs) -> bool {
+        let mut clock = self.core.clock.borrow_mut();
+        clock.look(now_ms);
+        clock.may_have_given(version.hlc(), CLOCK_SKEW_MS_MAX)
     }
 
     /// The next stamp lies above `version`, which came from elsewhere.

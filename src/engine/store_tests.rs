@@ -4,17 +4,16 @@ use super::batch::{Batch, KeyRef};
 use super::pick::Policy;
 use super::recover::{NodeConfig, NodeStore};
 use super::store::{Engine, EngineConfig};
+use super::test_core::on;
 use super::{EngineError, Planted, Seq};
 use crate::base::prng::Prng;
 use crate::base::record::{Cell, Kind, Version, token_of, vnode_of};
 use crate::base::time::WallMs;
-use crate::io::sim::{CrashSite, Faults, MachineId, World};
-use crate::io::wakers::Wakers;
-use crate::io::{Class, Io};
+use crate::io::Io;
+use crate::io::sim::{CrashSite, Faults, World};
 use crate::limits::CHUNK_BYTES;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -37,20 +36,6 @@ fn config(core: u16, planted: Option<Planted>) -> EngineConfig {
         planted,
         ..EngineConfig::new(core, 1 << 20, 7)
     }
-}
-
-fn on<T: 'static, F: Future<Output = T> + 'static>(world: &World, machine: MachineId, task: impl FnOnce(Io) -> F) -> Option<T> {
-    let io = world.spawn_core(machine, 0, &Wakers::new(1));
-    let answer = Rc::new(RefCell::new(None));
-    let (put, done) = (answer.clone(), task(io.clone()));
-    drop(io.clone().spawn(Class::Foreground, async move {
-        let got = done.await;
-        *put.borrow_mut() = Some(got);
-        io.shutdown();
-    }));
-    world.run_until(Duration::from_secs(120), || answer.borrow().is_some() || !world.is_up(machine));
-    world.run_for(Duration::from_millis(1));
-    answer.take()
 }
 
 /// A node's engines, all on one simulated core.

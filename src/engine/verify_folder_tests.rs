@@ -6,11 +6,11 @@
 
 use super::batch::{Batch, KeyRef};
 use super::manifest::{self, State};
-use super::manifest_tests::on;
 use super::pick::Policy;
 use super::recover::{NodeConfig, NodeStore, shard_name};
 use super::store::{Engine, EngineConfig};
 use super::table::Table;
+use super::test_core::on;
 use super::verify_folder::{FolderReport, verify_folder};
 use super::wal_replay::WalReader;
 use super::{EngineError, format::Identity};

@@ -2,9 +2,11 @@
 
 use super::format::Identity;
 use super::format::wal::WAL_BLOCK_PAYLOAD_BYTES;
+use super::test_core::on;
 use super::wal::{Wal, WalConfig, WalReport};
 use super::{EngineError, Planted, Seq};
 use crate::base::prng::Prng;
+use crate::io::Io;
 use crate::io::driver::Driver;
 use crate::io::executor::Executor;
 use crate::io::host;
@@ -12,7 +14,6 @@ use crate::io::recording::Recording;
 use crate::io::sim::{CrashSite, Faults, MachineId, World};
 use crate::io::uring::{UringConfig, UringDriver};
 use crate::io::wakers::Wakers;
-use crate::io::{Class, Io};
 use crate::limits::INTERVAL_MS_MAX;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -31,21 +32,6 @@ fn config(released: Seq, planted: Option<Planted>) -> WalConfig {
         released,
         planted,
     }
-}
-
-/// Runs a task on a core of its own until it ends or the machine falls (then there is no answer).
-fn on<T: 'static, F: Future<Output = T> + 'static>(world: &World, machine: MachineId, task: impl FnOnce(Io) -> F) -> Option<T> {
-    let io = world.spawn_core(machine, 0, &Wakers::new(1));
-    let answer = Rc::new(RefCell::new(None));
-    let (put, done) = (answer.clone(), task(io.clone()));
-    drop(io.clone().spawn(Class::Foreground, async move {
-        let got = done.await;
-        *put.borrow_mut() = Some(got);
-        io.shutdown();
-    }));
-    world.run_until(Duration::from_secs(60), || answer.borrow().is_some() || !world.is_up(machine));
-    world.run_for(Duration::from_millis(1));
-    answer.take()
 }
 
 /// What was appended, released and acknowledged, outside of the machine.

@@ -127,6 +127,8 @@ pub(super) struct Inner {
     pub(super) syncing: Cell<usize>,
     completions: RefCell<Vec<Completion>>,
     pub(super) pool: Rc<Pool>,
+    /// Bytes that came in on sockets and were not taken.
+    pub(super) unread: Rc<Cell<usize>>,
 }
 
 impl Inner {
@@ -379,6 +381,7 @@ impl Executor {
             syncing: Cell::new(0),
             completions: RefCell::default(),
             pool,
+            unread: Rc::default(),
         };
         Executor { inner: Rc::new(inner), spin: SPIN_DEFAULT }
     }

@@ -231,7 +231,7 @@ impl Io {
         self.perform(op).await.map(|_| ())
     }
     fn socket(&self, fd: Fd) -> Socket {
-        Socket { handle: Rc::new(SocketHandle { io: self.clone(), arrivals: Rc::new(Arrivals::new(fd)) }) }
+        Socket { handle: Rc::new(SocketHandle { io: self.clone(), arrivals: Rc::new(Arrivals::new(fd, &self.inner.unread)) }) }
     }
 
     /// Opens a file, O_DIRECT where the file system allows it.
@@ -325,7 +325,9 @@ impl Io {
     /// Listens for connections, port 0 draws one. `AddrInUse` if the port is taken.
     pub async fn listen(&self, address: SocketAddr) -> io::Result<Listener> {
         match self.perform(Op::Listen { address }).await? {
-            Done::Bound(fd, address) => Ok(Listener { io: self.clone(), arrivals: Rc::new(Arrivals::new(fd)), address }),
+            Done::Bound(fd, address) => {
+                Ok(Listener { io: self.clone(), arrivals: Rc::new(Arrivals::new(fd, &self.inner.unread)), address })
+            }
             other => unexpected(&other),
         }
     }

@@ -6,14 +6,17 @@
 
 use super::buffer::Chunk;
 use super::op::{Done, Fd, OpId, is_cancelled};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 /// Received and not taken: above this many bytes a socket's receive pauses.
 pub const UNREAD_BYTES_MAX: usize = 256 * 1024;
+/// A core's sockets together: above this, one chunk pauses a socket's receive, so that many unread ones hold little.
+pub const CORE_UNREAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The same in chunks, which hold whole buffers of the ring.
 pub const UNREAD_CHUNKS_MAX: usize = 64;
 /// Accepted and not taken: above this many connections a listener's accept pauses.
@@ -22,6 +25,8 @@ pub const UNTAKEN_CONNECTIONS_MAX: usize = 256;
 /// An arriving queue of a descriptor, fed by one multishot operation.
 pub(super) struct Arrivals<T> {
     pub(super) fd: Fd,
+    /// Received and not taken, by all of this core.
+    unread: Rc<Cell<usize>>,
     state: RefCell<State<T>>,
 }
 
@@ -102,7 +107,7 @@ pub(super) enum Found<T> {
 }
 
 impl<T: Arrival> Arrivals<T> {
-    pub(super) fn new(fd: Fd) -> Arrivals<T> {
+    pub(super) fn new(fd: Fd, unread: &Rc<Cell<usize>>) -> Arrivals<T> {
         let state = State {
             items: VecDeque::new(),
             bytes: 0,
@@ -113,7 +118,7 @@ impl<T: Arrival> Arrivals<T> {
             waker: None,
             idle_waker: None,
         };
-        Arrivals { fd, state: RefCell::new(state) }
+        Arrivals { fd, unread: unread.clone(), state: RefCell::new(state) }
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -127,7 +132,7 @@ impl<T: Arrival> Arrivals<T> {
             return None;
         }
         state.closed = true;
-        state.bytes = 0;
+        self.took(&mut state, usize::MAX);
         let items = std::mem::take(&mut state.items);
         let waker = state.waker.take();
         drop(state);
@@ -135,6 +140,13 @@ impl<T: Arrival> Arrivals<T> {
             waker.wake();
         }
         Some(items)
+    }
+
+    /// So many bytes, or all, wait no longer.
+    fn took(&self, state: &mut State<T>, bytes: usize) {
+        let bytes = bytes.min(state.bytes);
+        state.bytes -= bytes;
+        self.unread.set(self.unread.get() - bytes);
     }
 
     /// The executor has submitted the multishot operation.
@@ -179,13 +191,15 @@ impl<T: Arrival> Arrivals<T> {
             Ok(Some(item)) if state.closed => orphan = Some(item),
             Ok(Some(item)) => {
                 state.bytes += item.bytes();
+                self.unread.set(self.unread.get() + item.bytes());
                 state.items.push_back(item);
             }
             Ok(None) => state.end = Some(End::Orderly),
             Err(error) if state.pausing && is_cancelled(&error) => {}
             Err(error) => state.end = Some(End::Failed(error)),
         }
-        let full = state.bytes > UNREAD_BYTES_MAX || state.items.len() > T::count_max();
+        let bytes_max = if self.unread.get() > CORE_UNREAD_BYTES_MAX { 0 } else { UNREAD_BYTES_MAX };
+        let full = state.bytes > bytes_max || state.items.len() > T::count_max();
         let mut next = Next::Nothing;
         if !more {
             state.operation = None;
@@ -212,11 +226,11 @@ impl<T: Arrival> Arrivals<T> {
         }
         if !state.items.is_empty() {
             if state.items.len() <= count_max {
-                state.bytes = 0;
+                self.took(&mut state, usize::MAX);
                 return Found::Items(std::mem::take(&mut state.items));
             }
             let items: VecDeque<T> = state.items.drain(..count_max).collect();
-            state.bytes -= items.iter().map(T::bytes).sum::<usize>();
+            self.took(&mut state, items.iter().map(T::bytes).sum());
             return Found::Items(items);
         }
         match state.end.take() {
@@ -238,5 +252,29 @@ impl<T: Arrival> Arrivals<T> {
                 Found::Nothing
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_core_whose_sockets_hold_much_pauses_each_at_its_first_chunk() {
+        let unread = Rc::new(Cell::new(0));
+        let socket = || {
+            let arrivals: Arrivals<Chunk> = Arrivals::new(Fd(0), &unread);
+            arrivals.armed(7);
+            arrivals
+        };
+        let receive = |arrivals: &Arrivals<Chunk>, bytes| arrivals.on_completion(Ok(Done::Received(Chunk::from(vec![0; bytes]))), true).1;
+        let many: Vec<_> = (0..CORE_UNREAD_BYTES_MAX / UNREAD_BYTES_MAX).map(|_| socket()).collect();
+        assert!(many.iter().all(|arrivals| receive(arrivals, UNREAD_BYTES_MAX) == Next::Nothing), "each alone is within its bound");
+        let next = socket();
+        assert_eq!(receive(&next, 100), Next::Cancel(7));
+        assert!(matches!(many[0].take(usize::MAX, Waker::noop()), Found::Items(_)));
+        many[1].close();
+        assert_eq!(unread.get(), CORE_UNREAD_BYTES_MAX - 2 * UNREAD_BYTES_MAX + 100);
+        assert_eq!(receive(&socket(), 100), Next::Nothing, "there is room again");
     }
 }

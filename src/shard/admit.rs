@@ -1,5 +1,6 @@
 //! What a core takes on at a time. Refusing early costs little and keeps what was taken on within its deadline.
 
+use super::budget::Budget;
 use super::conn::Conn;
 use crate::io::signal::Signal;
 use crate::limits::{CORE_READS_MAX, CORE_REQUESTS_MAX};
@@ -23,6 +24,10 @@ pub struct Admit {
     kept: Cell<usize>,
     kept_max: usize,
     kept_freed: Signal,
+    /// Bytes of answers that connections hold beyond what is free to each, made or promised.
+    pub answers: Rc<Budget>,
+    /// Bytes of large requests whose end has not come.
+    pub unfinished: Rc<Budget>,
 }
 
 /// A part of a budget, given back when dropped.
@@ -32,11 +37,23 @@ pub struct Permit {
 }
 
 impl Admit {
-    /// `bytes_max` for what is read, `kept_max` for requests that wait.
+    /// `bytes_max` for what is read, `kept_max` for requests that wait, for those that are coming in, and for answers.
     pub fn new(bytes_max: usize, kept_max: usize) -> Rc<Admit> {
         let zero = || Cell::new(0);
         let (freed, kept_freed) = (Signal::default(), Signal::default());
-        Rc::new(Admit { bytes: zero(), bytes_max, waiting: zero(), reads: zero(), freed, kept: zero(), kept_max, kept_freed })
+        let (answers, unfinished) = (Budget::new(kept_max), Budget::new(kept_max));
+        Rc::new(Admit {
+            bytes: zero(),
+            bytes_max,
+            waiting: zero(),
+            reads: zero(),
+            freed,
+            kept: zero(),
+            kept_max,
+            kept_freed,
+            answers,
+            unfinished,
+        })
     }
 
     /// A request of `bytes` may be taken in. Small ones always may: their number is bounded.
@@ -146,7 +163,10 @@ mod tests {
 
     #[test]
     fn kept_requests_are_bounded_and_one_larger_than_all_comes_in_alone() {
-        let (admit, conn) = (Admit::new(100, 50_000), Rc::new(Conn::default()));
+        let (admit, conn) = {
+            let admit = Admit::new(100, 50_000);
+            (admit.clone(), Rc::new(Conn::new(&admit)))
+        };
         let first = Kept::new(&admit, &conn, 40_000);
         assert!(admit.may_keep(10_000) && !admit.may_keep(10_001) && admit.may_keep(REQUEST_BYTES_FREE));
         let context = &mut Context::from_waker(Waker::noop());

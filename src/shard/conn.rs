@@ -3,26 +3,38 @@
 //! Answers are encoded straight into `out`; a writer task sends all that a turn left there with one operation. A connection whose
 //! client does not read is not read from: the reader waits in `room` while too much is on its way.
 
+use super::admit::Admit;
+use super::budget::{Budget, Lease};
+use crate::base::time::Mono;
 use crate::io::signal::Signal;
-use crate::limits::{CONNECTION_BYTES_MAX, CONNECTION_OUT_BYTES_MAX, CONNECTION_REQUESTS_MAX, FRAME_BYTES_MAX};
+use crate::limits::{
+    CONNECTION_BYTES_MAX, CONNECTION_OUT_BYTES_FREE, CONNECTION_OUT_BYTES_MAX, CONNECTION_REQUESTS_MAX, FRAME_BYTES_MAX, IDLE_MS_MAX,
+    STALLED_MS_MAX,
+};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// The outgoing side of a connection, shared by its reader, its writer and every answer on its way.
-#[derive(Default)]
 pub struct Conn {
+    admit: Rc<Admit>,
     /// Encoded answers that the writer has not taken yet.
     pub out: RefCell<Vec<u8>>,
     /// Bytes that the writer handed to the driver.
     sending: Cell<usize>,
+    /// When it did.
+    sending_since: Cell<Mono>,
+    /// Bytes of answers that are counted in its own budget, and beyond what is free in the core's.
+    counted: Cell<usize>,
+    counted_beyond: Cell<usize>,
+    /// The large request that is coming in, and since when.
+    pub incoming: Cell<Option<Incoming>>,
     /// Requests taken in and not answered.
     pending: Cell<usize>,
     /// Bytes of its requests that are kept while they wait.
     kept: Cell<usize>,
-    /// Bytes of answers that are being made.
-    promised: Cell<usize>,
-    /// Room for an answer was given back.
-    room: Signal,
+    /// Its answers, made and promised.
+    answers: Rc<Budget>,
     /// The writer has something to do, or the connection ended.
     pub work: Signal,
     /// Something was sent or answered.
@@ -32,15 +44,56 @@ pub struct Conn {
     pub dirty: Cell<bool>,
 }
 
+/// A large request whose end has not come: it has a share of the core's budget for these.
+#[derive(Clone, Copy, Debug)]
+pub struct Incoming {
+    pub id: u64,
+    pub since: Mono,
+    /// When its last bytes came.
+    pub last: Mono,
+}
+
+impl Incoming {
+    /// It comes too slowly for those who wait for what it holds.
+    pub fn is_stuck(&self, now: Mono) -> bool {
+        now.since(self.since) >= Duration::from_millis(STALLED_MS_MAX) || now.since(self.last) >= Duration::from_millis(IDLE_MS_MAX)
+    }
+}
+
 impl Conn {
+    /// A connection of the core whose budgets these are.
+    pub fn new(admit: &Rc<Admit>) -> Conn {
+        Conn {
+            admit: admit.clone(),
+            out: RefCell::default(),
+            sending: Cell::new(0),
+            sending_since: Cell::default(),
+            counted: Cell::new(0),
+            counted_beyond: Cell::new(0),
+            incoming: Cell::default(),
+            pending: Cell::new(0),
+            kept: Cell::new(0),
+            answers: Budget::new(CONNECTION_OUT_BYTES_MAX),
+            work: Signal::default(),
+            drained: Signal::default(),
+            closed: Cell::new(false),
+            dirty: Cell::new(false),
+        }
+    }
+
     /// Bytes waiting or being sent.
     pub fn out_bytes(&self) -> usize {
         self.out.borrow().len() + self.sending.get()
     }
 
+    /// Bytes of answers that it may hold now: little while the core holds all that it may.
+    fn out_max(&self) -> usize {
+        if self.admit.answers.is_short() { CONNECTION_OUT_BYTES_FREE } else { CONNECTION_OUT_BYTES_MAX }
+    }
+
     /// Another request may be taken in.
     pub fn has_room(&self) -> bool {
-        self.out_bytes() < CONNECTION_OUT_BYTES_MAX
+        self.out_bytes() < self.out_max()
             && self.pending.get() < CONNECTION_REQUESTS_MAX
             && self.kept.get() + FRAME_BYTES_MAX <= CONNECTION_BYTES_MAX
     }
@@ -50,20 +103,39 @@ impl Conn {
         self.drained.until(|| self.has_room() || self.closed.get()).await;
     }
 
+    /// Counts in its own and in the core's budget what its answers hold by now.
+    pub fn recount(&self) {
+        let bytes = self.out_bytes();
+        count(&self.answers, &self.counted, bytes);
+        count(&self.admit.answers, &self.counted_beyond, bytes.saturating_sub(CONNECTION_OUT_BYTES_FREE));
+    }
+
+    /// Room for an answer of about `bytes`, if it is there now and leaves some for others.
+    pub fn try_promise(self: &Rc<Conn>, bytes: usize) -> Option<Promise> {
+        self.recount();
+        let held = self.answers.held();
+        if held > 0 && held + bytes > self.out_max() / 2 {
+            return None;
+        }
+        let beyond = if held + bytes <= CONNECTION_OUT_BYTES_FREE { None } else { Some(self.admit.answers.try_take(bytes)?) };
+        Some(Promise { conn: self.clone(), _own: self.answers.try_take(bytes)?, _beyond: beyond })
+    }
+
     /// Waits until an answer of about `bytes` may be made; one that is larger than all that may wait is made alone. Without this, a client
     /// that asks for many large values and reads none would have them all made and kept. `None`: the connection ended.
     pub async fn promise(self: &Rc<Conn>, bytes: usize) -> Option<Promise> {
-        let fits = || {
-            let held = self.out_bytes() + self.promised.get();
-            held == 0 || held + bytes <= CONNECTION_OUT_BYTES_MAX || self.closed.get()
-        };
-        self.room.until(fits).await;
-        self.room.raise_first();
-        if self.closed.get() {
-            return None;
-        }
-        self.promised.set(self.promised.get() + bytes);
-        Some(Promise { conn: self.clone(), bytes })
+        self.recount();
+        let own = self.answers.take(bytes).await?;
+        let is_small = self.answers.held() <= CONNECTION_OUT_BYTES_FREE;
+        let beyond = if is_small { None } else { self.admit.answers.take(bytes).await };
+        let promise = Promise { conn: self.clone(), _own: own, _beyond: beyond };
+        (!self.closed.get()).then_some(promise)
+    }
+
+    /// Its answers hold a part of the core's budget, and its client does not take them.
+    pub fn is_stuck(&self, now: Mono) -> bool {
+        let since = now.since(self.sending_since.get());
+        self.counted_beyond.get() > 0 && self.sending.get() > 0 && since >= Duration::from_millis(STALLED_MS_MAX)
     }
 
     /// Bytes of a request are kept while it waits (`admit::Kept`).
@@ -91,37 +163,101 @@ impl Conn {
     }
 
     /// The writer takes what there is, leaving an empty vector to encode into.
-    pub fn take_out(&self, empty: Vec<u8>) -> Vec<u8> {
+    pub fn take_out(&self, empty: Vec<u8>, now: Mono) -> Vec<u8> {
         debug_assert!(empty.is_empty());
         let out = self.out.replace(empty);
         self.sending.set(out.len());
+        self.sending_since.set(now);
         out
     }
 
     pub fn sent(&self) {
         self.sending.set(0);
+        self.recount();
         self.drained.raise();
-        self.room.raise_first();
     }
 
     /// Ends it: the writer stops after what it is sending, the reader at its next look.
     pub fn close(&self) {
         self.closed.set(true);
+        self.answers.close();
         self.work.raise();
         self.drained.raise();
-        self.room.raise();
+    }
+}
+
+fn count(budget: &Budget, counted: &Cell<usize>, now: usize) {
+    let before = counted.replace(now);
+    if now > before {
+        budget.charge(now - before);
+    } else if now < before {
+        budget.release(before - now);
     }
 }
 
 /// Room for an answer that is being made, given back when dropped.
 pub struct Promise {
     conn: Rc<Conn>,
-    bytes: usize,
+    _own: Lease,
+    /// Its share of the core's budget, where it is not small.
+    _beyond: Option<Lease>,
 }
 
 impl Drop for Promise {
     fn drop(&mut self) {
-        self.conn.promised.set(self.conn.promised.get() - self.bytes);
-        self.conn.room.raise_first();
+        // The answer is there by now: its room passes over to it.
+        self.conn.recount();
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        self.admit.answers.release(self.counted_beyond.get());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    fn holding(admit: &Rc<Admit>, bytes: usize) -> Rc<Conn> {
+        let conn = Rc::new(Conn::new(admit));
+        *conn.out.borrow_mut() = vec![0; bytes];
+        conn.recount();
+        conn
+    }
+
+    #[test]
+    fn where_a_core_holds_all_it_may_each_connection_holds_little_and_small_answers_go_on() {
+        let budget = 4 * CONNECTION_OUT_BYTES_MAX;
+        let admit = Admit::new(1 << 20, budget);
+        assert!(holding(&admit, CONNECTION_OUT_BYTES_MAX - 1).has_room(), "alone");
+        let mut deaf: Vec<_> = (0..5).map(|_| holding(&admit, CONNECTION_OUT_BYTES_MAX - 1)).collect();
+        assert!(admit.answers.is_short());
+        assert!(!holding(&admit, CONNECTION_OUT_BYTES_FREE).has_room() && holding(&admit, CONNECTION_OUT_BYTES_FREE - 1).has_room());
+        let context = &mut Context::from_waker(Waker::noop());
+        let conn = holding(&admit, 0);
+        let Poll::Ready(Some(small)) = pin!(conn.promise(CONNECTION_OUT_BYTES_FREE)).poll(context) else { panic!("free") };
+        drop(small);
+        assert!(conn.try_promise(CONNECTION_OUT_BYTES_FREE + 1).is_none());
+        let mut large = pin!(conn.promise(CONNECTION_OUT_BYTES_MAX));
+        assert!(large.as_mut().poll(context).is_pending());
+        let other = holding(&admit, CONNECTION_OUT_BYTES_FREE);
+        let mut given_up = pin!(other.promise(CONNECTION_OUT_BYTES_MAX));
+        assert!(given_up.as_mut().poll(context).is_pending());
+        other.close();
+        assert!(matches!(given_up.as_mut().poll(context), Poll::Ready(None)), "its connection ended");
+        for conn in deaf.drain(..2) {
+            drop(conn.take_out(Vec::new(), Mono(7)));
+            let later = |ms| Mono(7).plus(Duration::from_millis(ms));
+            assert!(conn.is_stuck(later(STALLED_MS_MAX)) && !conn.is_stuck(later(STALLED_MS_MAX - 1)));
+            conn.sent();
+        }
+        assert!(matches!(large.as_mut().poll(context), Poll::Ready(Some(_))));
+        drop(deaf);
+        assert_eq!(admit.answers.held(), 0, "what ends gives back");
     }
 }

@@ -6,11 +6,19 @@ use super::{Shard, Ticket};
 use crate::base::record::{Body, Cell, Kind, Token, Version};
 use crate::base::time::{Mono, WallMs, hlc_ms};
 use crate::engine::{Batch, EngineError, KeyRef};
-use crate::limits::{CHUNK_BYTES, CLOCK_SKEW_MS_MAX};
-use crate::wire::command::{Command, Condition, Delete, ErrorCode, MultiPut, Put, Reply, Request, Value, WriteOptions};
+use crate::limits::CHUNK_BYTES;
+use crate::wire::command::{Command, Condition, Delete, ErrorCode, MultiPut, Put, Reply, Request, TTL_NEVER, Value, WriteOptions};
 
 /// A version from a client may lie below what is forgotten for good: nobody can say any more whether it was there (rule G1).
 const FORGOTTEN: &str = "that version is too old to be told from a deleted one";
+
+/// Why a version from a client is refused.
+pub const FOREIGN_VERSION: &str = "no clock of ours gave that version";
+
+/// A clock of this node may have given `version`.
+pub fn may_have_given(shard: &Shard, version: Version) -> bool {
+    version != Version::ZERO && shard.engine.may_have_given(version, shard.io.wall_ms())
+}
 
 /// How a request went on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +35,11 @@ pub fn execute(shard: &Shard, ticket: &Ticket, request: &Request<'_>, token: Tok
     match &request.command {
         Command::Ping => answer(shard, ticket, &Reply::Pong),
         Command::Info => answer(shard, ticket, &Reply::Text(&(shard.node.info)())),
-        Command::Get { key } => read_in_memory(shard, ticket, request, key_ref(key), value_reply),
+        Command::Get { key } => {
+            let room = ticket.room();
+            let reply = |reply: &Reply<'_>| value_bytes(reply) <= room;
+            read_in_memory(shard, ticket, request, key_ref(key), |cell, now_ms| value_reply(cell, now_ms).filter(reply))
+        }
         Command::Ttl { key } => read_in_memory(shard, ticket, request, key_ref(key), |cell, now_ms| Some(ttl_reply(cell, now_ms))),
         Command::Put(put) => plain_put(shard, ticket, request, key_ref(put.key), put),
         Command::Delete(delete) => plain_delete(shard, ticket, request, key_ref(delete.key), delete),
@@ -58,6 +70,11 @@ pub fn value_reply<'a>(cell: Option<&Cell<'a>>, now_ms: WallMs) -> Option<Reply<
         }
         Some(_) => None,
     }
+}
+
+/// Bytes of the value in an answer to a get.
+pub fn value_bytes(reply: &Reply<'_>) -> usize {
+    if let Reply::Value(value) = reply { value.value.len() } else { 0 }
 }
 
 /// Milliseconds to live; none for a key that never expires.
@@ -164,10 +181,12 @@ impl<'a> Write<'a> {
             return None;
         };
         let now_ms = shard.io.wall_ms();
+        // What another core sends of a request of many keys, it has checked by its own clock, which gave the version.
+        let is_checked = ticket.is_from_within() && matches!(request.command, Command::MultiPut(_));
         let version = match again {
             None => shard.engine.stamp(now_ms),
-            Some(version) if version == Version::ZERO || hlc_ms(version.hlc()) > now_ms + CLOCK_SKEW_MS_MAX => {
-                shard.fail(ticket, ErrorCode::BadRequest, "no clock of ours gave that version");
+            Some(version) if !is_checked && !may_have_given(shard, version) => {
+                shard.fail(ticket, ErrorCode::BadRequest, FOREIGN_VERSION);
                 return None;
             }
             Some(version) => {
@@ -185,7 +204,7 @@ impl<'a> Write<'a> {
     /// The same for every try of a write: counted from its version's clock, not from when it arrived.
     pub fn deadline_ms(&self, ttl_ms: u64) -> WallMs {
         let ttl_ms = if ttl_ms == 0 { self.namespace.default_ttl_ms } else { ttl_ms };
-        if ttl_ms == 0 { 0 } else { hlc_ms(self.version.hlc()).saturating_add(ttl_ms) }
+        if ttl_ms == 0 || ttl_ms == TTL_NEVER { 0 } else { hlc_ms(self.version.hlc()).saturating_add(ttl_ms) }
     }
 
     pub fn put(&self, key: KeyRef<'_>, put: &Put<'_>) {

@@ -22,9 +22,9 @@ const _: () = assert!(FORWARDS_MAX * 3 + OTHERS_MAX < MAILBOX_MAX, "connections 
 
 /// What one core says to another.
 pub enum Mail {
-    /// A request for a key that the receiver owns. `ticket` comes back in the answer. `granted`: its answer may have any size.
-    Request { ticket: u32, kind: u16, id: u64, body: Vec<u8>, granted: bool },
-    /// The answer to a request is large: ask again when the client has room for `bytes`.
+    /// A request for a key that the receiver owns. `ticket` comes back in the answer. `room`: bytes that its answer may have.
+    Request { ticket: u32, kind: u16, id: u64, body: Vec<u8>, room: usize },
+    /// The answer has more bytes than there was room for: ask again when the client has room for `bytes`.
     NeedsRoom { ticket: u32, bytes: usize, kind: u16, body: Vec<u8> },
     /// An answer's frame; `last` unless more frames follow.
     Reply { ticket: u32, last: bool, frame: Vec<u8> },
@@ -68,8 +68,8 @@ pub struct Holds {
     pub kept: Option<Kept>,
     /// Room on its connection for the answer.
     pub room: Option<Promise>,
-    /// The answer may have any size.
-    pub granted: bool,
+    /// Bytes that the answer may have.
+    pub bytes: usize,
 }
 
 struct Peer {
@@ -146,10 +146,10 @@ impl Mailbox {
             forwards.push(None);
             forwards.len() as u32 - 1
         });
-        let granted = held.granted;
+        let room = held.bytes;
         forwards[slot as usize] = Some(Forward { ticket, _held: held });
         drop(forwards);
-        self.send(core, Mail::Request { ticket: slot, kind, id, body, granted });
+        self.send(core, Mail::Request { ticket: slot, kind, id, body, room });
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 //! writers and wakes the cores that were written to.
 
 pub mod admit;
+pub mod budget;
 pub mod commits;
 pub mod conn;
 pub mod execute;
@@ -22,8 +23,8 @@ pub mod stats;
 use crate::base::record::{NAMESPACE_SYSTEM, Token, Version, core_of, token_of, vnode_of};
 use crate::base::time::Mono;
 use crate::engine::{Engine, KeyRef, Seq};
-use crate::io::Io;
 use crate::io::signal::Signal;
+use crate::io::{Io, Socket};
 use crate::limits::{DEADLINE_MS_DEFAULT, DEADLINE_MS_MAX, INTERVAL_MS_MAX};
 use crate::wire::command::{Durability, ErrorCode, ErrorReply, Reply};
 use crate::wire::native::encode_reply;
@@ -61,7 +62,7 @@ pub struct Shard {
     closing: Cell<bool>,
     connections: Cell<usize>,
     /// Connections that are served here, to be let go at the end.
-    open: RefCell<Vec<Weak<Conn>>>,
+    open: RefCell<Vec<(Weak<Conn>, Socket)>>,
     ended: Signal,
 }
 
@@ -81,13 +82,29 @@ pub enum Origin {
     Core {
         core: u16,
         ticket: u32,
-        /// The answer may have any size.
-        granted: bool,
+        /// Bytes that the answer may have.
+        room: usize,
     },
     /// A request of many keys that was taken apart.
     Part(Rc<Gather>),
     /// The node itself; nobody reads the answer.
     Nobody,
+}
+
+impl Ticket {
+    /// Bytes that an answer may have without asking for room first.
+    pub fn room(&self) -> usize {
+        match &self.origin {
+            Origin::Core { room, .. } => *room,
+            Origin::Part(gather) => gather.room(self.id as usize),
+            Origin::Connection(_) | Origin::Nobody => usize::MAX,
+        }
+    }
+
+    /// A core of this node has looked at the request before.
+    pub fn is_from_within(&self) -> bool {
+        matches!(self.origin, Origin::Core { .. } | Origin::Part(_))
+    }
 }
 
 impl Shard {
@@ -306,6 +323,7 @@ impl Shard {
     pub fn settle(&self) {
         for conn in self.dirty.borrow_mut().drain(..) {
             conn.dirty.set(false);
+            conn.recount();
             conn.work.raise();
         }
         self.mailbox.wake();
@@ -320,14 +338,15 @@ impl Shard {
         self.connections.set(self.connections.get().checked_add_signed(more).expect("as many end as began"));
     }
 
-    fn add_connection(&self, conn: &Rc<Conn>) {
+    fn add_connection(&self, conn: &Rc<Conn>, socket: &Socket) {
         let mut open = self.open.borrow_mut();
-        open.retain(|conn| conn.strong_count() > 0);
-        open.push(Rc::downgrade(conn));
+        open.retain(|(conn, _)| conn.strong_count() > 0);
+        open.push((Rc::downgrade(conn), socket.clone()));
     }
 
-    fn open_connections(&self) -> Vec<Rc<Conn>> {
-        self.open.borrow().iter().filter_map(Weak::upgrade).collect()
+    fn open_connections(&self) -> Vec<(Rc<Conn>, Socket)> {
+        let open = self.open.borrow();
+        open.iter().filter_map(|(conn, socket)| Some((conn.upgrade()?, socket.clone()))).collect()
     }
 
     /// No new requests from now on.

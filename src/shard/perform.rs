@@ -4,6 +4,7 @@ use super::conn::Promise;
 use super::execute::{self, Write, engine_error, shown_after, ttl_reply, value_reply};
 use super::mailbox::Mail;
 use super::namespaces::{NamespaceError, NamespaceTable, TABLE_KEY};
+use super::session::within;
 use super::{Origin, Shard, Ticket};
 use crate::base::record::{Body, Cell, NAMESPACE_SYSTEM, Version, token_of, vnode_of};
 use crate::base::time::Mono;
@@ -26,10 +27,30 @@ const READS_AT_ONCE: usize = 32;
 
 /// What a lookup reserves on its connection before it knows: most values are below it, and none that is read in one piece is over
 /// `CHUNK_BYTES`.
-const ANSWER_BYTES_GUESS: usize = 4096;
+pub const ANSWER_BYTES_GUESS: usize = 4096;
+/// The same for each key of a multi-get.
+const MULTI_VALUE_BYTES_GUESS: usize = 2048;
+/// How often a multi-get is tried anew because its values have grown meanwhile.
+pub const MULTI_GET_ROUNDS: usize = 4;
 
+/// Why a read was not carried out in time.
+pub const NO_ROOM: &str = "answers wait to be read, and there was no room for another in time";
 /// Held by the snapshot that is being taken.
 const SNAPSHOT_LOCK: u64 = 1;
+
+/// Why a multi-get has no answer.
+pub const MULTI_TOO_LARGE: &str = "the values do not fit into one answer: ask for fewer keys";
+pub const MULTI_GROWS: &str = "the values grow faster than they can be read";
+
+/// Bytes of an answer to a multi-get for one value of `len` bytes, or none.
+pub fn multi_value_bytes(len: usize) -> usize {
+    64 + len
+}
+
+/// What the answer to a multi-get of so many keys may have before anybody has looked.
+pub fn multi_get_guess(keys: usize) -> usize {
+    (keys * MULTI_VALUE_BYTES_GUESS).min(MULTI_BYTES_MAX)
+}
 
 /// Carries a request out in a task of its own, or refuses it where too many wait already.
 pub fn spawn(shard: &Rc<Shard>, ticket: Ticket, kind: u16, body: Vec<u8>, deadline: Mono) {
@@ -94,23 +115,34 @@ impl Task<'_> {
         self.shard.namespace_durability(self.request.namespace).unwrap_or(Durability::Sync)
     }
 
-    /// Room on the client's connection for an answer of about `bytes`; where the client is another core's, that core has the room, and
-    /// asks again for a large answer when it has. `None`, and answered: the client is gone, waits no more, or is asked for room.
+    /// Room on the client's connection for an answer of about `bytes`; where the client is another core's, or the answer a part of a
+    /// whole's, the room was given beforehand, and who gave it asks again for a larger answer. `None`, and answered: the client is gone,
+    /// waits no more, or is asked for room.
     async fn room(&self, bytes: usize) -> Option<Option<Promise>> {
         let conn = match &self.ticket.origin {
             Origin::Connection(conn) => conn,
-            Origin::Core { core, ticket, granted: false } if bytes > CHUNK_BYTES => {
+            Origin::Part(gather) if bytes > self.ticket.room() => {
+                gather.needs_room(self.shard, self.ticket.id as usize, bytes);
+                return None;
+            }
+            Origin::Core { core, ticket, room } if bytes > *room => {
                 let (ticket, body) = (*ticket, self.body.to_vec());
                 self.shard.mailbox.send(usize::from(*core), Mail::NeedsRoom { ticket, bytes, kind: self.kind, body });
                 return None;
             }
             _ => return Some(None),
         };
-        let Some(promise) = conn.promise(bytes).await else {
-            self.shard.fail(self.ticket, ErrorCode::ShuttingDown, "the connection ended");
-            return None;
-        };
-        (!self.too_late()).then_some(Some(promise))
+        match within(&self.shard.io, self.deadline, conn.promise(bytes)).await {
+            Some(None) => {
+                self.shard.fail(self.ticket, ErrorCode::ShuttingDown, "the connection ended");
+                None
+            }
+            None => {
+                self.shard.fail(self.ticket, ErrorCode::DeadlinePassed, NO_ROOM);
+                None
+            }
+            Some(promise) => (!self.too_late()).then_some(promise),
+        }
     }
 
     /// Answers a read once what it saw may be shown.
@@ -147,6 +179,11 @@ impl Task<'_> {
         let now_ms = shard.io.wall_ms();
         let cell = found.cell();
         if let Some(reply) = value_reply(cell.as_ref(), now_ms) {
+            let bytes = execute::value_bytes(&reply);
+            if bytes > self.ticket.room() {
+                self.room(bytes).await;
+                return Ok(());
+            }
             self.show(found.settled, &reply);
             return Ok(());
         }
@@ -176,13 +213,43 @@ impl Task<'_> {
         Ok(())
     }
 
-    /// First with room for small values; where they are larger, once more with room for any.
+    /// First with room for small values; where they are larger, once more with room for what they have.
     async fn multi_get(&self, keys: &[&[u8]]) -> Result<(), EngineError> {
-        let small = (keys.len() * ANSWER_BYTES_GUESS).min(MULTI_BYTES_MAX);
-        if !self.multi_get_within(keys, small).await? {
-            self.multi_get_within(keys, MULTI_BYTES_MAX).await?;
+        // A part, and what another core sends, has its room already.
+        let mut bytes = self.ticket.room().min(MULTI_BYTES_MAX);
+        if let Origin::Connection(_) = self.ticket.origin {
+            bytes = multi_get_guess(keys.len());
         }
+        for _ in 0..MULTI_GET_ROUNDS {
+            if self.multi_get_within(keys, bytes).await? {
+                return Ok(());
+            }
+            bytes = self.answer_bytes(keys).await?;
+            if bytes > MULTI_BYTES_MAX {
+                self.shard.fail(self.ticket, ErrorCode::TooLarge, MULTI_TOO_LARGE);
+                return Ok(());
+            }
+            if self.too_late() {
+                return Ok(());
+            }
+        }
+        self.shard.fail(self.ticket, ErrorCode::Overloaded, MULTI_GROWS);
         Ok(())
+    }
+
+    /// Bytes of the answer to a multi-get as things stand.
+    async fn answer_bytes(&self, keys: &[&[u8]]) -> Result<usize, EngineError> {
+        let mut bytes = 0;
+        for key in keys {
+            let _permit = self.shard.admit.read(CHUNK_BYTES).await;
+            let found = self.shard.engine.read(self.key(key)).await?;
+            bytes += multi_value_bytes(match found.cell().map(|cell| cell.body) {
+                Some(Body::Bytes(value)) => value.len(),
+                Some(Body::Chunked { len }) => len as usize,
+                _ => 0,
+            });
+        }
+        Ok(bytes)
     }
 
     /// False, and not answered: the values have more than `bytes_max` bytes.
@@ -200,18 +267,14 @@ impl Task<'_> {
             for value in all(some.iter().map(read)).await {
                 let value = value?;
                 settled = settled.max(value.as_ref().map_or(0, |value| value.settled));
-                bytes += 64 + value.as_ref().map_or(0, |value| value.bytes.len());
+                bytes += multi_value_bytes(value.as_ref().map_or(0, |value| value.bytes.len()));
                 values.push(value);
             }
             if self.too_late() {
                 return Ok(true);
             }
-            if bytes > bytes_max && bytes_max < MULTI_BYTES_MAX {
+            if bytes > bytes_max {
                 return Ok(false);
-            }
-            if bytes > MULTI_BYTES_MAX {
-                shard.fail(self.ticket, ErrorCode::TooLarge, "the values do not fit into one answer: ask for fewer keys");
-                return Ok(true);
             }
         }
         let found = values.iter().map(|value| value.as_ref().map(|value| VersionedValue { version: value.version, value: &value.bytes }));
@@ -246,7 +309,9 @@ impl Task<'_> {
                 shard.answer_when(self.ticket, found.settled, self.deadline, &Reply::Done { version }, Some(version));
                 return Ok(());
             }
-            if !is_met(condition, live) {
+            // Below what is there, a deleted value included, a retry stores nothing: nobody can say that its first try won.
+            let is_late = cell.is_some_and(|cell| options.version.is_some_and(|version| version < cell.version));
+            if is_late || !is_met(condition, live) {
                 self.show(found.settled, &Reply::NotMet { present: live });
                 return Ok(());
             }

@@ -1,19 +1,25 @@
 //! Whose request is it? Decides for one frame: refuse it, carry it out here, send it to the core that owns the key, or take it apart.
 
+use super::admit::Kept;
+use super::conn::Promise;
 use super::execute::{self, Step, engine_error};
-use super::gather::{Gather, Whole};
+use super::gather::{Again, Gather, Values, Whole};
 use super::mailbox::Holds;
-use super::perform;
+use super::perform::{self, ANSWER_BYTES_GUESS, NO_ROOM, multi_get_guess};
+use super::session::within;
 use super::{Origin, Shard, Ticket};
 use crate::base::record::{NAMESPACE_SYSTEM, Token, Version, core_of, token_of};
+use crate::base::time::Mono;
 use crate::engine::Ahead;
 use crate::io::Class;
 use crate::io::signal::Signal;
-use crate::limits::{KEY_BYTES_MAX, MULTI_KEYS_MAX, VALUE_BYTES_MAX};
+use crate::limits::{CHUNK_BYTES, KEY_BYTES_MAX, MULTI_KEYS_MAX, VALUE_BYTES_MAX};
 use crate::wire::command::{Command, ErrorCode, MultiPut, PutItem, Request, WriteOptions};
 use crate::wire::native::{WireError, decode_request, encode_request};
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
+
+const TOO_MANY_FORWARDS: &str = "too many requests are on their way to the owning core";
 
 /// A request's frame, taken apart.
 pub struct Asked<'a> {
@@ -109,36 +115,57 @@ impl Shard {
 
     fn pass_on(self: &Rc<Shard>, owner: u16, ticket: Ticket, kind: u16, body: &[u8]) {
         self.stats.forwarded();
-        let held = Holds { kept: self.keep(&ticket, body.len()), ..Holds::default() };
+        let room = match &ticket.origin {
+            Origin::Connection(conn) => conn.try_promise(CHUNK_BYTES),
+            _ => None,
+        };
+        let bytes = match ticket.origin {
+            Origin::Part(_) => ticket.room(),
+            _ if room.is_some() => CHUNK_BYTES,
+            // Small enough that as many as may be under way do no harm.
+            _ => ANSWER_BYTES_GUESS,
+        };
+        let held = Holds { kept: self.keep(&ticket, body.len()), room, bytes };
         if let Err(ticket) = self.mailbox.forward(usize::from(owner), ticket, held, kind, body.to_vec()) {
-            self.fail(&ticket, ErrorCode::Overloaded, "too many requests are on their way to the owning core");
+            self.fail(&ticket, ErrorCode::Overloaded, TOO_MANY_FORWARDS);
         }
     }
 
-    /// The owner found that an answer is large: asks again once the client's connection has room for it. Without this, clients that read
-    /// nothing would have the other cores fill this one's memory.
+    /// The owner found that an answer is larger than it may be: asks again once the client's connection has room for it. Without this,
+    /// clients that read nothing would have the other cores fill this one's memory.
     pub fn ask_again(self: &Rc<Shard>, owner: usize, ticket: Ticket, bytes: usize, kind: u16, body: Vec<u8>) {
+        if let Origin::Part(gather) = &ticket.origin {
+            return gather.needs_room(self, ticket.id as usize, bytes);
+        }
         if !self.admit.begin() {
             return self.fail(&ticket, ErrorCode::Overloaded, "too many requests wait");
         }
         let shard = self.clone();
         drop(self.io.spawn(Class::Foreground, async move {
             let kept = shard.keep(&ticket, body.len());
-            let room = match &ticket.origin {
-                Origin::Connection(conn) => conn.promise(bytes).await,
-                _ => None,
-            };
-            let held = Holds { kept, room, granted: true };
-            let sent = match &ticket.origin {
-                Origin::Connection(conn) if conn.closed.get() => Err(ticket),
-                _ => shard.mailbox.forward(owner, ticket, held, kind, body),
-            };
-            if let Err(ticket) = sent {
-                shard.fail(&ticket, ErrorCode::Overloaded, "too many requests are on their way to the owning core");
+            let deadline = shard.deadline(decode_request(kind, &body).map_or(0, |request| request.deadline_ms));
+            match shard.room_for(&ticket, bytes, deadline).await {
+                Err((code, why)) => shard.fail(&ticket, code, why),
+                Ok(room) => {
+                    let held = Holds { kept, room, bytes };
+                    if let Err(ticket) = shard.mailbox.forward(owner, ticket, held, kind, body) {
+                        shard.fail(&ticket, ErrorCode::Overloaded, TOO_MANY_FORWARDS);
+                    }
+                }
             }
             shard.admit.end();
             shard.settle();
         }));
+    }
+
+    /// Waits for room on the client's connection, where it is a connection of this core.
+    async fn room_for(&self, ticket: &Ticket, bytes: usize, deadline: Mono) -> Result<Option<Promise>, (ErrorCode, &'static str)> {
+        let Origin::Connection(conn) = &ticket.origin else { return Ok(None) };
+        match within(&self.io, deadline, conn.promise(bytes)).await {
+            None => Err((ErrorCode::DeadlinePassed, NO_ROOM)),
+            Some(None) => Err((ErrorCode::ShuttingDown, "the connection ended")),
+            Some(promise) => Ok(promise),
+        }
     }
 
     /// A part of a request, here or at another core.
@@ -171,6 +198,17 @@ impl Shard {
         gather
     }
 
+    /// Which cores own the keys of a request, and the places in it of each one's keys.
+    fn split(&self, keys: &[&[u8]]) -> (Vec<u16>, Vec<Vec<u32>>) {
+        let mut places: Vec<Vec<u32>> = vec![Vec::new(); usize::from(self.node.cores)];
+        for (place, key) in keys.iter().enumerate() {
+            places[usize::from(self.owner(token_of(key)))].push(place as u32);
+        }
+        let owners = (0..self.node.cores).filter(|&core| !places[usize::from(core)].is_empty()).collect();
+        places.retain(|places| !places.is_empty());
+        (owners, places)
+    }
+
     /// A request of many keys. Where one core owns them all, it goes there whole; else each owner gets its part.
     fn take_apart(self: &Rc<Shard>, ticket: Ticket, request: &Request<'_>, kind: u16, body: &[u8]) {
         let keys: Vec<&[u8]> = match &request.command {
@@ -178,34 +216,94 @@ impl Shard {
             Command::MultiPut(put) => put.items.iter().map(|item| item.key).collect(),
             _ => unreachable!("only requests of many keys are taken apart"),
         };
-        let mut places: Vec<Vec<u32>> = vec![Vec::new(); usize::from(self.node.cores)];
-        for (place, key) in keys.iter().enumerate() {
-            places[usize::from(self.owner(token_of(key)))].push(place as u32);
+        if let Command::MultiPut(MultiPut { write: WriteOptions { version: Some(version), .. }, .. }) = request.command
+            && !ticket.is_from_within()
+            && !execute::may_have_given(self, version)
+        {
+            return self.fail(&ticket, ErrorCode::BadRequest, execute::FOREIGN_VERSION);
         }
-        let owners: Vec<u16> = (0..self.node.cores).filter(|&core| !places[usize::from(core)].is_empty()).collect();
+        let (owners, places) = self.split(&keys);
         match owners[..] {
             [] => return self.run_here(ticket, request, 0, kind, body),
             [owner] if owner == self.core() => return self.run_here(ticket, request, 0, kind, body),
             [owner] => return self.pass_on(owner, ticket, kind, body),
             _ => {}
         }
-        places.retain(|places| !places.is_empty());
         match &request.command {
             Command::MultiPut(put) if put.write.announce => self.announce_and_split(ticket, kind, body.to_vec(), owners, places),
             Command::MultiPut(put) => {
                 let version = put.write.version.unwrap_or_else(|| self.engine.stamp(self.io.wall_ms()));
                 self.split_puts(ticket, request, put, version, &owners, &places);
             }
-            _ => self.split_gets(ticket, request, &keys, &owners, places),
+            _ => self.split_gets(ticket, &keys, request, body, &owners, places),
         }
     }
 
-    fn split_gets(self: &Rc<Shard>, ticket: Ticket, request: &Request<'_>, keys: &[&[u8]], owners: &[u16], places: Vec<Vec<u32>>) {
-        let parts: Vec<Vec<&[u8]>> = places.iter().map(|part| part.iter().map(|&place| keys[place as usize]).collect()).collect();
-        let values = RefCell::new(vec![None; keys.len()]);
-        let kept = self.keep(&ticket, keys.iter().map(|key| key.len()).sum());
-        let whole = Whole::Values { taken: RefCell::new(vec![0; places.len()]), places, values };
-        let gather = Rc::new(Gather::new(ticket, owners.len(), whole, kept));
+    /// At once where there is room for small values, else when there is.
+    fn split_gets(
+        self: &Rc<Shard>,
+        ticket: Ticket,
+        keys: &[&[u8]],
+        request: &Request<'_>,
+        body: &[u8],
+        owners: &[u16],
+        places: Vec<Vec<u32>>,
+    ) {
+        let rooms: Vec<usize> = places.iter().map(|places| multi_get_guess(places.len())).collect();
+        let bytes = rooms.iter().sum();
+        let asked =
+            Again { kind: request.command.kind(), body: body.to_vec(), deadline: self.deadline(request.deadline_ms), round: 0, rooms };
+        let kept = self.keep(&ticket, body.len());
+        let room = match &ticket.origin {
+            Origin::Connection(conn) => conn.try_promise(bytes),
+            _ => unreachable!("what another core sends has one owner"),
+        };
+        match room {
+            Some(room) => self.scatter(ticket, keys, request, owners, Values::new(self, asked, places, keys.len(), room), kept),
+            None => self.gather_later(ticket, asked, kept),
+        }
+    }
+
+    /// Carries out a multi-get over several cores once there is room for its answer.
+    pub fn gather_later(self: &Rc<Shard>, ticket: Ticket, asked: Again, kept: Option<Kept>) {
+        if !self.admit.begin() {
+            return self.fail(&ticket, ErrorCode::Overloaded, "too many requests wait");
+        }
+        let shard = self.clone();
+        drop(self.io.spawn(Class::Foreground, async move {
+            match shard.room_for(&ticket, asked.rooms.iter().sum(), asked.deadline).await {
+                Err((code, why)) => shard.fail(&ticket, code, why),
+                Ok(None) => unreachable!("only a connection's request is taken apart"),
+                Ok(Some(room)) => {
+                    let body = asked.body.clone();
+                    let mut request = decode_request(asked.kind, &body).expect("decoded once before");
+                    let left_ms = asked.deadline.since(shard.io.now()).as_millis().max(1);
+                    request.deadline_ms = u32::try_from(left_ms).unwrap_or(u32::MAX);
+                    let Command::MultiGet { keys } = &request.command else { unreachable!("a multi-get") };
+                    let keys = keys.to_vec();
+                    let (owners, places) = shard.split(&keys);
+                    let values = Values::new(&shard, asked, places, keys.len(), room);
+                    shard.scatter(ticket, &keys, &request, &owners, values, kept);
+                }
+            }
+            shard.admit.end();
+            shard.settle();
+        }));
+    }
+
+    /// Sends the parts of a multi-get out.
+    fn scatter(
+        self: &Rc<Shard>,
+        ticket: Ticket,
+        keys: &[&[u8]],
+        request: &Request<'_>,
+        owners: &[u16],
+        values: Values,
+        kept: Option<Kept>,
+    ) {
+        let part = |places: &Vec<u32>| places.iter().map(|&place| keys[place as usize]).collect();
+        let parts: Vec<Vec<&[u8]>> = values.places.iter().map(part).collect();
+        let gather = Rc::new(Gather::new(ticket, owners.len(), Whole::Values(Box::new(values)), kept));
         for (part, (&core, keys)) in owners.iter().zip(parts).enumerate() {
             self.run_part(core, &gather, part, &Request { command: Command::MultiGet { keys: keys.into() }, ..*request });
         }

@@ -1,15 +1,21 @@
 //! Connections: accepted on core 0, which reads the hello and hands the connection to the core it wants; then a reader and a writer task
 //! each, on that core.
 
-use super::conn::Conn;
+use super::budget::Lease;
+use super::conn::{Conn, Incoming};
 use super::mailbox::Mail;
 use super::route::Asked;
 use super::{Origin, Shard, Ticket};
+use crate::base::time::Mono;
 use crate::engine::Ahead;
 use crate::io::{Class, Io, Listener, Parcel, Socket};
-use crate::limits::{CORE_CONNECTIONS_MAX, DEADLINE_MS_DEFAULT, FRAME_BYTES_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX};
+use crate::limits::{
+    CORE_CONNECTIONS_MAX, CORE_UNFINISHED_WAIT_MAX, DEADLINE_MS_DEFAULT, FRAME_BYTES_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX, STALLED_MS_MAX,
+    UNFINISHED_BYTES_FREE,
+};
 use crate::wire::command::{
-    CORE_ANY, Command, ErrorCode, ErrorReply, Hello, HelloOk, Limits, Node, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Reply,
+    CORE_ANY, Command, ErrorCode, ErrorReply, FEATURE_TTL_NEVER, Hello, HelloOk, Limits, Node, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
+    Reply,
 };
 use crate::wire::frame::{FrameError, FrameReader};
 use crate::wire::native::{decode_request, encode_reply, put_goodbye};
@@ -151,11 +157,11 @@ pub async fn adopt(shard: Rc<Shard>, parcel: Parcel, id: u64, rest: Vec<u8>) {
 
 /// Serves a connection that said hello: reads and carries out until either side ends.
 async fn serve(shard: &Rc<Shard>, socket: Socket, id: u64, rest: Vec<u8>) {
-    let conn = Rc::new(Conn::default());
+    let conn = Rc::new(Conn::new(&shard.admit));
     encode_reply(&mut conn.out.borrow_mut(), id, &welcome(shard));
     shard.mark_dirty(&conn);
     let writer = shard.io.spawn(Class::Foreground, write(shard.io.clone(), socket.clone(), conn.clone()));
-    shard.add_connection(&conn);
+    shard.add_connection(&conn, &socket);
     if read(shard, &socket, &conn, rest).await {
         // The client ended its side: what it asked for is still answered.
         conn.drained.until(|| conn.closed.get() || conn.pending() == 0 && conn.out_bytes() == 0).await;
@@ -177,17 +183,24 @@ fn welcome(shard: &Shard) -> Reply<'_> {
         node_id: node.node_id,
         cluster_id: node.cluster_id,
         epoch: 1,
-        features: 0,
+        features: FEATURE_TTL_NEVER,
         limits,
         nodes: vec![this].into(),
         owners: Vec::new().into(),
     })
 }
 
+/// A connection's requests as they come in.
+struct Intake {
+    reader: FrameReader,
+    /// The share of the core's budget that the large request has whose end has not come.
+    lease: Option<Lease>,
+}
+
 /// Takes requests in until the stream ends (true) or cannot be read on (false).
 async fn read(shard: &Rc<Shard>, socket: &Socket, conn: &Rc<Conn>, rest: Vec<u8>) -> bool {
-    let mut reader = FrameReader::new(FRAME_BYTES_MAX);
-    if !take_in(shard, conn, &mut reader, &rest).await {
+    let mut intake = Intake { reader: FrameReader::new(FRAME_BYTES_MAX), lease: None };
+    if !take_in(shard, conn, &mut intake, &rest).await {
         return false;
     }
     drop(rest);
@@ -198,7 +211,7 @@ async fn read(shard: &Rc<Shard>, socket: &Socket, conn: &Rc<Conn>, rest: Vec<u8>
             // Writers are slowed a little before flushes fall behind, so that nobody meets a cliff.
             shard.io.sleep(delay).await;
         }
-        reader.release();
+        intake.reader.release();
         conn.room().await;
         if conn.closed.get() {
             return false;
@@ -208,7 +221,7 @@ async fn read(shard: &Rc<Shard>, socket: &Socket, conn: &Rc<Conn>, rest: Vec<u8>
             Ok(chunks) if chunks.is_empty() => return true,
             Ok(chunks) => {
                 for chunk in chunks {
-                    if !take_in(shard, conn, &mut reader, &chunk).await {
+                    if !take_in(shard, conn, &mut intake, &chunk).await {
                         return false;
                     }
                 }
@@ -218,9 +231,12 @@ async fn read(shard: &Rc<Shard>, socket: &Socket, conn: &Rc<Conn>, rest: Vec<u8>
 }
 
 /// The requests that a chunk completes. False: the framing is lost, and the client was told.
-async fn take_in(shard: &Rc<Shard>, conn: &Rc<Conn>, reader: &mut FrameReader, chunk: &[u8]) -> bool {
-    let mut frames = reader.feed(chunk);
-    loop {
+async fn take_in(shard: &Rc<Shard>, conn: &Rc<Conn>, intake: &mut Intake, chunk: &[u8]) -> bool {
+    if let Some(incoming) = conn.incoming.get() {
+        conn.incoming.set(Some(Incoming { last: shard.io.now(), ..incoming }));
+    }
+    let mut frames = intake.reader.feed(chunk);
+    'chunk: loop {
         // What a lookup touches is loaded for some requests at a time: a miss costs as much as all else that a small request does.
         let ahead: [_; REQUESTS_AHEAD] =
             std::array::from_fn(|_| frames.next().map(|frame| frame.map(|frame| (frame, Asked::new(frame.kind, frame.body)))));
@@ -234,7 +250,7 @@ async fn take_in(shard: &Rc<Shard>, conn: &Rc<Conn>, reader: &mut FrameReader, c
                     say_goodbye(shard, conn, &error).await;
                     return false;
                 }
-                None => return true,
+                None => break 'chunk,
             };
             if !conn.has_room() || !shard.admit.may_keep(frame.body.len()) {
                 shard.settle();
@@ -244,14 +260,74 @@ async fn take_in(shard: &Rc<Shard>, conn: &Rc<Conn>, reader: &mut FrameReader, c
             if conn.closed.get() {
                 return false;
             }
+            (intake.lease, _) = (None, conn.incoming.take());
             conn.begin_request();
             shard.handle_asked(Ticket { origin: Origin::Connection(conn.clone()), id: frame.id }, asked);
         }
     }
+    room_for_the_rest(shard, conn, intake).await
+}
+
+/// A large request has its share of the core's budget before more than its beginning is read, so that requests whose ends never come hold
+/// little together. Small ones are free. False: there was no room for it in time, and the client was told.
+async fn room_for_the_rest(shard: &Rc<Shard>, conn: &Rc<Conn>, intake: &mut Intake) -> bool {
+    let Some((id, bytes)) = intake.reader.unfinished().filter(|(_, bytes)| *bytes > UNFINISHED_BYTES_FREE && intake.lease.is_none()) else {
+        return true;
+    };
+    intake.lease = shard.admit.unfinished.try_take(bytes);
+    if intake.lease.is_none() && shard.admit.unfinished.waiters() < CORE_UNFINISHED_WAIT_MAX {
+        shard.settle();
+        // Longer than who holds it may stall.
+        let until = shard.io.now().plus(Duration::from_millis(2 * STALLED_MS_MAX));
+        intake.lease = within(&shard.io, until, shard.admit.unfinished.take(bytes)).await.flatten();
+    }
+    if intake.lease.is_none() {
+        refuse_rest(shard, conn, id, "too many large requests are coming in").await;
+        return false;
+    }
+    let now = shard.io.now();
+    conn.incoming.set(Some(Incoming { id, since: now, last: now }));
+    true
+}
+
+/// Ends the connections that others wait for: whose large request does not come to its end, or whose client does not take its answers.
+pub fn cut_stalled(shard: &Rc<Shard>) {
+    let (answers, requests) = (shard.admit.answers.is_short(), shard.admit.unfinished.has_waiters());
+    let now = shard.io.now();
+    if !answers && !requests {
+        return;
+    }
+    for (conn, socket) in shard.open_connections() {
+        if answers && conn.is_stuck(now) {
+            shard.stats.cut();
+            conn.close();
+            shard.io.close(&socket);
+        } else if requests && conn.incoming.get().is_some_and(|incoming| incoming.is_stuck(now)) {
+            shard.stats.cut();
+            let (shard, incoming) = (shard.clone(), conn.incoming.take().expect("just seen"));
+            drop(shard.io.clone().spawn(Class::Foreground, async move {
+                refuse_rest(&shard, &conn, incoming.id, "others wait, and the rest of the request did not come").await;
+                conn.close();
+                shard.io.close(&socket);
+            }));
+        }
+    }
+}
+
+/// Tells why a request is not read to its end; its connection ends with it.
+async fn refuse_rest(shard: &Rc<Shard>, conn: &Rc<Conn>, id: u64, message: &str) {
+    shard.stats.error(ErrorCode::Overloaded);
+    encode_reply(&mut conn.out.borrow_mut(), id, &Reply::Error(ErrorReply::new(ErrorCode::Overloaded, message)));
+    send_last(shard, conn).await;
 }
 
 async fn say_goodbye(shard: &Rc<Shard>, conn: &Rc<Conn>, error: &FrameError) {
     put_goodbye(&mut conn.out.borrow_mut(), error);
+    send_last(shard, conn).await;
+}
+
+/// Sends what there is before a connection ends.
+async fn send_last(shard: &Rc<Shard>, conn: &Rc<Conn>) {
     shard.mark_dirty(conn);
     shard.settle();
     let until = shard.io.now().plus(Duration::from_secs(1));
@@ -266,7 +342,7 @@ async fn write(io: Io, socket: Socket, conn: Rc<Conn>) {
         if conn.closed.get() {
             return;
         }
-        match io.send(&socket, conn.take_out(spare)).await {
+        match io.send(&socket, conn.take_out(spare, io.now())).await {
             Err(_) => return conn.close(),
             Ok(mut sent) => {
                 sent.clear();
@@ -294,7 +370,7 @@ impl Drop for Counted {
 }
 
 /// A future's result, if it comes in time.
-pub async fn within<T>(io: &Io, until: crate::base::time::Mono, future: impl Future<Output = T>) -> Option<T> {
+pub async fn within<T>(io: &Io, until: Mono, future: impl Future<Output = T>) -> Option<T> {
     use std::future::poll_fn;
     use std::pin::pin;
     use std::task::Poll;

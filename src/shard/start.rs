@@ -27,6 +27,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::time::Duration;
 
+/// How often connections that hold up others are looked for.
+const STALLED_EVERY: Duration = Duration::from_millis(500);
 /// How often answers that wait for the log are looked through for passed deadlines.
 const OVERDUE_EVERY: Duration = Duration::from_millis(10);
 /// How long a starting shard waits until the wall clock is where its own is.
@@ -366,6 +368,14 @@ fn spawn_services(shard: &Rc<Shard>, plan: &Arc<Plan>) {
         while !watched.is_closing() {
             watched.io.sleep(OVERDUE_EVERY).await;
             watched.expire_held();
+            watched.engine.look_at_clock(watched.io.wall_ms());
+        }
+    }));
+    let cutting = shard.clone();
+    drop(io.spawn(Class::Background, async move {
+        while !cutting.is_closing() {
+            cutting.io.sleep(STALLED_EVERY).await;
+            session::cut_stalled(&cutting);
         }
     }));
     let (published, board, every) = (shard.clone(), plan.board.clone(), plan.publish_every);
@@ -430,8 +440,8 @@ fn take_mail(shard: &Rc<Shard>) -> MailEnd {
     for core in 0..shard.mailbox.cores() {
         while let Some(mail) = shard.mailbox.pop(core) {
             match mail {
-                Mail::Request { ticket, kind, id, body, granted } => {
-                    shard.handle_forwarded(Origin::Core { core: core as u16, ticket, granted }, kind, id, &body);
+                Mail::Request { ticket, kind, id, body, room } => {
+                    shard.handle_forwarded(Origin::Core { core: core as u16, ticket, room }, kind, id, &body);
                 }
                 Mail::NeedsRoom { ticket, bytes, kind, body } => {
                     let ticket = shard.mailbox.claim(core, ticket, true);
@@ -469,7 +479,7 @@ async fn drain(shard: &Rc<Shard>, plan: &Plan) {
         io.sleep(step).await;
     }
     shard.settle();
-    let conns: Vec<Rc<Conn>> = shard.open_connections();
+    let conns: Vec<Rc<Conn>> = shard.open_connections().into_iter().map(|(conn, _)| conn).collect();
     while conns.iter().any(|conn| !conn.closed.get() && conn.out_bytes() > 0) && io.now() < until {
         io.sleep(step).await;
     }

@@ -1,6 +1,6 @@
 //! What a shard counts, and the board on which all shards of a node publish it.
 
-use crate::base::metrics::{Kind, Meaning, Report};
+use crate::base::metrics::{Meaning, Report, counter, gauge};
 use crate::wire::command::{COMMANDS, ErrorCode};
 use std::cell::Cell;
 use std::sync::Mutex;
@@ -14,6 +14,7 @@ pub struct Stats {
     requests: [Cell<u64>; KINDS],
     errors: [Cell<u64>; CODES],
     forwarded: Cell<u64>,
+    cut: Cell<u64>,
     memory_hits: Cell<u64>,
     memory_misses: Cell<u64>,
 }
@@ -24,6 +25,7 @@ impl Default for Stats {
             requests: [const { Cell::new(0) }; KINDS],
             errors: [const { Cell::new(0) }; CODES],
             forwarded: Cell::new(0),
+            cut: Cell::new(0),
             memory_hits: Cell::new(0),
             memory_misses: Cell::new(0),
         }
@@ -48,6 +50,11 @@ impl Stats {
         bump(&self.forwarded);
     }
 
+    /// A connection was ended because others waited for what it held.
+    pub fn cut(&self) {
+        bump(&self.cut);
+    }
+
     /// A read was answered from memory, or had to go on to a disk.
     #[inline]
     pub fn peeked(&self, hit: bool) {
@@ -66,22 +73,16 @@ impl Stats {
             }
         }
         report.count(&FORWARDED, &[], self.forwarded.get());
+        report.count(&CUT, &[], self.cut.get());
         report.count(&MEMORY_HITS, &[], self.memory_hits.get());
         report.count(&MEMORY_MISSES, &[], self.memory_misses.get());
     }
 }
 
-const fn counter(name: &'static str, help: &'static str) -> Meaning {
-    Meaning { name, help, kind: Kind::Counter }
-}
-
-const fn gauge(name: &'static str, help: &'static str) -> Meaning {
-    Meaning { name, help, kind: Kind::Gauge }
-}
-
 static REQUESTS: Meaning = counter("requests_total", "Requests taken in, by command.");
 static ERRORS: Meaning = counter("errors_total", "Requests answered with an error, by code.");
 static FORWARDED: Meaning = counter("forwarded_total", "Requests sent on to the core that owns their key.");
+static CUT: Meaning = counter("connections_cut_total", "Connections ended because others waited for the bytes that they held.");
 static MEMORY_HITS: Meaning = counter("memory_hits_total", "Reads answered from memory.");
 static MEMORY_MISSES: Meaning = counter("memory_misses_total", "Reads that memory could not answer.");
 /// Connections that are open.

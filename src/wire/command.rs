@@ -11,6 +11,10 @@ use crate::limits;
 pub const PROTOCOL_VERSION: u16 = 1;
 /// The oldest one it still speaks (the last two, once there are two).
 pub const PROTOCOL_VERSION_MIN: u16 = 1;
+/// As a put's time to live: it never expires, whatever its namespace's default is.
+pub const TTL_NEVER: u64 = u64::MAX;
+/// A bit of `HelloOk::features`: puts may say `TTL_NEVER`.
+pub const FEATURE_TTL_NEVER: u64 = 1;
 /// In a hello: any core will do.
 pub const CORE_ANY: u16 = u16::MAX;
 
@@ -150,7 +154,7 @@ pub enum Condition {
 pub struct Put<'a> {
     pub key: &'a [u8],
     pub value: &'a [u8],
-    /// Milliseconds to live; 0 takes the namespace's default (which may be none).
+    /// Milliseconds to live; 0 takes the namespace's default (which may be none), `TTL_NEVER` none.
     pub ttl_ms: u64,
     pub condition: Condition,
     pub write: WriteOptions,
@@ -288,7 +292,7 @@ pub struct HelloOk<'a> {
     pub cluster_id: [u8; 16],
     /// Of the topology below.
     pub epoch: u64,
-    /// Bits of optional abilities; none is defined yet.
+    /// Bits of optional abilities (`FEATURE_TTL_NEVER`).
     pub features: u64,
     pub limits: Limits,
     pub nodes: List<'a, Node<'a>>,

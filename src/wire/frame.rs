@@ -149,6 +149,12 @@ impl FrameReader {
         self.partial.capacity() + self.whole.capacity()
     }
 
+    /// Id and length, header included, of the frame whose rest has not come, once its header has.
+    pub fn unfinished(&self) -> Option<(u64, usize)> {
+        let len = frame_len(&self.partial)?;
+        Some((id_field(&self.partial), len))
+    }
+
     /// Nothing of a frame is waiting for its rest.
     pub fn is_at_boundary(&self) -> bool {
         self.partial.is_empty()
@@ -235,6 +241,10 @@ fn frame_len(bytes: &[u8]) -> Option<usize> {
     (bytes.len() >= HEADER_BYTES).then(|| HEADER_BYTES + length_field(bytes) as usize)
 }
 
+fn id_field(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(bytes[8..HEADER_BYTES].try_into().expect("8 bytes"))
+}
+
 fn length_field(bytes: &[u8]) -> u32 {
     u32::from_le_bytes(bytes[..4].try_into().expect("4 bytes"))
 }
@@ -244,8 +254,11 @@ fn too_large(bytes: &[u8], bytes_max: usize) -> Option<FrameError> {
     if bytes.len() < HEADER_BYTES || length_field(bytes) as usize <= bytes_max {
         return None;
     }
-    let id = u64::from_le_bytes(bytes[8..16].try_into().expect("8 bytes"));
-    Some(FrameError::TooLarge { id, announced: length_field(bytes), bytes_max: u32::try_from(bytes_max).unwrap_or(u32::MAX) })
+    Some(FrameError::TooLarge {
+        id: id_field(bytes),
+        announced: length_field(bytes),
+        bytes_max: u32::try_from(bytes_max).unwrap_or(u32::MAX),
+    })
 }
 
 /// The frames of one chunk.
@@ -279,7 +292,7 @@ fn frame_at(bytes: &[u8]) -> Frame<'_> {
     Frame {
         kind: u16::from_le_bytes([header[4], header[5]]),
         flags: u16::from_le_bytes([header[6], header[7]]),
-        id: u64::from_le_bytes(header[8..16].try_into().expect("8 bytes")),
+        id: id_field(header),
         body,
     }
 }

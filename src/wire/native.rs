@@ -517,6 +517,11 @@ fn ttl_of(ttl_ms: u64) -> Result<u64, WireError> {
     if ttl_ms > TTL_MS_MAX { Err(bad("the time to live is over its bound")) } else { Ok(ttl_ms) }
 }
 
+/// A put's.
+fn put_ttl_of(ttl_ms: u64) -> Result<u64, WireError> {
+    if ttl_ms == TTL_NEVER { Ok(ttl_ms) } else { ttl_of(ttl_ms) }
+}
+
 fn flags_of(flags: u8, known: u8) -> Result<u8, WireError> {
     if flags & !known != 0 { Err(bad("an unknown flag")) } else { Ok(flags) }
 }
@@ -610,7 +615,7 @@ fn decode_keyed(kind: u16, body: &[u8]) -> Result<Request<'_>, WireError> {
             let put = Put {
                 key: key_of(&b.key)?,
                 value: value_of(&b.value)?,
-                ttl_ms: ttl_of(b.ttl_ms.to_native())?,
+                ttl_ms: put_ttl_of(b.ttl_ms.to_native())?,
                 condition: condition_of(b.condition, b.condition_version)?,
                 write: write_of(b.flags, b.version)?,
             };
@@ -630,7 +635,7 @@ fn decode_keyed(kind: u16, body: &[u8]) -> Result<Request<'_>, WireError> {
         20 => {
             let b = access::<body::ArchivedMultiPut>(body)?;
             let items = gather(&b.items, |item| {
-                Ok(PutItem { key: key_of(&item.key)?, value: value_of(&item.value)?, ttl_ms: ttl_of(item.ttl_ms.to_native())? })
+                Ok(PutItem { key: key_of(&item.key)?, value: value_of(&item.value)?, ttl_ms: put_ttl_of(item.ttl_ms.to_native())? })
             })?;
             (b.deadline_ms, b.namespace, Command::MultiPut(MultiPut { items, write: write_of(b.flags, b.version)? }))
         }

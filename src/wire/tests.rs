@@ -39,7 +39,7 @@ fn each_request(prng: &mut Prng, mut f: impl FnMut(&Request<'_>)) {
     f(&plain(Command::Snapshot { name: "today" }));
     f(&key(1, Command::Get { key: &a }));
     f(&key(0, Command::Ttl { key: &a }));
-    f(&key(7, Command::Put(Put { key: &a, value: &b, ttl_ms: prng.below(3), condition, write })));
+    f(&key(7, Command::Put(Put { key: &a, value: &b, ttl_ms: [0, 1, 2, TTL_NEVER][prng.below(4) as usize], condition, write })));
     f(&key(7, Command::Delete(Delete { key: &b, condition, write })));
     let keys: Vec<&[u8]> = vec![&a, b"", &b];
     f(&key(7, Command::MultiGet { keys: keys[..prng.below(4) as usize].into() }));
@@ -324,8 +324,10 @@ fn bodies_that_are_not_allowed_get_a_typed_error() {
     assert_eq!(refused(19, &body_of(&key(0, Command::MultiGet { keys: keys.into() }))), ErrorCode::TooLarge);
     let put = |condition| Put { key: b"k", value: b"v", ttl_ms: 0, condition, write: WriteOptions::default() };
     assert_eq!(refused(17, &body_of(&key(0, Command::Put(put(Condition::IfVersion(Version::ZERO)))))), ErrorCode::BadRequest);
-    let endless = Put { ttl_ms: u64::MAX, ..put(Condition::Always) };
+    let endless = Put { ttl_ms: TTL_NEVER - 1, ..put(Condition::Always) };
     assert_eq!(refused(17, &body_of(&key(0, Command::Put(endless)))), ErrorCode::BadRequest);
+    let never = Command::Expire { key: b"k", ttl_ms: TTL_NEVER, write: WriteOptions::default() };
+    assert_eq!(refused(21, &body_of(&key(0, never))), ErrorCode::BadRequest, "that is persist's");
     for name in ["", ".x", "a/b", "a b", "ä", &"x".repeat(65)] {
         assert_eq!(
             refused(40, &body_of(&Request { deadline_ms: 0, namespace: 0, command: Command::Snapshot { name } })),
