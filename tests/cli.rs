@@ -184,6 +184,8 @@ fn the_shell_client_puts_gets_expires_and_deletes() {
     assert!(node.ok(&["ns", "create", "cache", "--durability", "interval", "--ttl", "1m"]).starts_with("cache "));
     node.ok(&["put", "key", "in cache", "--namespace", "cache"]);
     assert_eq!(node.shell(&["get", "key"]).0, exit::FAILED, "namespaces are apart");
+    assert!(node.ok(&["ns", "alter", "cache", "--compression", "lz4"]).ends_with("durability=interval compression=lz4"));
+    assert!(node.ok(&["ns", "create", "texts", "--compression", "lz4"]).ends_with("ttl=none durability=sync compression=lz4"));
     assert!(node.ok(&["ns", "list"]).contains("durability=interval"));
     assert!(node.ok(&["info"]).lines().all(|line| line.is_empty() || line.contains(':')));
     assert_eq!(node.terminate(), exit::CLEAN);

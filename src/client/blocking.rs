@@ -81,6 +81,24 @@ pub struct DeleteOptions {
     pub version: Option<Version>,
 }
 
+/// What a namespace is made with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NamespaceOptions {
+    /// Zero: none.
+    pub default_ttl: Duration,
+    pub durability: Durability,
+    pub compression: Compression,
+}
+
+/// What is to change of a namespace; `None` leaves as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NamespaceChanges {
+    /// Zero: none from now on.
+    pub default_ttl: Option<Duration>,
+    pub durability: Option<Durability>,
+    pub compression: Option<Compression>,
+}
+
 type Outcome = Result<Answer, ClientError>;
 
 /// One open connection.
@@ -688,7 +706,8 @@ impl Client {
     }
 
     pub fn namespaces(&mut self) -> Result<Vec<NamespaceInfo>, ClientError> {
-        expect(self.call(Command::NamespaceList)?, namespaces_of)
+        let with_details = self.server.features & FEATURE_NAMESPACE_DETAILS != 0;
+        expect(self.call(if with_details { Command::NamespaceDetails } else { Command::NamespaceList })?, namespaces_of)
     }
 
     /// A zero TTL is none.
@@ -706,6 +725,21 @@ impl Client {
     ) -> Result<NamespaceInfo, ClientError> {
         let command = Command::NamespaceAlter { name, default_ttl_ms: default_ttl.map(ms), durability };
         expect(self.call(command)?, |answer| namespaces_of(answer)?.pop())
+    }
+
+    /// As `namespace_create`, with more said. A node that knows no compression answers `UnknownKind`.
+    pub fn namespace_create_with(&mut self, name: &str, options: NamespaceOptions) -> Result<NamespaceInfo, ClientError> {
+        let NamespaceOptions { default_ttl, durability, compression } = options;
+        let spec = NamespaceSpec { name, default_ttl_ms: ms(default_ttl), durability, compression };
+        expect(self.call(Command::NamespaceMake(spec))?, |answer| namespaces_of(answer)?.pop())
+    }
+
+    /// As `namespace_alter`, with more said. A node that knows no compression answers `UnknownKind`. What is on disk takes on another
+    /// compression little by little, as merges rewrite it.
+    pub fn namespace_alter_with(&mut self, name: &str, changes: NamespaceChanges) -> Result<NamespaceInfo, ClientError> {
+        let NamespaceChanges { default_ttl, durability, compression } = changes;
+        let change = NamespaceChange { name, default_ttl_ms: default_ttl.map(ms), durability, compression };
+        expect(self.call(Command::NamespaceChange(change))?, |answer| namespaces_of(answer)?.pop())
     }
 
     /// A snapshot on the node under this name; lines of `key:value` about it.

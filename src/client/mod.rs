@@ -5,4 +5,4 @@ pub mod blocking;
 pub mod core;
 
 pub use answer::{Answer, ClientError, KeyInfo, NamespaceInfo, OwnedPage, OwnedValue, ServerInfo, TimeToLive, VersionedBytes};
-pub use blocking::{Client, ClientConfig, DeleteOptions, Pipeline, PutOptions};
+pub use blocking::{Client, ClientConfig, DeleteOptions, NamespaceChanges, NamespaceOptions, Pipeline, PutOptions};

@@ -2,7 +2,7 @@
 
 use super::{Durability, HOST_DEFAULT, PORT_DEFAULT, Refusal, Settings, parse};
 use crate::base::record::Version;
-use crate::wire::command::Condition;
+use crate::wire::command::{Compression, Condition};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -85,8 +85,8 @@ pub enum Word {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Namespaces {
     List,
-    Create { name: String, ttl: Option<Duration>, durability: Durability },
-    Alter { name: String, ttl: Option<Option<Duration>>, durability: Option<Durability> },
+    Create { name: String, ttl: Option<Duration>, durability: Durability, compression: Compression },
+    Alter { name: String, ttl: Option<Option<Duration>>, durability: Option<Durability>, compression: Option<Compression> },
 }
 
 /// A run of the simulator.
@@ -212,6 +212,9 @@ enum NsVerb {
         ttl: Option<Duration>,
         #[arg(long, value_name = "WHEN", default_value = "sync", value_parser = parse::durability)]
         durability: Durability,
+        /// How tables keep its values: `lz4` where that saves an eighth, or `none`
+        #[arg(long, value_name = "HOW", default_value = "none", value_parser = parse::compression)]
+        compression: Compression,
         #[command(flatten)]
         target: Target,
     },
@@ -223,6 +226,9 @@ enum NsVerb {
         ttl: Option<TtlChange>,
         #[arg(long, value_name = "WHEN", value_parser = parse::durability)]
         durability: Option<Durability>,
+        /// How tables keep its values, `none` or `lz4`; what is on disk follows as it is merged
+        #[arg(long, value_name = "HOW", value_parser = parse::compression)]
+        compression: Option<Compression>,
         #[command(flatten)]
         target: Target,
     },
@@ -269,12 +275,14 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, 
 fn namespaces(verb: NsVerb) -> Result<(Target, Word), Refusal> {
     let (target, word) = match verb {
         NsVerb::List(target) => (target, Namespaces::List),
-        NsVerb::Create { name, ttl, durability, target } => (target, Namespaces::Create { name, ttl, durability }),
-        NsVerb::Alter { ttl: None, durability: None, .. } => {
-            return Err(Refusal::config("ns alter changes nothing without --ttl or --durability"));
+        NsVerb::Create { name, ttl, durability, compression, target } => {
+            (target, Namespaces::Create { name, ttl, durability, compression })
         }
-        NsVerb::Alter { name, ttl, durability, target } => {
-            (target, Namespaces::Alter { name, ttl: ttl.map(|change| change.0), durability })
+        NsVerb::Alter { ttl: None, durability: None, compression: None, .. } => {
+            return Err(Refusal::config("ns alter changes nothing without --ttl, --durability or --compression"));
+        }
+        NsVerb::Alter { name, ttl, durability, compression, target } => {
+            (target, Namespaces::Alter { name, ttl: ttl.map(|change| change.0), durability, compression })
         }
     };
     Ok((target, Word::Namespaces(word)))

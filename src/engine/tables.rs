@@ -17,7 +17,7 @@ use crate::base::record::{NamespaceId, Version};
 use crate::base::time::WallMs;
 use crate::io::Io;
 use crate::limits::{BLOCK_BYTES, TABLE_BYTES_MAX};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -66,6 +66,8 @@ pub struct Tables {
     pub(super) expiry: DiskExpiry,
     pub(super) cache: Rc<BlockCache>,
     stats: Rc<TableStats>,
+    /// Namespaces whose blocks are packed, in tables that are begun from now on.
+    packed: RefCell<Rc<[NamespaceId]>>,
     /// Of what merges took into the last level, the share that replaced something.
     pub(super) overwritten_share: Cell<f64>,
 }
@@ -100,7 +102,8 @@ impl Tables {
         }
         levels.adopt(&state, opened)?;
         let expiry = DiskExpiry::new(io.wall_ms());
-        Ok(Tables { io: io.clone(), config, manifest, levels, expiry, cache, stats, overwritten_share: Cell::new(0.0) })
+        let (io, packed, overwritten_share) = (io.clone(), RefCell::new(Rc::from([])), Cell::new(0.0));
+        Ok(Tables { io, config, manifest, levels, expiry, cache, stats, packed, overwritten_share })
     }
 
     /// The tree as it is now, for a read.
@@ -111,6 +114,11 @@ impl Tables {
     /// Counters of reads and filters.
     pub fn stats(&self) -> &TableStats {
         &self.stats
+    }
+
+    /// The namespaces whose blocks are packed from now on. What is in tables stays as it is until a merge rewrites it.
+    pub fn set_packed(&self, namespaces: &[NamespaceId]) {
+        *self.packed.borrow_mut() = namespaces.into();
     }
 
     pub fn manifest(&self) -> &Manifest {
@@ -345,7 +353,7 @@ impl<'a> Output<'a> {
     /// Adds an entry; places rise.
     pub async fn add(&mut self, place: &[u8], cell: &[u8]) -> Result<(), EngineError> {
         if self.writer.is_none() {
-            let Tables { io, config, manifest, .. } = self.tables;
+            let Tables { io, config, manifest, packed, .. } = self.tables;
             let id = TableId { shard: config.shard, number: manifest.draw_table() };
             let file = TableFile::new(&config.dir, id);
             let options = TableOptions {
@@ -354,6 +362,7 @@ impl<'a> Output<'a> {
                 vnodes: config.vnodes,
                 filter_bits_per_key: self.filter_bits_per_key,
                 block_bytes: config.block_bytes,
+                packed: packed.borrow().clone(),
             };
             let writer = TableWriter::create(io, &file.path, options).await?;
             let (level, run, first) = (self.level, self.run, place.to_vec());

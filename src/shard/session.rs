@@ -7,7 +7,8 @@ use super::{Origin, Shard, Ticket};
 use crate::io::{Class, Io, Listener, Parcel, Socket};
 use crate::limits::{CORE_CONNECTIONS_MAX, DEADLINE_MS_DEFAULT, FRAME_BYTES_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX};
 use crate::wire::command::{
-    CORE_ANY, Command, ErrorCode, ErrorReply, Hello, HelloOk, Limits, Node, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Reply,
+    CORE_ANY, Command, ErrorCode, ErrorReply, FEATURE_NAMESPACE_DETAILS, Hello, HelloOk, Limits, Node, PROTOCOL_VERSION,
+    PROTOCOL_VERSION_MIN, Reply,
 };
 use crate::wire::frame::{FrameError, FrameReader};
 use crate::wire::native::{decode_request, encode_reply, put_goodbye};
@@ -172,7 +173,7 @@ fn welcome(shard: &Shard) -> Reply<'_> {
         node_id: node.node_id,
         cluster_id: node.cluster_id,
         epoch: 1,
-        features: 0,
+        features: FEATURE_NAMESPACE_DETAILS,
         limits,
         nodes: vec![this].into(),
         owners: Vec::new().into(),
