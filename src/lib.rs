@@ -14,7 +14,7 @@
 //! | [`shard`] | where wire and engine meet: sessions, execution, cross-core mail | all of the above |
 //! | [`control`] | the control core on glommio: the admin port | base, limits, wire, cluster |
 //! | [`sim`] | whole nodes in one thread from a seed, under a checker | everything |
-//! | [`node`], [`shell`], [`config`], [`verify`] | the process: threads, the shell client, flags, `ringkv verify` | what they start |
+//! | [`node`], [`shell`], [`config`], [`verify`] | the process: threads, the shell, flags, `ringkv verify`, `inspect` | what they start |
 //!
 //! `tests/style.rs` holds the arrows.
 //!

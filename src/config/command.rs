@@ -17,6 +17,12 @@ pub enum Command {
     Client(Client),
     /// Read every byte of a data folder that no node holds, and check it.
     Verify(PathBuf),
+    /// Copy what is sound of a damaged data folder into a new one.
+    Salvage {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Inspect(Inspect),
     Sim(SimRun),
 }
 
@@ -87,6 +93,22 @@ pub enum Namespaces {
     List,
     Create { name: String, ttl: Option<Duration>, durability: Durability, compression: Compression },
     Alter { name: String, ttl: Option<Option<Duration>>, durability: Option<Durability>, compression: Option<Compression> },
+}
+
+/// A file to be told about.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Inspect {
+    /// A file of a data folder: a segment of the log, a table, a manifest, CURRENT, LAYOUT
+    pub file: PathBuf,
+    /// Tell at most this many of its groups, records, blocks, edits and cells
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub limit: usize,
+    /// Tell each cell, too: its place, version and what it holds (values are never shown)
+    #[arg(long)]
+    pub cells: bool,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// A run of the simulator.
@@ -188,7 +210,14 @@ enum Verb {
         target: Target,
     },
     /// Check a data folder that no node holds
-    Verify { dir: PathBuf },
+    Verify {
+        dir: PathBuf,
+        /// Copy all that is provably sound into this new folder, and list what was lost; DIR is only read
+        #[arg(long, value_name = "TO")]
+        salvage: Option<PathBuf>,
+    },
+    /// Say in words what a file of a data folder is and holds, damaged or not
+    Inspect(Inspect),
     /// Run the simulator
     Sim(SimRun),
 }
@@ -248,7 +277,9 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, 
         return Ok(Parsed::Serve { file: line.config, settings: line.settings });
     };
     let (target, word) = match verb {
-        Verb::Verify { dir } => return Ok(Parsed::Done(Command::Verify(dir))),
+        Verb::Verify { dir, salvage: None } => return Ok(Parsed::Done(Command::Verify(dir))),
+        Verb::Verify { dir, salvage: Some(to) } => return Ok(Parsed::Done(Command::Salvage { from: dir, to })),
+        Verb::Inspect(inspect) => return Ok(Parsed::Done(Command::Inspect(inspect))),
         Verb::Sim(run) => return Ok(Parsed::Done(Command::Sim(run))),
         Verb::Put { key, value, ttl, if_absent, if_present, if_version, target } => {
             let condition = match (if_absent, if_present, if_version) {

@@ -135,6 +135,10 @@ fn the_shell_clients_words_are_understood() {
     let packed = Namespaces::Alter { name: "x".into(), ttl: None, durability: None, compression: Some(Compression::Lz4) };
     assert_eq!(word("ns alter x --compression lz4").word, Word::Namespaces(packed));
     assert_eq!(run("verify d", &[]), Ok(Command::Verify("d".into())));
+    let salvage = Command::Salvage { from: "d".into(), to: "n".into() };
+    assert_eq!(run("verify d --salvage n", &[]), Ok(salvage));
+    let inspect = Inspect { file: "f".into(), limit: 7, cells: false, json: true };
+    assert_eq!(run("inspect f --limit 7 --json", &[]), Ok(Command::Inspect(inspect)));
     let sim = SimRun { seed: None, seeds: Some(50), planted: None, cores: None };
     assert_eq!(run("sim --seeds 50", &[]), Ok(Command::Sim(sim)));
 }

@@ -9,6 +9,9 @@ pub mod figures;
 pub mod filter;
 pub mod format;
 pub mod fuzz;
+pub mod inspect;
+#[cfg(test)]
+mod inspect_tests;
 pub mod levels;
 pub mod manifest;
 #[cfg(test)]
@@ -16,7 +19,11 @@ mod manifest_tests;
 pub mod memtable;
 pub mod merge;
 pub mod pick;
+mod pieces;
 pub mod recover;
+pub mod salvage;
+#[cfg(test)]
+mod salvage_tests;
 pub mod snapshot;
 pub mod store;
 mod store_open;
