@@ -3,6 +3,7 @@
 #   start_node BINARY DATA [FLAG...]   sets node_pid, node_host, node_port, node_admin; fails after 30 s without the ready line
 #   stop_node                          ends it as an operator does, and gives its exit code
 #   kill_node                          ends it as a power cut does (kill -9 by its pid)
+# shellcheck shell=bash disable=SC2034
 
 node_pid=""
 

@@ -23,6 +23,8 @@ pub enum Command {
         to: PathBuf,
     },
     Inspect(Inspect),
+    /// Say what this host, and the file system of a data folder, give a node.
+    Probe(Option<PathBuf>),
     Sim(SimRun),
 }
 
@@ -218,6 +220,8 @@ enum Verb {
     },
     /// Say in words what a file of a data folder is and holds, damaged or not
     Inspect(Inspect),
+    /// Print what this host gives a node: io_uring, limits, clocks, and with a data folder its direct I/O
+    Probe { dir: Option<PathBuf> },
     /// Run the simulator
     Sim(SimRun),
 }
@@ -280,6 +284,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, 
         Verb::Verify { dir, salvage: None } => return Ok(Parsed::Done(Command::Verify(dir))),
         Verb::Verify { dir, salvage: Some(to) } => return Ok(Parsed::Done(Command::Salvage { from: dir, to })),
         Verb::Inspect(inspect) => return Ok(Parsed::Done(Command::Inspect(inspect))),
+        Verb::Probe { dir } => return Ok(Parsed::Done(Command::Probe(dir))),
         Verb::Sim(run) => return Ok(Parsed::Done(Command::Sim(run))),
         Verb::Put { key, value, ttl, if_absent, if_present, if_version, target } => {
             let condition = match (if_absent, if_present, if_version) {
