@@ -10,7 +10,7 @@ pub mod command;
 pub mod parse;
 
 pub use crate::wire::command::{Condition, Durability};
-pub use command::{Client, Command, Namespaces, SimRun, Target, Word};
+pub use command::{Client, Command, Inspect, Namespaces, SimRun, Target, Word};
 
 use crate::io::SocketAddr;
 use crate::limits::{CORES_MAX, VNODES_DEFAULT};

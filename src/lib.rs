@@ -15,7 +15,7 @@
 //! | [`control`] | the control core on glommio: the admin port | base, limits, wire, cluster |
 //! | [`sim`] | whole nodes in one thread from a seed, under a checker | everything |
 //! | [`node`], [`shell`], [`config`] | the process: threads, the shell client, flags | what they start |
-//! | [`verify`], [`probe`] | `ringkv verify`, `ringkv probe` | what they start |
+//! | [`verify`], [`probe`] | `ringkv verify` and `inspect`, `ringkv probe` | what they start |
 //!
 //! `tests/style.rs` holds the arrows.
 //!

@@ -22,6 +22,8 @@ fn run() -> i32 {
         Ok(Command::Client(client)) => shell(&client),
         Ok(Command::Probe(dir)) => ringkv::probe::run(dir.as_deref(), &|line| println!("{line}")),
         Ok(Command::Verify(dir)) => ringkv::verify::run(&dir, &|line| println!("{line}")),
+        Ok(Command::Salvage { from, to }) => ringkv::verify::salvage(&from, &to, &|line| println!("{line}")),
+        Ok(Command::Inspect(what)) => ringkv::verify::inspect(&what, &mut std::io::stdout().lock(), &|line| eprintln!("ringkv: {line}")),
         Ok(Command::Sim(run)) => ringkv::sim::run(&run, &mut |line| println!("{line}")),
     }
 }

@@ -4,8 +4,9 @@
 //! back), a time to live as `duration` is written. What went wrong comes back as one sentence.
 
 use crate::base::record::Version;
-use crate::client::{Client, ClientConfig, ClientError, NamespaceInfo, PutOptions, TimeToLive};
+use crate::client::{Client, ClientConfig, ClientError, NamespaceChanges, NamespaceInfo, NamespaceOptions, PutOptions, TimeToLive};
 use crate::config::{self, Durability, Namespaces, Target, Word};
+use crate::wire::command::Compression;
 use std::io::Write;
 use std::time::Duration;
 
@@ -92,11 +93,19 @@ fn scan(client: &mut Client, vnode: Option<u32>, limit: u64, out: &mut dyn Write
 fn namespaces(client: &mut Client, word: &Namespaces) -> Result<String, Failure> {
     let rows = match word {
         Namespaces::List => client.namespaces(),
-        Namespaces::Create { name, ttl, durability } => {
-            client.namespace_create(name, ttl.unwrap_or_default(), *durability).map(|row| vec![row])
+        &Namespaces::Create { ref name, ttl, durability, compression: Compression::None } => {
+            client.namespace_create(name, ttl.unwrap_or_default(), durability).map(|row| vec![row])
         }
-        Namespaces::Alter { name, ttl, durability } => {
-            client.namespace_alter(name, ttl.map(Option::unwrap_or_default), *durability).map(|row| vec![row])
+        &Namespaces::Create { ref name, ttl, durability, compression } => {
+            let options = NamespaceOptions { default_ttl: ttl.unwrap_or_default(), durability, compression };
+            client.namespace_create_with(name, options).map(|row| vec![row])
+        }
+        &Namespaces::Alter { ref name, ttl, durability, compression: None } => {
+            client.namespace_alter(name, ttl.map(Option::unwrap_or_default), durability).map(|row| vec![row])
+        }
+        &Namespaces::Alter { ref name, ttl, durability, compression } => {
+            let changes = NamespaceChanges { default_ttl: ttl.map(Option::unwrap_or_default), durability, compression };
+            client.namespace_alter_with(name, changes).map(|row| vec![row])
         }
     };
     Ok(rows.map_err(say)?.iter().map(namespace).collect::<Vec<_>>().join("\n"))
@@ -108,7 +117,11 @@ fn namespace(row: &NamespaceInfo) -> String {
         Durability::Sync => "sync",
         Durability::Interval => "interval",
     };
-    format!("{} id={} ttl={ttl} durability={durability}", row.name, row.id)
+    let compression = match row.compression {
+        Compression::None => "",
+        Compression::Lz4 => " compression=lz4",
+    };
+    format!("{} id={} ttl={ttl} durability={durability}{compression}", row.name, row.id)
 }
 
 fn write(out: &mut dyn Write, bytes: &[u8]) -> Result<(), Failure> {
@@ -164,8 +177,10 @@ mod tests {
 
     #[test]
     fn a_namespace_is_one_line() {
-        let row = NamespaceInfo { id: 3, name: "cache".into(), default_ttl: Duration::from_secs(60), durability: Durability::Interval };
+        let (default_ttl, durability, compression) = (Duration::from_secs(60), Durability::Interval, Compression::None);
+        let row = NamespaceInfo { id: 3, name: "cache".into(), default_ttl, durability, compression };
         assert_eq!(namespace(&row), "cache id=3 ttl=60s durability=interval");
+        assert!(namespace(&NamespaceInfo { compression: Compression::Lz4, ..row }).ends_with(" compression=lz4"));
     }
 
     #[test]

@@ -184,6 +184,8 @@ fn the_shell_client_puts_gets_expires_and_deletes() {
     assert!(node.ok(&["ns", "create", "cache", "--durability", "interval", "--ttl", "1m"]).starts_with("cache "));
     node.ok(&["put", "key", "in cache", "--namespace", "cache"]);
     assert_eq!(node.shell(&["get", "key"]).0, exit::FAILED, "namespaces are apart");
+    assert!(node.ok(&["ns", "alter", "cache", "--compression", "lz4"]).ends_with("durability=interval compression=lz4"));
+    assert!(node.ok(&["ns", "create", "texts", "--compression", "lz4"]).ends_with("ttl=none durability=sync compression=lz4"));
     assert!(node.ok(&["ns", "list"]).contains("durability=interval"));
     assert!(node.ok(&["info"]).lines().all(|line| line.is_empty() || line.contains(':')));
     assert_eq!(node.terminate(), exit::CLEAN);
@@ -335,4 +337,38 @@ fn verify_changes_nothing_in_a_sound_folder_and_names_the_damaged_file_and_the_o
     assert!(code == Some(exit::DATA_DAMAGED) && text.contains("damaged: g1-s0/CURRENT at 0: the file is gone"), "{text}");
     std::fs::rename(folder.path("gone"), &path).unwrap();
     assert!(verify().0 == Some(exit::CLEAN) && all() == before);
+}
+
+#[test]
+fn a_damaged_folder_is_told_file_by_file_and_what_is_sound_of_it_is_copied() {
+    let folder = Folder::new();
+    let (data, new) = (folder.path("data"), folder.path("new"));
+    let node = Node::start(&data, &["--cores", "0"]);
+    let first = node.ok(&["put", "one", "kept"]);
+    node.ok(&["put", "two", "kept too"]);
+    assert_eq!(node.terminate(), exit::CLEAN);
+    let log = Path::new(&data).join("g1-s0/wal-1.seg");
+    let inspect = |words: &[&str]| {
+        let output = finish(&[&["inspect", log.to_str().unwrap()], words].concat());
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (code, text) = inspect(&["--cells"]);
+    assert_eq!(code, Some(exit::CLEAN), "{text}");
+    assert!(text.contains("WAL segment: number 1") && text.contains(&format!("\"one\", version {first}, value 4 bytes")), "{text}");
+    let (_, json) = inspect(&["--limit", "1", "--json"]);
+    assert!(json.lines().all(|line| line.starts_with("{\"what\":\"") && line.ends_with('}')) && json.contains("not shown"), "{json}");
+    // The header of the log's segment: a node refuses it, and every record behind it is sound.
+    damage(&log, 40);
+    let (code, text) = inspect(&["--cells"]);
+    assert!(code == Some(exit::DATA_DAMAGED) && text.contains("damaged: offset 0") && text.contains("\"two\""), "{text}");
+    let output = finish(&["verify", &data, "--salvage", &new]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(exit::CLEAN), "{text}{}", said(&output));
+    assert!(text.contains("verifies sound; 0 places lost"), "{text}");
+    assert_eq!(finish(&["verify", &data]).status.code(), Some(exit::DATA_DAMAGED), "the source stays as it is");
+    let node = Node::start(&new, &["--cores", "0"]);
+    assert_eq!((node.ok(&["get", "one"]), node.ok(&["get", "two"])), ("kept".to_owned(), "kept too".to_owned()));
+    assert!(node.ok(&["put", "one", "newer"]) > first);
+    assert_eq!(node.terminate(), exit::CLEAN);
+    assert_eq!(finish(&["verify", &data, "--salvage", &new]).status.code(), Some(exit::FAILED), "never over something");
 }

@@ -4,6 +4,7 @@
 use ringkv::base::prng::Prng;
 use ringkv::base::record::{Cell, Kind, Version};
 use ringkv::engine::format::block::BlockBuilder;
+use ringkv::engine::format::lz4::Packer;
 use ringkv::engine::format::manifest::{Edit, MergeRecord, TableId, TableRecord, VnodeRecord, group_blocks, header_block, put_edit};
 use ringkv::engine::format::table::{Bounds, Footer, Header, PropertiesDraft, VolatileAt, VolatileEntry, VolatilePage, put_volatile, seal};
 use ringkv::engine::format::table_index::IndexBuilder;
@@ -131,7 +132,8 @@ fn table_parts() -> Vec<Vec<u8>> {
     Footer { bytes: 4096, ..Footer::default() }.put(&mut footer);
     seal(&mut sealed, 0, 1, 2);
     let filter = [&[7u8][..], &[0x5A; 300]].concat();
-    vec![table_block(), index.finish(), properties, volatile, header, footer, sealed, filter]
+    let packed = Packer::default().pack(&table_block()).expect("places pack").to_vec();
+    vec![packed, table_block(), index.finish(), properties, volatile, header, footer, sealed, filter]
 }
 
 fn manifests() -> Vec<Vec<u8>> {

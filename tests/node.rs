@@ -3,9 +3,9 @@
 mod common;
 
 use common::{Ended, Folder, Node, PATIENCE, becomes, one_core, run, two_cores};
-use ringkv::client::{Client, ClientConfig, ClientError, PutOptions, TimeToLive};
+use ringkv::client::{Client, ClientConfig, ClientError, NamespaceChanges, PutOptions, TimeToLive};
 use ringkv::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
-use ringkv::wire::command::{Condition, Durability, ErrorCode, PutItem};
+use ringkv::wire::command::{Compression, Condition, Durability, ErrorCode, PutItem};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -430,9 +430,13 @@ fn namespaces_keep_their_ttl_and_durability_over_a_restart() {
     client.namespace_alter("plain", Some(Duration::ZERO), Some(Durability::Sync)).unwrap();
     let again = client.namespace_create("short", Duration::ZERO, Durability::Sync);
     assert!(matches!(again, Err(ClientError::Failed { .. })), "{again:?}");
+    let lz4 = NamespaceChanges { compression: Some(Compression::Lz4), ..NamespaceChanges::default() };
+    client.namespace_alter_with("fast", lz4).unwrap();
     let missing = client.namespace_alter("missing", None, Some(Durability::Sync));
     assert!(matches!(missing, Err(ClientError::Failed { .. })), "{missing:?}");
     let before = client.namespaces().unwrap();
+    let packed: Vec<_> = before.iter().filter(|row| row.compression == Compression::Lz4).map(|row| row.name.as_str()).collect();
+    assert_eq!(packed, ["fast"]);
     let rows: Vec<_> = before.iter().map(|row| (row.name.as_str(), row.default_ttl.as_millis(), row.durability)).collect();
     let expected = [
         ("default", 0, Durability::Sync),

@@ -33,6 +33,9 @@ fn requests() -> Vec<(&'static str, u64, Request<'static>)> {
     let items = vec![PutItem { key: b"a", value: b"1", ttl_ms: 0 }, PutItem { key: b"b", value: b"", ttl_ms: 5 }];
     let create = Command::NamespaceCreate { name: "sessions", default_ttl_ms: 60_000, durability: Durability::Interval };
     let alter = Command::NamespaceAlter { name: "sessions", default_ttl_ms: None, durability: Some(Durability::Sync) };
+    let (durability, compression) = (Durability::Interval, Compression::Lz4);
+    let make = NamespaceSpec { name: "sessions", default_ttl_ms: 60_000, durability, compression };
+    let change = NamespaceChange { name: "sessions", default_ttl_ms: None, durability: None, compression: Some(Compression::None) };
     let delete = |condition, write| Command::Delete(Delete { key: b"key", condition, write });
     vec![
         ("hello", 1, plain(Command::Hello(hello.clone()))),
@@ -63,6 +66,9 @@ fn requests() -> Vec<(&'static str, u64, Request<'static>)> {
         ("namespace_list", 20, plain(Command::NamespaceList)),
         ("namespace_create", 21, plain(create)),
         ("namespace_alter", 22, plain(alter)),
+        ("namespace_details", 24, plain(Command::NamespaceDetails)),
+        ("namespace_make", 25, plain(Command::NamespaceMake(make))),
+        ("namespace_change", 26, plain(Command::NamespaceChange(change))),
         ("snapshot", 23, plain(Command::Snapshot { name: "monday" })),
     ]
 }
@@ -96,8 +102,10 @@ fn replies() -> Vec<(&'static str, u64, bool, Reply<'static>)> {
     let values = |values: Vec<Option<VersionedValue<'static>>>| Reply::Values(values.into());
     let entry = ScanEntry { key: b"key", version: VERSION, remaining_ms: None, value: Some(b"value") };
     let entries = vec![entry, ScanEntry { key: b"other", version: OTHER, remaining_ms: Some(9), value: None }];
-    let default = Namespace { id: 1, name: "default", default_ttl_ms: 0, durability: Durability::Sync };
-    let rows = vec![default, Namespace { id: 2, name: "sessions", default_ttl_ms: 60_000, durability: Durability::Interval }];
+    let (durability, compression) = (Durability::Sync, Compression::None);
+    let default = Namespace { id: 1, name: "default", default_ttl_ms: 0, durability, compression };
+    let other = Namespace { id: 2, name: "sessions", default_ttl_ms: 60_000, durability: Durability::Interval, compression };
+    let (rows, details) = (vec![default, other], vec![default, Namespace { compression: Compression::Lz4, ..other }]);
     let unknown = ErrorReply { version: Some(VERSION), ..ErrorReply::new(ErrorCode::Unknown, "no answer from the disk in time") };
     let unavailable = ErrorReply { need: 2, alive: 1, ..ErrorReply::new(ErrorCode::Unavailable, "") };
     vec![
@@ -118,6 +126,7 @@ fn replies() -> Vec<(&'static str, u64, bool, Reply<'static>)> {
         ("page", 19, false, Reply::Page(Page { cursor: b"\x01\x03", entries: entries.into() })),
         ("page_last", 19, false, Reply::Page(Page { cursor: b"", entries: Vec::new().into() })),
         ("namespaces", 20, false, Reply::Namespaces(rows.into())),
+        ("namespace_details_are", 24, false, Reply::NamespaceDetails(details.into())),
         ("error_unknown", 10, false, Reply::Error(unknown)),
         ("error_unavailable", 11, false, Reply::Error(unavailable)),
     ]
@@ -179,7 +188,7 @@ fn every_command_and_answer_has_a_vector() {
     let kinds: std::collections::BTreeSet<u16> =
         vectors.values().map(|text| u16::from_le_bytes(unhex(&text[8..12]).try_into().unwrap())).collect();
     assert!(COMMANDS.iter().all(|row| kinds.contains(&row.kind)), "{kinds:?}");
-    for answer in [0x8001, 0x8002, 0x8003, 0x8010, 0x8011, 0x8012, 0x8013, 0x8014, 0x8015, 0x8016, 0x8017, 0x8020, 0x80FF] {
+    for answer in [0x8001, 0x8002, 0x8003, 0x8010, 0x8011, 0x8012, 0x8013, 0x8014, 0x8015, 0x8016, 0x8017, 0x8020, 0x8021, 0x80FF] {
         assert!(kinds.contains(&answer), "{answer:#x}");
     }
 }

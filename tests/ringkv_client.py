@@ -22,9 +22,11 @@ ELEMENTS = {  # structures in lists
     "value": fields("present:u8 version:v value:bytes"),
     "entry": fields("version:v remaining_ms:u64 has_value:u8 key:bytes value:bytes"),
     "row": fields("id:u32 default_ttl_ms:u64 durability:u8 name:bytes"),
+    "detail": fields("id:u32 default_ttl_ms:u64 durability:u8 compression:u8 name:bytes"),
     "node": fields("id:u64 port:u16 cores:u16 host:bytes"),
 }
 KEYED, SPEC = "deadline_ms:u32 namespace:u32 ", "deadline_ms:u32 default_ttl_ms:u64 durability:u8 name:bytes"
+FORM = "deadline_ms:u32 default_ttl_ms:u64 durability:u8 compression:u8 name:bytes"
 LIMITS = "frame_bytes_max key_bytes_max value_bytes_max multi_keys_max scan_entries_max connection_bytes_max deadline_ms_default"
 KINDS = {
     "hello": (1, "deadline_ms:u32 version_min:u16 version_max:u16 core:u16 credential:bytes client_name:bytes"),
@@ -36,12 +38,14 @@ KINDS = {
     "expire": (21, KEYED + "ttl_ms:u64 flags:u8 version:v key:bytes"), "persist": (22, KEYED + "ttl_ms:u64 flags:u8 version:v key:bytes"),
     "scan": (24, KEYED + "vnode:u32 limit:u32 flags:u8 cursor:bytes"),
     "namespace_create": (33, SPEC), "namespace_alter": (34, SPEC), "snapshot": (40, "deadline_ms:u32 name:bytes"),
+    "namespace_details": (35, "deadline_ms:u32"), "namespace_make": (36, FORM), "namespace_change": (37, FORM),
     "hello_ok": (0x8001, "protocol_version:u16 core:u16 cores:u16 vnodes:u32 node_id:u64 cluster_id:v epoch:u64 features:u64 "
                  + " ".join(name + ":u32" for name in LIMITS.split()) + " nodes:list-node owners:list-u16"),
     "pong": (0x8002, ""), "text": (0x8003, "text:bytes"), "value": (0x8010, "version:v remaining_ms:u64 value:bytes"),
     "done": (0x8011, "version:v"), "absent": (0x8012, ""), "values": (0x8013, "values:list-value"),
     "ttl_is": (0x8014, "remaining_ms:u64"), "page": (0x8015, "cursor:bytes entries:list-entry"),
     "not_met": (0x8016, "version:v"), "announced": (0x8017, "version:v"), "namespaces": (0x8020, "namespaces:list-row"),
+    "namespace_details_are": (0x8021, "namespaces:list-detail"),
     "error": (0x80FF, "code:u16 need:u16 alive:u16 version:v message:bytes"),
 }
 NAMES = {kind: name for name, (kind, _) in KINDS.items()}
@@ -219,7 +223,8 @@ class Client:
                     break
 
     def namespaces(self):
-        return {row["name"].decode(): row for row in self.call("namespace_list")[1]["namespaces"]}
+        details = self.server["features"] & 1
+        return {row["name"].decode(): row for row in self.call("namespace_details" if details else "namespace_list")[1]["namespaces"]}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ use ringkv::base::prng::Prng;
 use ringkv::base::record::{Cell, Kind, NAMESPACE_DEFAULT, Version, token_of};
 use ringkv::engine::filter::{Filter, prefix_hash};
 use ringkv::engine::format::block::{BlockBuilder, BlockCursor, BlockView};
+use ringkv::engine::format::lz4::{Packer, unpack};
 use ringkv::engine::format::table::unseal;
 use ringkv::engine::format::{put_cell, put_place};
 use std::hint::black_box;
@@ -27,6 +28,7 @@ fn main() {
     for (value_bytes, entries) in [(100, 24), (1024, 3)] {
         blocks(&suite, value_bytes, entries);
     }
+    packing(&suite);
     filters(&suite);
 }
 
@@ -68,4 +70,39 @@ fn filters(suite: &Suite) {
         suite.run(&format!("ask a filter of {bits} bits, there"), 1, || filter.may_hold(hashes[random.below(200_000) as usize]));
         suite.run(&format!("ask a filter of {bits} bits, absent"), 1, || filter.may_hold(random.next_u64()));
     }
+}
+
+/// What LZ4 costs a block of about 4 KiB, and what it saves: JSON rows, and noise that had better stay raw.
+fn packing(suite: &Suite) {
+    let places = places(13);
+    for (name, noise) in [("JSON", false), ("noise", true)] {
+        let (mut builder, mut random) = (BlockBuilder::default(), Prng::new(3));
+        for (n, place) in places.iter().enumerate() {
+            let (mut value, mut cell) = (json(n as u64 * 7919), Vec::new());
+            if noise {
+                random.fill(&mut value);
+            }
+            put_cell(&mut cell, &Cell::value(Version::put(7 + n as u64, 1), &value));
+            builder.add(place, &cell);
+        }
+        let mut sealed = Vec::new();
+        builder.finish(1, 4096, &mut sealed);
+        let content = unseal(&sealed, 1, 4096).expect("just sealed");
+        let mut packer = Packer::default();
+        let stored = packer.pack(content).map_or(content.len(), <[u8]>::len);
+        suite.run(&format!("pack a block of {name}, {} to {stored} B", content.len()), 1, || packer.pack(black_box(content)).is_some());
+        let Some(packed) = packer.pack(content).map(<[u8]>::to_vec) else { continue };
+        let mut out = Vec::new();
+        suite.run(&format!("unpack a block of {name}"), 1, || unpack(black_box(&packed), &mut out).is_ok());
+    }
+}
+
+/// A row of about 300 bytes as applications keep them.
+fn json(id: u64) -> Vec<u8> {
+    let (stamp, cents, mail) = (1_760_000_000 + id * 37, id * 131 % 100_000, id * 2_654_435_761 % 10_000_000);
+    let customer = format!("{{\"email\":\"user{mail}@example.com\",\"country\":\"DE\",\"segment\":\"retail\"}}");
+    let item = format!("{{\"sku\":\"A-{cents}\",\"quantity\":2,\"price_cents\":{cents}}}");
+    let shipping = "{\"carrier\":\"parcel\",\"days\":3}";
+    let head = format!("{{\"id\":{id},\"created_at\":{stamp},\"status\":\"delivered\",\"customer\":{customer},\"items\":[{item}],");
+    format!("{head}\"currency\":\"EUR\",\"shipping\":{shipping},\"notes\":null}}").into_bytes()
 }

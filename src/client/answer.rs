@@ -1,7 +1,7 @@
 //! What a client gets back: owned answers, and errors that tell "not done" from "nobody knows".
 
 use crate::base::record::{NamespaceId, Version};
-use crate::wire::command::{Durability, ErrorCode, HelloOk, Limits, Namespace, Reply};
+use crate::wire::command::{Compression, Durability, ErrorCode, HelloOk, Limits, Namespace, Reply};
 use std::time::Duration;
 
 /// Why a request has no result.
@@ -96,6 +96,7 @@ pub struct NamespaceInfo {
     /// Zero: no default.
     pub default_ttl: Duration,
     pub durability: Durability,
+    pub compression: Compression,
 }
 
 /// What the hello told.
@@ -175,7 +176,7 @@ impl Answer {
                 };
                 Answer::Page(OwnedPage { cursor: page.cursor.to_vec(), entries: page.entries.iter().map(entry).collect() })
             }
-            Reply::Namespaces(rows) => Answer::Namespaces(rows.iter().map(namespace_info).collect()),
+            Reply::Namespaces(rows) | Reply::NamespaceDetails(rows) => Answer::Namespaces(rows.iter().map(namespace_info).collect()),
             Reply::Announced { .. } | Reply::NotMet { .. } | Reply::Error(_) => return None,
         })
     }
@@ -191,5 +192,5 @@ impl Answer {
 
 fn namespace_info(row: &Namespace<'_>) -> NamespaceInfo {
     let default_ttl = Duration::from_millis(row.default_ttl_ms);
-    NamespaceInfo { id: row.id, name: row.name.to_owned(), default_ttl, durability: row.durability }
+    NamespaceInfo { id: row.id, name: row.name.to_owned(), default_ttl, durability: row.durability, compression: row.compression }
 }

@@ -5,7 +5,8 @@
 
 use super::answer::{Answer, ClientError, NamespaceInfo, OwnedPage, OwnedValue, ServerInfo, TimeToLive, VersionedBytes};
 use super::core::{Core, Event, backoff};
-use super::request::{self, ClientConfig, DeleteOptions, IN_FLIGHT_MAX, NAMESPACE_AT_FIRST, Outcome, PutOptions, READ_BYTES, gone, ms};
+use super::request::{self, ClientConfig, DeleteOptions, NamespaceChanges, NamespaceOptions, Outcome, PutOptions};
+use super::request::{IN_FLIGHT_MAX, NAMESPACE_AT_FIRST, READ_BYTES, gone, ms};
 use crate::base::map::{Map, Seeded};
 use crate::base::prng::Prng;
 use crate::base::record::{NamespaceId, Version};
@@ -521,7 +522,7 @@ impl Client {
     }
 
     pub fn namespaces(&mut self) -> Result<Vec<NamespaceInfo>, ClientError> {
-        request::namespaces(self.call(Command::NamespaceList)?)
+        request::namespaces(self.call(request::namespace_list(&self.server))?)
     }
 
     /// A zero TTL is none.
@@ -539,6 +540,17 @@ impl Client {
     ) -> Result<NamespaceInfo, ClientError> {
         let command = Command::NamespaceAlter { name, default_ttl_ms: default_ttl.map(ms), durability };
         request::namespace(self.call(command)?)
+    }
+
+    /// As `namespace_create`, with more said. A node that knows no compression answers `UnknownKind`.
+    pub fn namespace_create_with(&mut self, name: &str, options: NamespaceOptions) -> Result<NamespaceInfo, ClientError> {
+        request::namespace(self.call(Command::NamespaceMake(options.spec(name)))?)
+    }
+
+    /// As `namespace_alter`, with more said. A node that knows no compression answers `UnknownKind`. What is on disk takes on another
+    /// compression little by little, as merges rewrite it.
+    pub fn namespace_alter_with(&mut self, name: &str, changes: NamespaceChanges) -> Result<NamespaceInfo, ClientError> {
+        request::namespace(self.call(Command::NamespaceChange(changes.change(name)))?)
     }
 
     /// A snapshot on the node under this name; lines of `key:value` about it.

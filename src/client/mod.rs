@@ -10,4 +10,4 @@ pub mod tokio;
 
 pub use answer::{Answer, ClientError, KeyInfo, NamespaceInfo, OwnedPage, OwnedValue, ServerInfo, TimeToLive, VersionedBytes};
 pub use blocking::{Client, Pipeline};
-pub use request::{ClientConfig, DeleteOptions, NEVER, PutOptions};
+pub use request::{ClientConfig, DeleteOptions, NEVER, NamespaceChanges, NamespaceOptions, PutOptions};

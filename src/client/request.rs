@@ -116,6 +116,43 @@ pub struct DeleteOptions {
     pub version: Option<Version>,
 }
 
+/// What a namespace is made with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NamespaceOptions {
+    /// Zero: none.
+    pub default_ttl: Duration,
+    pub durability: Durability,
+    pub compression: Compression,
+}
+
+impl NamespaceOptions {
+    pub(super) fn spec(self, name: &str) -> NamespaceSpec<'_> {
+        let NamespaceOptions { default_ttl, durability, compression } = self;
+        NamespaceSpec { name, default_ttl_ms: ms(default_ttl), durability, compression }
+    }
+}
+
+/// What is to change of a namespace; `None` leaves as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NamespaceChanges {
+    /// Zero: none from now on.
+    pub default_ttl: Option<Duration>,
+    pub durability: Option<Durability>,
+    pub compression: Option<Compression>,
+}
+
+impl NamespaceChanges {
+    pub(super) fn change(self, name: &str) -> NamespaceChange<'_> {
+        let NamespaceChanges { default_ttl, durability, compression } = self;
+        NamespaceChange { name, default_ttl_ms: default_ttl.map(ms), durability, compression }
+    }
+}
+
+/// What asks for all namespaces, with as much as the server tells of each.
+pub(super) fn namespace_list(server: &ServerInfo) -> Command<'static> {
+    if server.features & FEATURE_NAMESPACE_DETAILS != 0 { Command::NamespaceDetails } else { Command::NamespaceList }
+}
+
 pub(super) fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -2,7 +2,7 @@
 
 use super::{Durability, HOST_DEFAULT, PORT_DEFAULT, Refusal, Settings, parse};
 use crate::base::record::Version;
-use crate::wire::command::Condition;
+use crate::wire::command::{Compression, Condition};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -17,6 +17,12 @@ pub enum Command {
     Client(Client),
     /// Read every byte of a data folder that no node holds, and check it.
     Verify(PathBuf),
+    /// Copy what is sound of a damaged data folder into a new one.
+    Salvage {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Inspect(Inspect),
     /// Say what this host, and the file system of a data folder, give a node.
     Probe(Option<PathBuf>),
     Sim(SimRun),
@@ -87,8 +93,24 @@ pub enum Word {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Namespaces {
     List,
-    Create { name: String, ttl: Option<Duration>, durability: Durability },
-    Alter { name: String, ttl: Option<Option<Duration>>, durability: Option<Durability> },
+    Create { name: String, ttl: Option<Duration>, durability: Durability, compression: Compression },
+    Alter { name: String, ttl: Option<Option<Duration>>, durability: Option<Durability>, compression: Option<Compression> },
+}
+
+/// A file to be told about.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Inspect {
+    /// A file of a data folder: a segment of the log, a table, a manifest, CURRENT, LAYOUT
+    pub file: PathBuf,
+    /// Tell at most this many of its groups, records, blocks, edits and cells
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub limit: usize,
+    /// Tell each cell, too: its place, version and what it holds (values are never shown)
+    #[arg(long)]
+    pub cells: bool,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// A run of the simulator.
@@ -190,7 +212,14 @@ enum Verb {
         target: Target,
     },
     /// Check a data folder that no node holds
-    Verify { dir: PathBuf },
+    Verify {
+        dir: PathBuf,
+        /// Copy all that is provably sound into this new folder, and list what was lost; DIR is only read
+        #[arg(long, value_name = "TO")]
+        salvage: Option<PathBuf>,
+    },
+    /// Say in words what a file of a data folder is and holds, damaged or not
+    Inspect(Inspect),
     /// Print what this host gives a node: io_uring, limits, clocks, and with a data folder its direct I/O
     Probe { dir: Option<PathBuf> },
     /// Run the simulator
@@ -216,6 +245,9 @@ enum NsVerb {
         ttl: Option<Duration>,
         #[arg(long, value_name = "WHEN", default_value = "sync", value_parser = parse::durability)]
         durability: Durability,
+        /// How tables keep its values: `lz4` where that saves an eighth, or `none`
+        #[arg(long, value_name = "HOW", default_value = "none", value_parser = parse::compression)]
+        compression: Compression,
         #[command(flatten)]
         target: Target,
     },
@@ -227,6 +259,9 @@ enum NsVerb {
         ttl: Option<TtlChange>,
         #[arg(long, value_name = "WHEN", value_parser = parse::durability)]
         durability: Option<Durability>,
+        /// How tables keep its values, `none` or `lz4`; what is on disk follows as it is merged
+        #[arg(long, value_name = "HOW", value_parser = parse::compression)]
+        compression: Option<Compression>,
         #[command(flatten)]
         target: Target,
     },
@@ -250,7 +285,9 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, 
         return Ok(Parsed::Serve { file: line.config, settings: line.settings });
     };
     let (target, word) = match verb {
-        Verb::Verify { dir } => return Ok(Parsed::Done(Command::Verify(dir))),
+        Verb::Verify { dir, salvage: None } => return Ok(Parsed::Done(Command::Verify(dir))),
+        Verb::Verify { dir, salvage: Some(to) } => return Ok(Parsed::Done(Command::Salvage { from: dir, to })),
+        Verb::Inspect(inspect) => return Ok(Parsed::Done(Command::Inspect(inspect))),
         Verb::Probe { dir } => return Ok(Parsed::Done(Command::Probe(dir))),
         Verb::Sim(run) => return Ok(Parsed::Done(Command::Sim(run))),
         Verb::Put { key, value, ttl, if_absent, if_present, if_version, target } => {
@@ -278,12 +315,14 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, 
 fn namespaces(verb: NsVerb) -> Result<(Target, Word), Refusal> {
     let (target, word) = match verb {
         NsVerb::List(target) => (target, Namespaces::List),
-        NsVerb::Create { name, ttl, durability, target } => (target, Namespaces::Create { name, ttl, durability }),
-        NsVerb::Alter { ttl: None, durability: None, .. } => {
-            return Err(Refusal::config("ns alter changes nothing without --ttl or --durability"));
+        NsVerb::Create { name, ttl, durability, compression, target } => {
+            (target, Namespaces::Create { name, ttl, durability, compression })
         }
-        NsVerb::Alter { name, ttl, durability, target } => {
-            (target, Namespaces::Alter { name, ttl: ttl.map(|change| change.0), durability })
+        NsVerb::Alter { ttl: None, durability: None, compression: None, .. } => {
+            return Err(Refusal::config("ns alter changes nothing without --ttl, --durability or --compression"));
+        }
+        NsVerb::Alter { name, ttl, durability, compression, target } => {
+            (target, Namespaces::Alter { name, ttl: ttl.map(|change| change.0), durability, compression })
         }
     };
     Ok((target, Word::Namespaces(word)))

@@ -3,6 +3,7 @@
 use super::Durability;
 use crate::base::record::Version;
 use crate::limits::CORES_MAX;
+use crate::wire::command::Compression;
 use std::time::Duration;
 
 /// An amount of memory.
@@ -82,6 +83,15 @@ pub fn durability(text: &str) -> Result<Durability, String> {
         "sync" => Ok(Durability::Sync),
         "interval" => Ok(Durability::Interval),
         _ => Err(format!("`{text}` is neither sync nor interval")),
+    }
+}
+
+/// `none` or `lz4`.
+pub fn compression(text: &str) -> Result<Compression, String> {
+    match text {
+        "none" => Ok(Compression::None),
+        "lz4" => Ok(Compression::Lz4),
+        _ => Err(format!("`{text}` is neither none nor lz4")),
     }
 }
 

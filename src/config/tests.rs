@@ -1,6 +1,7 @@
 //! Every refusal and every default, as an operator meets them.
 
 use super::*;
+use crate::wire::command::Compression;
 use std::ffi::OsString;
 
 fn host() -> Host {
@@ -128,11 +129,18 @@ fn the_shell_clients_words_are_understood() {
     assert_eq!(put.target, Target { host: "h".into(), port: 9, secret_file: None, namespace: "n".into() });
     assert_eq!(word("get k").target.port, PORT_DEFAULT);
     assert_eq!(word("scan").word, Word::Scan { vnode: None, limit: 1000 });
-    let none = Namespaces::Alter { name: "x".into(), ttl: Some(None), durability: None };
+    let none = Namespaces::Alter { name: "x".into(), ttl: Some(None), durability: None, compression: None };
     assert_eq!(word("ns alter x --ttl none").word, Word::Namespaces(none));
-    let made = Namespaces::Create { name: "x".into(), ttl: None, durability: Durability::Interval };
+    let (durability, compression) = (Durability::Interval, Compression::None);
+    let made = Namespaces::Create { name: "x".into(), ttl: None, durability, compression };
     assert_eq!(word("ns create x --durability interval").word, Word::Namespaces(made));
+    let packed = Namespaces::Alter { name: "x".into(), ttl: None, durability: None, compression: Some(Compression::Lz4) };
+    assert_eq!(word("ns alter x --compression lz4").word, Word::Namespaces(packed));
     assert_eq!(run("verify d", &[]), Ok(Command::Verify("d".into())));
+    let salvage = Command::Salvage { from: "d".into(), to: "n".into() };
+    assert_eq!(run("verify d --salvage n", &[]), Ok(salvage));
+    let inspect = Inspect { file: "f".into(), limit: 7, cells: false, json: true };
+    assert_eq!(run("inspect f --limit 7 --json", &[]), Ok(Command::Inspect(inspect)));
     let sim = SimRun { seed: None, seeds: Some(50), planted: None, cores: None };
     assert_eq!(run("sim --seeds 50", &[]), Ok(Command::Sim(sim)));
 }

@@ -7,7 +7,8 @@ use crate::base::record::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 
-/// A block's content, its trailer checked and cut off. Also a lone cell's bytes.
+/// A block's content, its trailer checked and cut off, unpacked: a hit in the cache gives a cell where it lies, without a copy and without
+/// the time that unpacking takes. Also a lone cell's bytes.
 #[derive(Debug)]
 pub struct Block {
     bytes: Box<[u8]>,
@@ -16,6 +17,11 @@ pub struct Block {
 impl Block {
     /// Takes a copy that is exactly as large as needed.
     pub fn copied(content: &[u8]) -> Rc<Block> {
+        Rc::new(Block { bytes: content.into() })
+    }
+
+    /// Takes the content over.
+    pub fn of(content: Vec<u8>) -> Rc<Block> {
         Rc::new(Block { bytes: content.into() })
     }
 

@@ -21,6 +21,7 @@ static MEMTABLE_BYTES: Meaning = gauge("memtable_bytes", "Memory of memtables.")
 static MEMTABLE_ENTRIES: Meaning = gauge("memtable_entries", "Cells in memtables.");
 static TABLES: Meaning = gauge("tables", "Tables.");
 static TABLE_BYTES: Meaning = gauge("table_bytes", "Bytes of tables.");
+static TABLE_RAW_BYTES: Meaning = gauge("table_raw_bytes", "Bytes of places and cells in tables before any coding or compression.");
 static TABLE_ENTRIES: Meaning = gauge("table_entries", "Cells in tables.");
 static LEVEL0_RUNS: Meaning = peak("level0_runs", "Flushes that wait to be merged.");
 static FILTER_INDEX_BYTES: Meaning = gauge("filter_index_bytes", "Memory of filters and indexes.");
@@ -63,6 +64,7 @@ impl Engine {
             (&MEMTABLE_ENTRIES, stats.memtable_entries as u64),
             (&TABLES, stats.tables as u64),
             (&TABLE_BYTES, stats.table_bytes),
+            (&TABLE_RAW_BYTES, stats.table_raw_bytes),
             (&TABLE_ENTRIES, stats.table_entries),
             (&LEVEL0_RUNS, stats.level0_runs as u64),
             (&FILTER_INDEX_BYTES, stats.filter_and_index_bytes as u64),

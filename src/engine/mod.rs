@@ -10,6 +10,9 @@ pub mod figures;
 pub mod filter;
 pub mod format;
 pub mod fuzz;
+pub mod inspect;
+#[cfg(test)]
+mod inspect_tests;
 pub mod levels;
 pub mod manifest;
 #[cfg(test)]
@@ -20,7 +23,11 @@ mod moving;
 #[cfg(test)]
 mod moving_tests;
 pub mod pick;
+mod pieces;
 pub mod recover;
+pub mod salvage;
+#[cfg(test)]
+mod salvage_tests;
 pub mod snapshot;
 pub mod store;
 mod store_open;

@@ -189,7 +189,9 @@ impl Reading<'_> {
             owned.entry(self.store.owner(vnode)).or_default().insert(vnode);
         }
         let (io, config, stats) = (self.io, self.tables, Rc::default());
-        let shop = Workshop { io, config, identity: self.store.identity(), numbers: &self.numbers, stats: &stats };
+        // Which namespaces are packed is told when the node has started; the next merge packs these.
+        let packed = Default::default();
+        let shop = Workshop { io, config, identity: self.store.identity(), numbers: &self.numbers, stats: &stats, packed: &packed };
         // The other logs' flushes of the same order are of about the same size.
         let entries = memtable.len() as u64 * u64::from(self.store.previous_cores().unwrap_or(1));
         for (owner, vnodes) in owned {

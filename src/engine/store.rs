@@ -307,6 +307,11 @@ impl Engine {
         self.write_delay() >= WRITE_DELAY_MAX
     }
 
+    /// The namespaces whose tables are packed from now on; what is on disk follows when merges rewrite it.
+    pub fn set_packed(&self, namespaces: &[NamespaceId]) {
+        self.core.tables.set_packed(namespaces);
+    }
+
     /// Everything up to here is on the disk.
     pub fn durable(&self) -> Seq {
         self.core.wal.durable()

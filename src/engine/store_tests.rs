@@ -91,6 +91,45 @@ fn key_ref(key: &[u8]) -> KeyRef<'_> {
     KeyRef { namespace: 1, token: token_of(key), key }
 }
 
+#[test]
+fn a_namespace_that_becomes_packed_shrinks_as_merges_rewrite_it_and_grows_back() {
+    let world = World::new(4);
+    let machine = world.add_machine(Faults::default());
+    let sizes = on(&world, machine, |io| async move {
+        let (node, _) = Node::open(&io, 1, None).await.unwrap();
+        let engine = &node.engines[0];
+        let keys: Vec<Vec<u8>> = (0..2000).map(|n| format!("key {n}").into_bytes()).collect();
+        let value = |key: &[u8]| [key, &b"the same words again and again, ".repeat(9)].concat();
+        let mut sizes = Vec::new();
+        // A namespace beside it, never packed.
+        for (packed, touched) in [(false, false), (false, true), (true, true), (true, true), (false, true)] {
+            engine.set_packed(if packed { &[1] } else { &[] });
+            for key in keys.iter().filter(|_| touched || sizes.is_empty()) {
+                for namespace in [1, 2] {
+                    let (mut batch, version) = (Batch::new(false), engine.stamp(io.wall_ms()));
+                    batch.put_value(KeyRef { namespace, ..key_ref(key) }, &value(key), version, 0);
+                    while let Err(EngineError::Overloaded) = engine.write(&batch) {
+                        io.sleep(Duration::from_millis(1)).await;
+                    }
+                }
+            }
+            engine.flush().await.unwrap();
+            engine.compact_all().await.unwrap();
+            for key in &keys {
+                for namespace in [1, 2] {
+                    let key = KeyRef { namespace, ..key_ref(key) };
+                    assert_eq!(engine.read_value(key, io.wall_ms()).await.unwrap().unwrap().bytes, value(key.key));
+                }
+            }
+            sizes.push(engine.stats().table_bytes);
+        }
+        sizes
+    })
+    .expect("no crash");
+    assert!(sizes[2] * 10 < sizes[1] * 7 && sizes[3] * 10 < sizes[1] * 7, "half of it packs by far more than half: {sizes:?}");
+    assert!(sizes[4] * 10 > sizes[1] * 8, "{sizes:?}");
+}
+
 /// A write that was told to the engine.
 #[derive(Clone, Debug)]
 struct Write {

@@ -298,6 +298,7 @@ impl Engine {
             memtable_entries,
             tables: tree.tables().count(),
             table_bytes: tree.tables().map(|table| table.record.bytes).sum(),
+            table_raw_bytes: tree.tables().map(|table| table.table.info().counts.raw_bytes).sum(),
             table_entries: tree.tables().map(|table| table.record.entries).sum(),
             level0_runs: tree.level0_runs(),
             filter_and_index_bytes: sum(Table::filter_and_index_bytes),
@@ -335,6 +336,8 @@ pub struct EngineStats {
     pub memtable_entries: usize,
     pub tables: usize,
     pub table_bytes: u64,
+    /// Of places and cells before any coding.
+    pub table_raw_bytes: u64,
     pub table_entries: u64,
     pub level0_runs: usize,
     pub filter_and_index_bytes: usize,

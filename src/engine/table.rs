@@ -8,7 +8,8 @@ use super::block::{Block, BlockCache, BlockKey, CellBuf};
 use super::filter::Filter;
 use super::format::Identity;
 use super::format::block::BlockView;
-use super::format::table::{Bad, FOOTER_BYTES, Footer, HEADER_BYTES, Header, Properties, unseal};
+use super::format::lz4;
+use super::format::table::{Bad, FOOTER_BYTES, Footer, HEADER_BYTES, Header, Properties, Stored, unseal, unseal_block};
 use super::format::table_index::{BlockRef, TableIndex};
 use super::table_writer::TableInfo;
 use crate::base::codec::Malformed;
@@ -284,14 +285,25 @@ impl Table {
         bump(&self.stats.reads, 1);
         bump(&self.stats.read_bytes, bytes as u64);
         let buf = self.io.read(&self.file, start, bytes).await?;
-        Ok(Block::copied(self.unseal_in(&buf, start, at)?))
+        match self.unseal_in(&buf, start, at)? {
+            Stored::Raw(content) => Ok(Block::copied(content)),
+            Stored::Packed(packed) => {
+                let mut content = Vec::new();
+                lz4::unpack(packed, &mut content).map_err(|what| self.corrupt(at.offset, what))?;
+                Ok(Block::of(content))
+            }
+        }
     }
 
-    /// The content of a block that lies in a buffer read at `start`.
-    pub(super) fn unseal_in<'a>(&self, buf: &'a Buf, start: u64, at: &BlockRef) -> Result<&'a [u8], EngineError> {
+    /// A block that lies in a buffer read at `start`.
+    pub(super) fn unseal_in<'a>(&self, buf: &'a Buf, start: u64, at: &BlockRef) -> Result<Stored<'a>, EngineError> {
         let sealed = buf.get((at.offset - start) as usize..(at.end() - start) as usize);
         let sealed = sealed.ok_or_else(|| self.corrupt(at.offset, Malformed("the table ends too early")))?;
-        unseal(sealed, self.header.salt, at.offset).map_err(|bad| self.bad(at.offset, bad))
+        let stored = unseal_block(sealed, self.header.salt, at.offset).map_err(|bad| self.bad(at.offset, bad))?;
+        if matches!(stored, Stored::Packed(_)) && !self.header.has_packed {
+            return Err(self.corrupt(at.offset, Malformed("a packed block in a table whose header knows of none")));
+        }
+        Ok(stored)
     }
 }
 

@@ -3,7 +3,8 @@
 
 use super::EngineError;
 use super::format::block::{BlockCursor, BlockView};
-use super::format::table::{VolatileAt, VolatileEntry, next_volatile, unseal};
+use super::format::lz4;
+use super::format::table::{Stored, VolatileAt, VolatileEntry, next_volatile, unseal};
 use super::format::table_index::BlockRef;
 use super::table::{Table, bump, read_range};
 use crate::base::codec::Malformed;
@@ -41,8 +42,10 @@ pub struct TableIter {
     ahead: Option<(u64, Reading)>,
     /// The block it stands in.
     block: Option<BlockRef>,
-    /// Its content, in the chunk.
+    /// Its content, in the chunk; where it is packed there, it is in `unpacked`.
     content: Range<usize>,
+    unpacked: Vec<u8>,
+    is_packed: bool,
     cursor: BlockCursor,
     cell: Range<usize>,
     is_over: bool,
@@ -63,6 +66,8 @@ impl Table {
             ahead: None,
             block: None,
             content: 0..0,
+            unpacked: Vec::new(),
+            is_packed: false,
             cursor: BlockCursor::default(),
             cell: 0..0,
             is_over: false,
@@ -113,13 +118,23 @@ impl TableIter {
 
     /// The encoded cell it stands on.
     pub fn cell(&self) -> &[u8] {
-        let Some((_, buf)) = &self.chunk else { return &[] };
-        &buf[self.content.start + self.cell.start..self.content.start + self.cell.end]
+        self.content().map_or(&[], |content| &content[self.cell.clone()])
+    }
+
+    /// The block's content.
+    fn content(&self) -> Option<&[u8]> {
+        let (_, buf) = self.chunk.as_ref()?;
+        Some(if self.is_packed { &self.unpacked } else { &buf[self.content.clone()] })
     }
 
     /// The file, and where in it the current block begins.
     pub fn position(&self) -> (String, u64) {
         (self.table.path.clone(), self.block.map_or(0, |block| block.offset))
+    }
+
+    /// The current block is packed on disk.
+    pub(super) fn is_packed(&self) -> bool {
+        self.is_packed
     }
 
     /// The number of the current block.
@@ -147,7 +162,8 @@ impl TableIter {
 
     fn step_in_block(&mut self) -> Result<bool, EngineError> {
         let (Some((_, buf)), Some(block)) = (&self.chunk, self.block) else { return Ok(false) };
-        let advanced = BlockView::new(&buf[self.content.clone()]).and_then(|view| self.cursor.advance(&view));
+        let content = if self.is_packed { &self.unpacked[..] } else { &buf[self.content.clone()] };
+        let advanced = BlockView::new(content).and_then(|view| self.cursor.advance(&view));
         let Some(cell) = advanced.map_err(|what| self.table.corrupt(block.offset, what))? else { return Ok(false) };
         self.cell = cell;
         Ok(true)
@@ -189,9 +205,15 @@ impl TableIter {
             self.read_chunk(&block).await?;
         }
         let Some((start, buf)) = &self.chunk else { return Ok(false) };
-        let content = self.table.unseal_in(buf, *start, &block)?;
-        let at = (block.offset - start) as usize;
-        self.content = at..at + content.len();
+        let stored = self.table.unseal_in(buf, *start, &block)?;
+        self.is_packed = matches!(stored, Stored::Packed(_));
+        match stored {
+            Stored::Raw(content) => {
+                let at = (block.offset - start) as usize;
+                self.content = at..at + content.len();
+            }
+            Stored::Packed(packed) => lz4::unpack(packed, &mut self.unpacked).map_err(|what| self.table.corrupt(block.offset, what))?,
+        }
         self.cursor.reset();
         self.block = Some(block);
         Ok(true)

@@ -4,6 +4,7 @@ use super::EngineError;
 use super::filter::{Filter, prefix_hash};
 use super::format::Identity;
 use super::format::block::{BLOCK_TARGET_MAX, BlockBuilder};
+use super::format::lz4::Packer;
 use super::format::table::{
     Bounds, Counts, FOOTER_BYTES, Footer, Header, PropertiesDraft, VOLATILE_PAGE_BYTES, VolatileAt, VolatileEntry, VolatilePage,
     put_volatile, seal,
@@ -11,19 +12,20 @@ use super::format::table::{
 use super::format::table_index::{IndexBuilder, separator};
 use super::format::{key_prefix_len, parse_cell, place_namespace_token};
 use crate::base::codec::Malformed;
-use crate::base::record::{Body, Cell, Version, vnode_of};
+use crate::base::record::{Body, Cell, NamespaceId, Version, vnode_of};
 use crate::base::time::WallMs;
 use crate::io::buffer::Buf;
 use crate::io::op::OpenHow;
 use crate::io::{File, Io};
 use crate::limits::{BLOCK_BYTES, VNODES_DEFAULT};
 use std::path::Path;
+use std::rc::Rc;
 
 /// Bytes of one write.
 const WRITE_BYTES: usize = 256 * 1024;
 
 /// How a table is written.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct TableOptions {
     pub identity: Identity,
     /// Different for every table of a node: seeds its checksums.
@@ -34,12 +36,15 @@ pub struct TableOptions {
     pub filter_bits_per_key: f32,
     /// A block is closed when it reaches this. It may grow by a quarter, if one aligned read of this and another `BLOCK_BYTES` covers it.
     pub block_bytes: usize,
+    /// Namespaces whose blocks are packed, where that is worth it.
+    pub packed: Rc<[NamespaceId]>,
 }
 
 impl Default for TableOptions {
     fn default() -> TableOptions {
         let identity = Identity::default();
-        TableOptions { identity, table_id: 0, vnodes: VNODES_DEFAULT, filter_bits_per_key: 10.0, block_bytes: 4096 }
+        let packed = Rc::from([]);
+        TableOptions { identity, table_id: 0, vnodes: VNODES_DEFAULT, filter_bits_per_key: 10.0, block_bytes: 4096, packed }
     }
 }
 
@@ -77,6 +82,8 @@ struct Sink {
     fill: usize,
     /// Where the buffer begins.
     offset: u64,
+    /// The file's first block once it is written, for `rewrite_header`.
+    head: Vec<u8>,
 }
 
 impl Sink {
@@ -102,12 +109,26 @@ impl Sink {
     async fn flush(&mut self) -> Result<(), EngineError> {
         let Some(mut buf) = self.buf.take() else { return Err(lost_buffer()) };
         if self.fill > 0 {
+            if self.offset == 0 {
+                self.head = buf[..BLOCK_BYTES].to_vec();
+            }
             buf.truncate(self.fill);
             buf = self.io.write(&self.file, self.offset, buf, false).await.map_err(write_error)?;
         }
         self.offset += self.fill as u64;
         self.fill = 0;
         self.buf = Some(if buf.len() == WRITE_BYTES { buf } else { self.io.buf_to_fill(WRITE_BYTES) });
+        Ok(())
+    }
+}
+
+impl Sink {
+    /// Another header over the one that is written. The whole file is written, and not synced yet.
+    async fn rewrite_header(&mut self, header: &[u8]) -> Result<(), EngineError> {
+        let mut buf = self.io.buf(BLOCK_BYTES);
+        buf.copy_from_slice(&self.head);
+        buf[..header.len()].copy_from_slice(header);
+        drop(self.io.write(&self.file, 0, buf, false).await.map_err(write_error)?);
         Ok(())
     }
 }
@@ -148,6 +169,10 @@ pub struct TableWriter {
     options: TableOptions,
     header: Header,
     block: BlockBuilder,
+    /// There if some namespace's blocks are packed.
+    packer: Option<Packer>,
+    /// The block under construction is to be packed: all of its keys' namespaces are.
+    is_packing: bool,
     index: IndexBuilder,
     /// Of the block under construction.
     separator: Vec<u8>,
@@ -168,23 +193,26 @@ impl TableWriter {
         assert!(options.vnodes.is_power_of_two() && options.vnodes > 1);
         assert!((64..=BLOCK_TARGET_MAX).contains(&options.block_bytes), "block of {}", options.block_bytes);
         let file = io.open(path, OpenHow::Create).await.map_err(write_error)?;
-        let mut sink = Sink { io: io.clone(), file, buf: Some(io.buf_to_fill(WRITE_BYTES)), fill: 0, offset: 0 };
+        let mut sink = Sink { io: io.clone(), file, buf: Some(io.buf_to_fill(WRITE_BYTES)), fill: 0, offset: 0, head: Vec::new() };
         let header = Header::new(options.identity, options.table_id);
         let mut scratch = Vec::new();
         header.put(&mut scratch);
         sink.push(&scratch).await?;
         let index = IndexBuilder::new(sink.position());
+        let properties = PropertiesDraft { vnodes: options.vnodes, ..PropertiesDraft::default() };
         Ok(TableWriter {
             sink,
-            options,
             header,
             block: BlockBuilder::default(),
+            packer: (!options.packed.is_empty()).then(Packer::default),
+            is_packing: false,
             index,
             separator: Vec::new(),
             prefix_len: 0,
             hashes: Vec::new(),
             volatile: Volatile::default(),
-            properties: PropertiesDraft { vnodes: options.vnodes, ..PropertiesDraft::default() },
+            properties,
+            options,
             scratch,
         })
     }
@@ -216,9 +244,11 @@ impl TableWriter {
             self.hashes.push(prefix_hash(&place[..self.prefix_len]));
             self.properties.counts.keys += 1;
         }
-        if self.must_close(place, cell) {
+        let is_packing = self.packer.is_some() && self.options.packed.contains(&place_namespace_token(place).0);
+        if self.must_close(place, cell) || is_packing != self.is_packing && !self.block.is_empty() {
             self.close_block().await?;
         }
+        self.is_packing = is_packing;
         if self.block.is_empty() && !is_first {
             self.separator.clear();
             self.separator.extend_from_slice(separator(&self.properties.last, place));
@@ -249,7 +279,13 @@ impl TableWriter {
 
     async fn close_block(&mut self) -> Result<(), EngineError> {
         self.scratch.clear();
-        self.block.finish(self.header.salt, self.sink.position(), &mut self.scratch);
+        let (salt, offset) = (self.header.salt, self.sink.position());
+        match &mut self.packer {
+            Some(packer) if self.is_packing => {
+                self.header.has_packed |= self.block.finish_packed(packer, salt, offset, &mut self.scratch);
+            }
+            _ => self.block.finish(salt, offset, &mut self.scratch),
+        }
         let bytes = u32::try_from(self.scratch.len()).expect("a block is below 4 GiB");
         self.index.add(&self.separator, bytes);
         self.properties.counts.blocks += 1;
@@ -331,6 +367,11 @@ impl TableWriter {
         footer.put(&mut self.scratch);
         self.sink.push(&self.scratch).await?;
         self.sink.flush().await?;
+        if self.header.has_packed {
+            self.scratch.clear();
+            self.header.put(&mut self.scratch);
+            self.sink.rewrite_header(&self.scratch).await?;
+        }
         self.sink.io.sync(&self.sink.file).await.map_err(write_error)?;
         Ok(info_of(&self.properties, footer.bytes))
     }

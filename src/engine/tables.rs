@@ -17,7 +17,7 @@ use crate::base::record::{NamespaceId, Version};
 use crate::base::time::WallMs;
 use crate::io::Io;
 use crate::limits::{BLOCK_BYTES, TABLE_BYTES_MAX};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -72,6 +72,8 @@ pub struct Tables {
     pub(super) expiry: DiskExpiry,
     pub(super) cache: Rc<BlockCache>,
     stats: Rc<TableStats>,
+    /// Namespaces whose blocks are packed, in tables that are begun from now on.
+    packed: RefCell<Rc<[NamespaceId]>>,
     /// Of what merges took into the last level, the share that replaced something.
     pub(super) overwritten_share: Cell<f64>,
 }
@@ -106,7 +108,8 @@ impl Tables {
         }
         levels.adopt(&state, opened)?;
         let expiry = DiskExpiry::new(io.wall_ms());
-        Ok(Tables { io: io.clone(), config, manifest, levels, expiry, cache, stats, overwritten_share: Cell::new(0.0) })
+        let (io, packed, overwritten_share) = (io.clone(), RefCell::new(Rc::from([])), Cell::new(0.0));
+        Ok(Tables { io, config, manifest, levels, expiry, cache, stats, packed, overwritten_share })
     }
 
     /// The tree as it is now, for a read.
@@ -117,6 +120,11 @@ impl Tables {
     /// Counters of reads and filters.
     pub fn stats(&self) -> &TableStats {
         &self.stats
+    }
+
+    /// The namespaces whose blocks are packed from now on. What is in tables stays as it is until a merge rewrites it.
+    pub fn set_packed(&self, namespaces: &[NamespaceId]) {
+        *self.packed.borrow_mut() = namespaces.into();
     }
 
     pub fn manifest(&self) -> &Manifest {
@@ -169,8 +177,8 @@ impl Tables {
 
     /// For the tables of a run; `entries` is about how many it will have.
     pub(super) fn output(&self, run: (Level, u64), seqs: (Seq, Seq), entries: u64) -> Output<'_> {
-        let Tables { io, config, manifest, stats, .. } = self;
-        let shop = Workshop { io, config, identity: manifest.identity(), numbers: manifest, stats };
+        let Tables { io, config, manifest, stats, packed, .. } = self;
+        let shop = Workshop { io, config, identity: manifest.identity(), numbers: manifest, stats, packed };
         let tree = self.tree();
         let last = tree.tables().filter(|table| table.record.level == Level::Last).map(|table| table.record.entries).sum();
         Output::new(shop, run, seqs, entries, last)
@@ -349,6 +357,8 @@ pub(super) struct Workshop<'a> {
     pub identity: Identity,
     pub numbers: &'a dyn TableNumbers,
     pub stats: &'a Rc<TableStats>,
+    /// Namespaces whose blocks are packed.
+    pub packed: &'a RefCell<Rc<[NamespaceId]>>,
 }
 
 /// What a flush or a merge writes: tables of one run, one after another.
@@ -378,7 +388,7 @@ impl<'a> Output<'a> {
     /// Adds an entry; places rise.
     pub async fn add(&mut self, place: &[u8], cell: &[u8]) -> Result<(), EngineError> {
         if self.writer.is_none() {
-            let Workshop { io, config, identity, numbers, .. } = self.shop;
+            let Workshop { io, config, identity, numbers, packed, .. } = self.shop;
             let id = TableId { shard: config.shard, number: numbers.draw_table() };
             let file = TableFile::new(&config.dir, id);
             let options = TableOptions {
@@ -387,6 +397,7 @@ impl<'a> Output<'a> {
                 vnodes: config.vnodes,
                 filter_bits_per_key: self.filter_bits_per_key,
                 block_bytes: config.block_bytes,
+                packed: packed.borrow().clone(),
             };
             let writer = TableWriter::create(io, &file.path, options).await?;
             let (level, run, first) = (self.level, self.run, place.to_vec());

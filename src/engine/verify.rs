@@ -94,6 +94,7 @@ struct Seen {
     last: Vec<u8>,
     prefix: Vec<u8>,
     block: Option<u32>,
+    has_packed: bool,
     bounds: Vec<Bounds>,
     volatile: VolatileSum,
 }
@@ -114,6 +115,7 @@ impl Seen {
         if self.block != iter.block_number() {
             self.block = iter.block_number();
             self.counts.blocks += 1;
+            self.has_packed |= iter.is_packed();
         }
         let prefix = &place[..key_prefix_len(place)?];
         if self.prefix != prefix {
@@ -158,6 +160,9 @@ impl Seen {
         }
         if from > &stored.first[..] {
             return Ok(());
+        }
+        if self.has_packed != table.header.has_packed {
+            return Err(Malformed("the header says that blocks are packed, and none is"));
         }
         if self.counts != stored.counts || u64::from(table.index.blocks()) != stored.counts.blocks {
             return Err(Malformed("counts are not those of the entries"));

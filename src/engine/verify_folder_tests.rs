@@ -25,12 +25,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
-const DATA: &str = "/data";
-const VNODES: u32 = 16;
-const CORES: u16 = 2;
-const IDENTITY: Identity = Identity { cluster: 21, node: 22 };
+pub(super) const DATA: &str = "/data";
+pub(super) const VNODES: u32 = 16;
+pub(super) const CORES: u16 = 2;
+pub(super) const IDENTITY: Identity = Identity { cluster: 21, node: 22 };
 
-fn config(core: u16) -> EngineConfig {
+pub(super) fn config(core: u16) -> EngineConfig {
     EngineConfig {
         memtable_bytes: 48 << 10,
         memtable_chunk_bytes: 4096,
@@ -82,7 +82,7 @@ async fn traffic(io: Io, cores: u16, seed: u64, writes: u32, close: bool) -> Res
 }
 
 /// A folder with tables of several levels, logs that went round, manifests with many groups.
-fn folder(seed: u64) -> (World, MachineId) {
+pub(super) fn folder(seed: u64) -> (World, MachineId) {
     let world = World::new(seed);
     let machine = world.add_machine(Faults::default());
     on(&world, machine, move |io| traffic(io, CORES, seed, 2000, true)).expect("no crash").unwrap();
@@ -93,7 +93,7 @@ fn verify(world: &World, machine: MachineId) -> FolderReport {
     on(world, machine, |io| async move { verify_folder(&io, Path::new(DATA)).await }).expect("no crash").unwrap()
 }
 
-fn flip(world: &World, machine: MachineId, path: &str, at: u64, bit: u8) {
+pub(super) fn flip(world: &World, machine: MachineId, path: &str, at: u64, bit: u8) {
     let path = path.to_owned();
     let done = on(world, machine, move |io| async move {
         let file = io.open(Path::new(&path), OpenHow::ReadWrite).await?;
@@ -149,7 +149,7 @@ fn all(world: &World, machine: MachineId) -> All {
 }
 
 /// The files of the data folder, their lengths, and what they hold.
-fn files(world: &World, machine: MachineId) -> BTreeMap<String, Vec<u8>> {
+pub(super) fn files(world: &World, machine: MachineId) -> BTreeMap<String, Vec<u8>> {
     let tree = world.tree(machine);
     let files = tree.keys().filter(|path| path.starts_with(DATA) && !path.ends_with('/'));
     files.map(|path| (path.clone(), world.file_bytes(machine, Path::new(path)).unwrap())).collect()

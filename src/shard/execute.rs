@@ -44,13 +44,16 @@ pub fn execute(shard: &Shard, ticket: &Ticket, request: &Request<'_>, token: Tok
         Command::Put(put) => plain_put(shard, ticket, request, key_ref(put.key), put),
         Command::Delete(delete) => plain_delete(shard, ticket, request, key_ref(delete.key), delete),
         Command::MultiPut(put) => multi_put(shard, ticket, request, put),
-        Command::NamespaceList => namespace_list(shard, ticket),
+        Command::NamespaceList => namespace_list(shard, ticket, false),
+        Command::NamespaceDetails => namespace_list(shard, ticket, true),
         Command::MultiGet { .. }
         | Command::Expire { .. }
         | Command::Persist { .. }
         | Command::Scan(_)
         | Command::NamespaceCreate { .. }
         | Command::NamespaceAlter { .. }
+        | Command::NamespaceMake(_)
+        | Command::NamespaceChange(_)
         | Command::Snapshot { .. } => Step::Wait,
         Command::Hello(_) => unreachable!("route refuses a second hello"),
     }
@@ -152,16 +155,16 @@ fn multi_put(shard: &Shard, ticket: &Ticket, request: &Request<'_>, put: &MultiP
     Step::Done
 }
 
-fn namespace_list(shard: &Shard, ticket: &Ticket) -> Step {
+fn namespace_list(shard: &Shard, ticket: &Ticket, with_details: bool) -> Step {
     let table = shard.namespaces();
     let rows: Vec<_> = table.rows().iter().map(wire_namespace).collect();
-    answer(shard, ticket, &Reply::Namespaces(rows.into()))
+    answer(shard, ticket, &if with_details { Reply::NamespaceDetails(rows.into()) } else { Reply::Namespaces(rows.into()) })
 }
 
 /// As the wire says it.
 pub fn wire_namespace(row: &Namespace) -> crate::wire::command::Namespace<'_> {
-    let Namespace { id, name, default_ttl_ms, durability } = row;
-    crate::wire::command::Namespace { id: *id, name, default_ttl_ms: *default_ttl_ms, durability: *durability }
+    let &Namespace { id, ref name, default_ttl_ms, durability, compression } = row;
+    crate::wire::command::Namespace { id, name, default_ttl_ms, durability, compression }
 }
 
 /// One write on its way: stamped, then stored, then answered when it is durable.

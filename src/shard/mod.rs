@@ -140,6 +140,7 @@ impl Shard {
     }
 
     pub fn set_namespaces(&self, table: Arc<NamespaceTable>) {
+        self.engine.set_packed(&table.packed());
         *self.namespaces.borrow_mut() = table;
     }
 

@@ -4,8 +4,11 @@ use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::base::record::{NAMESPACE_DEFAULT, NAMESPACE_SYSTEM, NamespaceId};
 use crate::limits::{NAMESPACE_NAME_BYTES_MAX, NAMESPACES_MAX};
 
+/// How its tables are kept.
+pub use crate::wire::command::Compression;
 /// When a write is acknowledged.
 pub use crate::wire::command::Durability;
+use crate::wire::command::{NamespaceChange, NamespaceSpec};
 
 /// One namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +18,7 @@ pub struct Namespace {
     /// Given to puts that name no time to live; 0: none.
     pub default_ttl_ms: u64,
     pub durability: Durability,
+    pub compression: Compression,
 }
 
 /// All namespaces of a node, in order of ids.
@@ -44,13 +48,16 @@ impl NamespaceError {
 }
 
 const ROW_FORMAT: u64 = 1;
+/// Rows end with their compression. Written only where one has some, so that builds that do not know it read the others.
+const ROW_FORMAT_COMPRESSED: u64 = 2;
 /// The key in the system's namespace under which the table lies.
 pub const TABLE_KEY: &[u8] = b"namespaces";
 
 impl NamespaceTable {
     /// What a fresh node has: the default namespace.
     pub fn fresh(durability: Durability) -> NamespaceTable {
-        NamespaceTable { rows: vec![Namespace { id: NAMESPACE_DEFAULT, name: "default".to_owned(), default_ttl_ms: 0, durability }] }
+        let (id, name, compression) = (NAMESPACE_DEFAULT, "default".to_owned(), Compression::None);
+        NamespaceTable { rows: vec![Namespace { id, name, default_ttl_ms: 0, durability, compression }] }
     }
 
     pub fn rows(&self) -> &[Namespace] {
@@ -67,7 +74,8 @@ impl NamespaceTable {
     }
 
     /// The table with one more namespace.
-    pub fn with(&self, name: &str, default_ttl_ms: u64, durability: Durability) -> Result<NamespaceTable, NamespaceError> {
+    pub fn with(&self, spec: &NamespaceSpec<'_>) -> Result<NamespaceTable, NamespaceError> {
+        let NamespaceSpec { name, default_ttl_ms, durability, compression } = *spec;
         let good = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
         if name.is_empty() || name.len() > NAMESPACE_NAME_BYTES_MAX || !name.bytes().all(good) {
             return Err(NamespaceError::BadName);
@@ -80,41 +88,47 @@ impl NamespaceTable {
         }
         let id = self.rows.iter().map(|row| row.id).max().unwrap_or(NAMESPACE_SYSTEM) + 1;
         let mut table = self.clone();
-        table.rows.push(Namespace { id, name: name.to_owned(), default_ttl_ms, durability });
+        table.rows.push(Namespace { id, name: name.to_owned(), default_ttl_ms, durability, compression });
         Ok(table)
     }
 
     /// The table with one namespace changed; `None` leaves as it is.
-    pub fn altered(
-        &self,
-        name: &str,
-        default_ttl_ms: Option<u64>,
-        durability: Option<Durability>,
-    ) -> Result<NamespaceTable, NamespaceError> {
+    pub fn altered(&self, change: &NamespaceChange<'_>) -> Result<NamespaceTable, NamespaceError> {
         let mut table = self.clone();
-        let row = table.rows.iter_mut().find(|row| row.name == name).ok_or(NamespaceError::Missing)?;
-        row.default_ttl_ms = default_ttl_ms.unwrap_or(row.default_ttl_ms);
-        row.durability = durability.unwrap_or(row.durability);
+        let row = table.rows.iter_mut().find(|row| row.name == change.name).ok_or(NamespaceError::Missing)?;
+        row.default_ttl_ms = change.default_ttl_ms.unwrap_or(row.default_ttl_ms);
+        row.durability = change.durability.unwrap_or(row.durability);
+        row.compression = change.compression.unwrap_or(row.compression);
         Ok(table)
+    }
+
+    /// The namespaces whose tables are packed.
+    pub fn packed(&self) -> Vec<NamespaceId> {
+        self.rows.iter().filter(|row| row.compression != Compression::None).map(|row| row.id).collect()
     }
 
     /// The bytes kept under `TABLE_KEY`.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        put_varint(&mut out, ROW_FORMAT);
+        let format = if self.packed().is_empty() { ROW_FORMAT } else { ROW_FORMAT_COMPRESSED };
+        put_varint(&mut out, format);
         put_varint(&mut out, self.rows.len() as u64);
         for row in &self.rows {
             put_varint(&mut out, u64::from(row.id));
             put_bytes(&mut out, row.name.as_bytes());
             put_varint(&mut out, row.default_ttl_ms);
             out.push(row.durability as u8);
+            if format == ROW_FORMAT_COMPRESSED {
+                out.push(row.compression as u8);
+            }
         }
         out
     }
 
     pub fn decode(bytes: &[u8]) -> Result<NamespaceTable, Malformed> {
         let mut reader = Reader::new(bytes);
-        if reader.varint()? != ROW_FORMAT {
+        let format = reader.varint()?;
+        if !(ROW_FORMAT..=ROW_FORMAT_COMPRESSED).contains(&format) {
             return Err(Malformed("unknown format of the namespace table"));
         }
         let count = reader.varint()?;
@@ -131,7 +145,12 @@ impl NamespaceTable {
                 1 => Durability::Interval,
                 _ => return Err(Malformed("unknown durability")),
             };
-            rows.push(Namespace { id, name, default_ttl_ms, durability });
+            let compression = match if format == ROW_FORMAT_COMPRESSED { reader.u8()? } else { 0 } {
+                0 => Compression::None,
+                1 => Compression::Lz4,
+                _ => return Err(Malformed("unknown compression")),
+            };
+            rows.push(Namespace { id, name, default_ttl_ms, durability, compression });
         }
         reader.end()?;
         Ok(NamespaceTable { rows })
@@ -144,13 +163,23 @@ mod tests {
 
     #[test]
     fn the_table_round_trips_and_names_are_checked() {
-        let table = NamespaceTable::fresh(Durability::Sync).with("cache", 60_000, Durability::Interval).unwrap();
+        let spec = |name| {
+            let (durability, compression) = (Durability::Interval, Compression::None);
+            NamespaceSpec { name, default_ttl_ms: 60_000, durability, compression }
+        };
+        let nothing = |name| NamespaceChange { name, default_ttl_ms: None, durability: None, compression: None };
+        let table = NamespaceTable::fresh(Durability::Sync).with(&spec("cache")).unwrap();
         assert_eq!(NamespaceTable::decode(&table.encode()), Ok(table.clone()));
         assert_eq!(table.by_name("cache").map(|row| row.id), Some(NAMESPACE_DEFAULT + 1));
-        assert_eq!(table.with("cache", 0, Durability::Sync), Err(NamespaceError::Exists));
-        assert_eq!(table.with("a b", 0, Durability::Sync), Err(NamespaceError::BadName));
-        assert_eq!(table.altered("nope", None, None), Err(NamespaceError::Missing));
-        let altered = table.altered("cache", Some(5), None).unwrap();
+        assert_eq!(table.with(&spec("cache")), Err(NamespaceError::Exists));
+        assert_eq!(table.with(&spec("a b")), Err(NamespaceError::BadName));
+        assert_eq!(table.altered(&nothing("nope")), Err(NamespaceError::Missing));
+        let altered = table.altered(&NamespaceChange { default_ttl_ms: Some(5), ..nothing("cache") }).unwrap();
         assert_eq!(altered.by_name("cache").map(|row| row.default_ttl_ms), Some(5));
+        // A build that knows no compression reads the table until there is some.
+        assert_eq!((altered.encode()[0], altered.packed()), (1, vec![]));
+        let packed = altered.altered(&NamespaceChange { compression: Some(Compression::Lz4), ..nothing("cache") }).unwrap();
+        assert_eq!((packed.encode()[0], packed.packed()), (2, vec![NAMESPACE_DEFAULT + 1]));
+        assert_eq!(NamespaceTable::decode(&packed.encode()), Ok(packed));
     }
 }

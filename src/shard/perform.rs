@@ -12,7 +12,8 @@ use crate::engine::{Batch, EngineError, KeyRef, Seq};
 use crate::io::Class;
 use crate::limits::{CHUNK_BYTES, MULTI_BYTES_MAX, SCAN_ENTRIES_MAX};
 use crate::wire::command::{
-    Command, Condition, Durability, ErrorCode, MultiPut, Page, Reply, Request, Scan, ScanEntry, Value, VersionedValue, WriteOptions,
+    Command, Compression, Condition, Durability, ErrorCode, MultiPut, NamespaceChange, NamespaceSpec, Page, Reply, Request, Scan,
+    ScanEntry, Value, VersionedValue, WriteOptions,
 };
 use crate::wire::native::{decode_request, encode_values};
 use std::rc::Rc;
@@ -91,14 +92,16 @@ impl Task<'_> {
             Command::Expire { key, ttl_ms, write } => self.expire(key, *ttl_ms, *write).await,
             Command::Persist { key, write } => self.expire(key, 0, *write).await,
             Command::Scan(scan) => self.scan(scan).await,
-            Command::NamespaceCreate { name, default_ttl_ms, durability } => {
-                self.change_namespaces(name, |table| table.with(name, *default_ttl_ms, *durability)).await
+            &Command::NamespaceCreate { name, default_ttl_ms, durability } => {
+                self.make_namespace(&NamespaceSpec { name, default_ttl_ms, durability, compression: Compression::None }).await
             }
-            Command::NamespaceAlter { name, default_ttl_ms, durability } => {
-                self.change_namespaces(name, |table| table.altered(name, *default_ttl_ms, *durability)).await
+            Command::NamespaceMake(spec) => self.make_namespace(spec).await,
+            &Command::NamespaceAlter { name, default_ttl_ms, durability } => {
+                self.change_namespace(&NamespaceChange { name, default_ttl_ms, durability, compression: None }).await
             }
+            Command::NamespaceChange(change) => self.change_namespace(change).await,
             Command::Snapshot { name } => self.snapshot(name).await,
-            Command::Hello(_) | Command::Ping | Command::Info | Command::NamespaceList => {
+            Command::Hello(_) | Command::Ping | Command::Info | Command::NamespaceList | Command::NamespaceDetails => {
                 unreachable!("answered in the connection's turn")
             }
         };
@@ -400,6 +403,14 @@ impl Task<'_> {
         Ok(())
     }
 
+    async fn make_namespace(&self, spec: &NamespaceSpec<'_>) -> Result<(), EngineError> {
+        self.change_namespaces(spec.name, |table| table.with(spec)).await
+    }
+
+    async fn change_namespace(&self, change: &NamespaceChange<'_>) -> Result<(), EngineError> {
+        self.change_namespaces(change.name, |table| table.altered(change)).await
+    }
+
     /// Core 0 alone changes the table: stored first, then known to all.
     async fn change_namespaces(
         &self,
@@ -424,7 +435,9 @@ impl Task<'_> {
         }
         let table = shard.namespaces();
         let row = table.by_name(name).expect("just stored");
-        shard.answer(self.ticket, &Reply::Namespaces(vec![execute::wire_namespace(row)].into()));
+        let rows = vec![execute::wire_namespace(row)].into();
+        let with_details = matches!(self.request.command, Command::NamespaceMake(_) | Command::NamespaceChange(_));
+        shard.answer(self.ticket, &if with_details { Reply::NamespaceDetails(rows) } else { Reply::Namespaces(rows) });
         Ok(())
     }
 

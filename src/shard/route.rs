@@ -70,7 +70,8 @@ impl Shard {
             Command::Scan(scan) => core_of(scan.vnode, self.node.cores),
             Command::Snapshot { .. } if self.is_part(&ticket) => self.core(),
             // What the whole node has one of.
-            Command::NamespaceCreate { .. } | Command::NamespaceAlter { .. } | Command::Snapshot { .. } => 0,
+            Command::NamespaceCreate { .. } | Command::NamespaceAlter { .. } => 0,
+            Command::NamespaceMake(_) | Command::NamespaceChange(_) | Command::Snapshot { .. } => 0,
             command => command.key().map_or(self.core(), |_| self.owner(token)),
         };
         if owner == self.core() { self.run_here(ticket, &request, token, kind, body) } else { self.pass_on(owner, ticket, kind, body) }

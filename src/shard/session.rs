@@ -14,8 +14,8 @@ use crate::limits::{
     UNFINISHED_BYTES_FREE,
 };
 use crate::wire::command::{
-    CORE_ANY, Command, ErrorCode, ErrorReply, FEATURE_TTL_NEVER, Hello, HelloOk, Limits, Node, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
-    Reply,
+    CORE_ANY, Command, ErrorCode, ErrorReply, FEATURE_NAMESPACE_DETAILS, FEATURE_TTL_NEVER, Hello, HelloOk, Limits, Node, PROTOCOL_VERSION,
+    PROTOCOL_VERSION_MIN, Reply,
 };
 use crate::wire::frame::{FrameError, FrameReader};
 use crate::wire::native::{decode_request, encode_reply, put_goodbye};
@@ -183,7 +183,7 @@ fn welcome(shard: &Shard) -> Reply<'_> {
         node_id: node.node_id,
         cluster_id: node.cluster_id,
         epoch: 1,
-        features: FEATURE_TTL_NEVER,
+        features: FEATURE_TTL_NEVER | FEATURE_NAMESPACE_DETAILS,
         limits,
         nodes: vec![this].into(),
         owners: Vec::new().into(),

@@ -12,7 +12,9 @@ use crate::io::sim::Faults;
 use crate::io::wakers::Wakers;
 use crate::io::{Io, SocketAddr};
 use crate::shard::session::within;
-use crate::wire::command::{CORE_ANY, Command, Durability, Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Scan};
+use crate::wire::command::{
+    CORE_ANY, Command, Compression, Durability, Hello, NamespaceChange, NamespaceSpec, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Scan,
+};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -88,12 +90,20 @@ where
     done.take().unwrap_or_else(|| Err("a quiet conversation does not end".to_owned()))
 }
 
-/// Makes the namespace under `interval`.
+/// Makes the namespace under `interval`. Which of the two namespaces have their tables packed is drawn.
 pub(super) fn create_namespace(run: &mut Run, name: &'static str) -> Result<(), String> {
+    let mut draw = || if run.prng.one_in(2) { Compression::Lz4 } else { Compression::None };
+    let (compression, of_default) = (draw(), draw());
     converse(run, move |io, address| async move {
         let mut quiet = Quiet::open(io, address).await?;
-        let create = Command::NamespaceCreate { name, default_ttl_ms: 0, durability: Durability::Interval };
+        let create = match compression {
+            Compression::None => Command::NamespaceCreate { name, default_ttl_ms: 0, durability: Durability::Interval },
+            _ => Command::NamespaceMake(NamespaceSpec { name, default_ttl_ms: 0, durability: Durability::Interval, compression }),
+        };
         quiet.ask(0, create).await?.map_err(|error| error.to_string())?;
+        let compression = Some(of_default);
+        let change = NamespaceChange { name: "default", default_ttl_ms: None, durability: None, compression };
+        quiet.ask(0, Command::NamespaceChange(change)).await?.map_err(|error| error.to_string())?;
         match quiet.ask(0, Command::NamespaceList).await? {
             Ok(Answer::Namespaces(rows)) if rows.iter().any(|row| row.name == name && row.id == 2) => Ok(()),
             other => Err(format!("namespaces are {other:?}")),

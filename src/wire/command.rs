@@ -111,9 +111,33 @@ pub enum Command<'a> {
         default_ttl_ms: Option<u64>,
         durability: Option<Durability>,
     },
+    /// As `NamespaceList`, answered with all that is known of each.
+    NamespaceDetails,
+    /// As `NamespaceCreate`, with more said.
+    NamespaceMake(NamespaceSpec<'a>),
+    /// As `NamespaceAlter`, with more said.
+    NamespaceChange(NamespaceChange<'a>),
     Snapshot {
         name: &'a str,
     },
+}
+
+/// A namespace to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamespaceSpec<'a> {
+    pub name: &'a str,
+    pub default_ttl_ms: u64,
+    pub durability: Durability,
+    pub compression: Compression,
+}
+
+/// What is to change of a namespace; `None` leaves as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamespaceChange<'a> {
+    pub name: &'a str,
+    pub default_ttl_ms: Option<u64>,
+    pub durability: Option<Durability>,
+    pub compression: Option<Compression>,
 }
 
 /// Who speaks, and which core it wants.
@@ -196,14 +220,28 @@ pub struct Scan<'a> {
 }
 
 /// When a write of a namespace is acknowledged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Durability {
     /// On disk.
+    #[default]
     Sync = 0,
     /// In memory; on disk within `INTERVAL_MS_MAX`.
     Interval = 1,
 }
+
+/// How tables keep the blocks of a namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Compression {
+    #[default]
+    None = 0,
+    /// Where it saves an eighth or more.
+    Lz4 = 1,
+}
+
+/// A bit of `HelloOk::features`: the server knows `NamespaceDetails`, `NamespaceMake` and `NamespaceChange`.
+pub const FEATURE_NAMESPACE_DETAILS: u64 = 2;
 
 /// What is answered. `Announced` comes before another answer to the same request; `Values` may come in several parts.
 #[derive(Clone, Debug, PartialEq)]
@@ -226,6 +264,8 @@ pub enum Reply<'a> {
     },
     Page(Page<'a>),
     Namespaces(List<'a, Namespace<'a>>),
+    /// To `NamespaceDetails` and its kin.
+    NamespaceDetails(List<'a, Namespace<'a>>),
     Announced {
         version: Version,
     },
@@ -277,6 +317,8 @@ pub struct Namespace<'a> {
     /// 0: keys without a TTL of their own never expire.
     pub default_ttl_ms: u64,
     pub durability: Durability,
+    /// Not in `Reply::Namespaces`.
+    pub compression: Compression,
 }
 
 /// The server's side of the hello.
@@ -462,6 +504,9 @@ pub const COMMANDS: &[CommandRow] = &[
     row("namespace_list", 32, Access::None, false, "all namespaces"),
     row("namespace_create", 33, Access::Admin, false, "makes a namespace"),
     row("namespace_alter", 34, Access::Admin, false, "changes a namespace's default TTL or durability"),
+    row("namespace_details", 35, Access::None, false, "all namespaces, with all that is known of each"),
+    row("namespace_make", 36, Access::Admin, false, "makes a namespace, compression said"),
+    row("namespace_change", 37, Access::Admin, false, "changes a namespace's default TTL, durability or compression"),
     row("snapshot", 40, Access::Admin, false, "a snapshot of this node's data under a name"),
 ];
 
@@ -489,6 +534,9 @@ impl Command<'_> {
             Command::NamespaceList => 32,
             Command::NamespaceCreate { .. } => 33,
             Command::NamespaceAlter { .. } => 34,
+            Command::NamespaceDetails => 35,
+            Command::NamespaceMake(_) => 36,
+            Command::NamespaceChange(_) => 37,
             Command::Snapshot { .. } => 40,
         }
     }

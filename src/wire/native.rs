@@ -30,7 +30,7 @@ pub mod body {
         Hello / ArchivedHello [26] {
             deadline_ms: u32, version_min: u16, version_max: u16, core: u16, credential: Vec<u8>, client_name: Vec<u8>,
         }
-        /// 2, 3, 32
+        /// 2, 3, 32, 35
         Plain / ArchivedPlain [4] { deadline_ms: u32 }
         /// 16, 23
         Key / ArchivedKey [16] { deadline_ms: u32, namespace: u32, key: Vec<u8> }
@@ -59,6 +59,10 @@ pub mod body {
         Scan / ArchivedScan [25] { deadline_ms: u32, namespace: u32, vnode: u32, limit: u32, flags: u8, cursor: Vec<u8> }
         /// 33, 34
         NamespaceSpec / ArchivedNamespaceSpec [21] { deadline_ms: u32, default_ttl_ms: u64, durability: u8, name: Vec<u8> }
+        /// 36, 37
+        NamespaceForm / ArchivedNamespaceForm [22] {
+            deadline_ms: u32, default_ttl_ms: u64, durability: u8, compression: u8, name: Vec<u8>,
+        }
         /// 40
         Named / ArchivedNamed [12] { deadline_ms: u32, name: Vec<u8> }
 
@@ -90,6 +94,10 @@ pub mod body {
         Namespace / ArchivedNamespace [21] { id: u32, default_ttl_ms: u64, durability: u8, name: Vec<u8> }
         /// 0x8020
         Namespaces / ArchivedNamespaces [8] { namespaces: Vec<Namespace> }
+        /// In 0x8021
+        NamespaceDetail / ArchivedNamespaceDetail [22] { id: u32, default_ttl_ms: u64, durability: u8, compression: u8, name: Vec<u8> }
+        /// 0x8021
+        NamespaceDetails / ArchivedNamespaceDetails [8] { namespaces: Vec<NamespaceDetail> }
         /// 0x80FF
         Error / ArchivedError [30] { code: u16, need: u16, alive: u16, version: [u8; 16], message: Vec<u8> }
     }
@@ -109,6 +117,7 @@ pub mod kind {
     pub const NOT_MET: u16 = 0x8016;
     pub const ANNOUNCED: u16 = 0x8017;
     pub const NAMESPACES: u16 = 0x8020;
+    pub const NAMESPACE_DETAILS: u16 = 0x8021;
     pub const ERROR: u16 = 0x80FF;
 }
 
@@ -120,7 +129,8 @@ const WRITE_ANNOUNCE: u8 = 1;
 const SCAN_WITH_VALUES: u8 = 1;
 /// "No expiry" in answers, "leave as it is" in an alter.
 const MS_NONE: u64 = u64::MAX;
-const DURABILITY_KEEP: u8 = 255;
+/// "Leave as it is" in an alter, of durability and compression.
+const KEEP: u8 = 255;
 
 /// Why a body is refused. The connection stays: its framing is whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -247,7 +257,7 @@ pub fn encode_request(out: &mut Vec<u8>, id: u64, request: &Request<'_>) {
             let (credential, name) = (w.bytes(hello.credential), w.bytes(hello.client_name.as_bytes()));
             w.u32(request.deadline_ms).u16(hello.version_min).u16(hello.version_max).u16(hello.core).span(credential).span(name);
         }
-        Command::Ping | Command::Info | Command::NamespaceList => {
+        Command::Ping | Command::Info | Command::NamespaceList | Command::NamespaceDetails => {
             w.u32(request.deadline_ms);
         }
         Command::NamespaceCreate { name, default_ttl_ms, durability } => {
@@ -256,8 +266,18 @@ pub fn encode_request(out: &mut Vec<u8>, id: u64, request: &Request<'_>) {
         }
         Command::NamespaceAlter { name, default_ttl_ms, durability } => {
             let name = w.bytes(name.as_bytes());
-            let durability = durability.map_or(DURABILITY_KEEP, |durability| durability as u8);
+            let durability = durability.map_or(KEEP, |durability| durability as u8);
             w.u32(request.deadline_ms).u64(default_ttl_ms.unwrap_or(MS_NONE)).u8(durability).span(name);
+        }
+        Command::NamespaceMake(spec) => {
+            let name = w.bytes(spec.name.as_bytes());
+            w.u32(request.deadline_ms).u64(spec.default_ttl_ms).u8(spec.durability as u8).u8(spec.compression as u8).span(name);
+        }
+        Command::NamespaceChange(change) => {
+            let name = w.bytes(change.name.as_bytes());
+            let durability = change.durability.map_or(KEEP, |durability| durability as u8);
+            let compression = change.compression.map_or(KEEP, |compression| compression as u8);
+            w.u32(request.deadline_ms).u64(change.default_ttl_ms.unwrap_or(MS_NONE)).u8(durability).u8(compression).span(name);
         }
         Command::Snapshot { name } => {
             let name = w.bytes(name.as_bytes());
@@ -440,6 +460,15 @@ fn encode_list_reply(w: &mut Writer<'_>, reply: &Reply<'_>) -> u16 {
             w.span(array);
             kind::NAMESPACES
         }
+        Reply::NamespaceDetails(rows) => {
+            let spans: Vec<_> = rows.iter().map(|row| w.bytes(row.name.as_bytes())).collect();
+            let array = w.array(spans.len());
+            for (row, &name) in rows.iter().zip(&spans) {
+                w.u32(row.id).u64(row.default_ttl_ms).u8(row.durability as u8).u8(row.compression as u8).span(name);
+            }
+            w.span(array);
+            kind::NAMESPACE_DETAILS
+        }
         Reply::HelloOk(ok) => {
             let spans: Vec<_> = ok.nodes.iter().map(|node| w.bytes(node.host.as_bytes())).collect();
             let nodes = w.array(spans.len());
@@ -549,6 +578,14 @@ fn durability_of(durability: u8) -> Result<Durability, WireError> {
     }
 }
 
+fn compression_of(compression: u8) -> Result<Compression, WireError> {
+    match compression {
+        0 => Ok(Compression::None),
+        1 => Ok(Compression::Lz4),
+        _ => Err(bad("an unknown compression")),
+    }
+}
+
 /// Names of namespaces and snapshots: letters, digits, `_`, `-` and `.` (not at the start), so that they can name files too.
 fn name_of(name: &ArchivedVec<u8>) -> Result<&str, WireError> {
     let allowed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
@@ -590,8 +627,22 @@ pub fn decode_request(kind: u16, body: &[u8]) -> Result<Request<'_>, WireError> 
         34 => {
             let b = access::<body::ArchivedNamespaceSpec>(body)?;
             let default_ttl_ms = ms_of(b.default_ttl_ms.to_native()).map(ttl_of).transpose()?;
-            let durability = if b.durability == DURABILITY_KEEP { None } else { Some(durability_of(b.durability)?) };
+            let durability = if b.durability == KEEP { None } else { Some(durability_of(b.durability)?) };
             (b.deadline_ms, Command::NamespaceAlter { name: name_of(&b.name)?, default_ttl_ms, durability })
+        }
+        35 => (access::<body::ArchivedPlain>(body)?.deadline_ms, Command::NamespaceDetails),
+        36 => {
+            let b = access::<body::ArchivedNamespaceForm>(body)?;
+            let (name, default_ttl_ms) = (name_of(&b.name)?, ttl_of(b.default_ttl_ms.to_native())?);
+            let (durability, compression) = (durability_of(b.durability)?, compression_of(b.compression)?);
+            (b.deadline_ms, Command::NamespaceMake(NamespaceSpec { name, default_ttl_ms, durability, compression }))
+        }
+        37 => {
+            let b = access::<body::ArchivedNamespaceForm>(body)?;
+            let (name, default_ttl_ms) = (name_of(&b.name)?, ms_of(b.default_ttl_ms.to_native()).map(ttl_of).transpose()?);
+            let durability = (b.durability != KEEP).then(|| durability_of(b.durability)).transpose()?;
+            let compression = (b.compression != KEEP).then(|| compression_of(b.compression)).transpose()?;
+            (b.deadline_ms, Command::NamespaceChange(NamespaceChange { name, default_ttl_ms, durability, compression }))
         }
         40 => {
             let b = access::<body::ArchivedNamed>(body)?;
@@ -717,7 +768,13 @@ fn decode_list_reply(kind: u16, body: &[u8]) -> Result<Reply<'_>, WireError> {
         }
         kind::NAMESPACES => Reply::Namespaces(gather(&access::<body::ArchivedNamespaces>(body)?.namespaces, |row| {
             let durability = durability_of(row.durability)?;
-            Ok(Namespace { id: row.id.to_native(), name: text(&row.name)?, default_ttl_ms: row.default_ttl_ms.to_native(), durability })
+            let (id, default_ttl_ms, compression) = (row.id.to_native(), row.default_ttl_ms.to_native(), Compression::None);
+            Ok(Namespace { id, name: text(&row.name)?, default_ttl_ms, durability, compression })
+        })?),
+        kind::NAMESPACE_DETAILS => Reply::NamespaceDetails(gather(&access::<body::ArchivedNamespaceDetails>(body)?.namespaces, |row| {
+            let (id, default_ttl_ms) = (row.id.to_native(), row.default_ttl_ms.to_native());
+            let (durability, compression) = (durability_of(row.durability)?, compression_of(row.compression)?);
+            Ok(Namespace { id, name: text(&row.name)?, default_ttl_ms, durability, compression })
         })?),
         kind::HELLO_OK => {
             let b = access::<body::ArchivedHelloOk>(body)?;

@@ -36,6 +36,13 @@ fn each_request(prng: &mut Prng, mut f: impl FnMut(&Request<'_>)) {
     f(&plain(Command::NamespaceCreate { name: "n-1", default_ttl_ms: 5, durability: Durability::Interval }));
     f(&plain(Command::NamespaceAlter { name: "n_1", default_ttl_ms: None, durability: Some(Durability::Sync) }));
     f(&plain(Command::NamespaceAlter { name: "n.1", default_ttl_ms: Some(0), durability: None }));
+    let (durability, compression) = (Durability::Interval, Compression::Lz4);
+    f(&plain(Command::NamespaceDetails));
+    f(&plain(Command::NamespaceMake(NamespaceSpec { name: "n-1", default_ttl_ms: 5, durability, compression })));
+    let change = NamespaceChange { name: "n", default_ttl_ms: None, durability: None, compression: Some(Compression::None) };
+    f(&plain(Command::NamespaceChange(change)));
+    let change = NamespaceChange { default_ttl_ms: Some(3), durability: Some(durability), compression: None, ..change };
+    f(&plain(Command::NamespaceChange(change)));
     f(&plain(Command::Snapshot { name: "today" }));
     f(&key(1, Command::Get { key: &a }));
     f(&key(0, Command::Ttl { key: &a }));
@@ -91,8 +98,11 @@ fn each_reply(prng: &mut Prng, mut f: impl FnMut(&Reply<'_>)) {
     let entry = ScanEntry { key: &a, version: V, remaining_ms, value: Some(&b) };
     let entries = [entry, ScanEntry { value: None, ..entry }];
     f(&Reply::Page(Page { cursor: &a, entries: entries[..prng.below(3) as usize].into() }));
-    let rows = [Namespace { id: 1, name: "default", default_ttl_ms: 0, durability: Durability::Interval }];
+    let (durability, compression) = (Durability::Interval, Compression::None);
+    let rows = [Namespace { id: 1, name: "default", default_ttl_ms: 0, durability, compression }];
     f(&Reply::Namespaces(rows[..prng.below(2) as usize].into()));
+    let rows = [Namespace { compression: Compression::Lz4, ..rows[0] }];
+    f(&Reply::NamespaceDetails(rows[..prng.below(2) as usize].into()));
     f(&Reply::Error(ErrorReply { version: Some(V), need: 2, alive: 1, ..ErrorReply::new(ErrorCode::Unavailable, "no") }));
 }
 
@@ -122,6 +132,13 @@ fn condition_parts(condition: &Condition) -> (u8, [u8; 16]) {
 fn request_by_rkyv(request: &Request<'_>) -> Vec<u8> {
     let (deadline_ms, namespace) = (request.deadline_ms, request.namespace);
     let spec = |default_ttl_ms, durability, name: &str| body::NamespaceSpec { deadline_ms, default_ttl_ms, durability, name: name.into() };
+    let form = |default_ttl_ms, durability, compression, name: &str| body::NamespaceForm {
+        deadline_ms,
+        default_ttl_ms,
+        durability,
+        compression,
+        name: name.into(),
+    };
     match &request.command {
         Command::Hello(h) => rkyv_bytes(&body::Hello {
             deadline_ms,
@@ -131,7 +148,12 @@ fn request_by_rkyv(request: &Request<'_>) -> Vec<u8> {
             credential: h.credential.to_vec(),
             client_name: h.client_name.into(),
         }),
-        Command::Ping | Command::Info | Command::NamespaceList => rkyv_bytes(&body::Plain { deadline_ms }),
+        Command::Ping | Command::Info | Command::NamespaceList | Command::NamespaceDetails => rkyv_bytes(&body::Plain { deadline_ms }),
+        Command::NamespaceMake(s) => rkyv_bytes(&form(s.default_ttl_ms, s.durability as u8, s.compression as u8, s.name)),
+        Command::NamespaceChange(c) => {
+            let (durability, compression) = (c.durability.map_or(255, |d| d as u8), c.compression.map_or(255, |c| c as u8));
+            rkyv_bytes(&form(c.default_ttl_ms.unwrap_or(u64::MAX), durability, compression, c.name))
+        }
         Command::NamespaceCreate { name, default_ttl_ms, durability } => rkyv_bytes(&spec(*default_ttl_ms, *durability as u8, name)),
         Command::NamespaceAlter { name, default_ttl_ms, durability } => {
             rkyv_bytes(&spec(default_ttl_ms.unwrap_or(u64::MAX), durability.map_or(255, |d| d as u8), name))
@@ -169,6 +191,17 @@ fn request_by_rkyv(request: &Request<'_>) -> Vec<u8> {
             rkyv_bytes(&body::Scan { deadline_ms, namespace, vnode, limit, flags, cursor })
         }
     }
+}
+
+fn details_by_rkyv(rows: &[Namespace<'_>]) -> Vec<u8> {
+    let row = |r: &Namespace<'_>| body::NamespaceDetail {
+        id: r.id,
+        default_ttl_ms: r.default_ttl_ms,
+        durability: r.durability as u8,
+        compression: r.compression as u8,
+        name: r.name.into(),
+    };
+    rkyv_bytes(&body::NamespaceDetails { namespaces: rows.iter().map(row).collect() })
 }
 
 /// What rkyv makes of the frozen struct of an answer.
@@ -221,6 +254,7 @@ fn reply_by_rkyv(reply: &Reply<'_>) -> Vec<u8> {
             };
             rkyv_bytes(&body::Page { cursor: page.cursor.to_vec(), entries: page.entries.iter().map(entry).collect() })
         }
+        Reply::NamespaceDetails(rows) => details_by_rkyv(rows),
         Reply::Namespaces(rows) => {
             let row = |r: &Namespace<'_>| body::Namespace {
                 id: r.id,

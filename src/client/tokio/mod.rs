@@ -23,7 +23,9 @@ mod lane;
 
 use super::answer::{Answer, ClientError, NamespaceInfo, OwnedPage, OwnedValue, ServerInfo, TimeToLive, VersionedBytes};
 use super::core::{Core, Event, backoff};
-use super::request::{self, ClientConfig, DeleteOptions, IN_FLIGHT_MAX, NAMESPACE_AT_FIRST, Outcome, PutOptions, gone, ms};
+use super::request::{
+    self, ClientConfig, DeleteOptions, IN_FLIGHT_MAX, NAMESPACE_AT_FIRST, NamespaceChanges, NamespaceOptions, Outcome, PutOptions, gone, ms,
+};
 use crate::base::prng::Prng;
 use crate::base::record::{NamespaceId, Version};
 use crate::base::time::Mono;
@@ -413,7 +415,7 @@ impl Client {
     }
 
     pub async fn namespaces(&self) -> Result<Vec<NamespaceInfo>, ClientError> {
-        request::namespaces(self.call(Command::NamespaceList).await?)
+        request::namespaces(self.call(request::namespace_list(&self.server())).await?)
     }
 
     /// A zero TTL is none.
@@ -431,6 +433,16 @@ impl Client {
     ) -> Result<NamespaceInfo, ClientError> {
         let command = Command::NamespaceAlter { name, default_ttl_ms: default_ttl.map(ms), durability };
         request::namespace(self.call(command).await?)
+    }
+
+    /// As `namespace_create`, with more said. A node that knows no compression answers `UnknownKind`.
+    pub async fn namespace_create_with(&self, name: &str, options: NamespaceOptions) -> Result<NamespaceInfo, ClientError> {
+        request::namespace(self.call(Command::NamespaceMake(options.spec(name))).await?)
+    }
+
+    /// As `namespace_alter`, with more said. A node that knows no compression answers `UnknownKind`.
+    pub async fn namespace_alter_with(&self, name: &str, changes: NamespaceChanges) -> Result<NamespaceInfo, ClientError> {
+        request::namespace(self.call(Command::NamespaceChange(changes.change(name))).await?)
     }
 
     /// A snapshot on the node under this name; lines of `key:value` about it.

@@ -5,7 +5,8 @@
 //! block:  entry … | offsets of the restarts but the first u16 … | their number u16 | trailer
 //! ```
 
-use super::table::{TRAILER_BYTES, seal};
+use super::lz4::Packer;
+use super::table::{TRAILER_BYTES, seal, seal_packed};
 use crate::base::codec::{Malformed, Reader, put_varint, varint_len};
 use std::cmp::Ordering;
 use std::ops::Range;
@@ -68,12 +69,30 @@ impl BlockBuilder {
 
     /// Seals the block for its offset in the file and starts the next one; `out` is what goes to disk.
     pub fn finish(&mut self, salt: u64, offset: u64, out: &mut Vec<u8>) {
-        assert!(!self.is_empty());
         let start = out.len();
+        self.put_content(out);
+        seal(out, start, salt, offset);
+    }
+
+    /// As `finish`, packed where that is worth it: true if it is.
+    pub fn finish_packed(&mut self, packer: &mut Packer, salt: u64, offset: u64, out: &mut Vec<u8>) -> bool {
+        let start = out.len();
+        self.put_content(out);
+        let Some(packed) = packer.pack(&out[start..]) else {
+            seal(out, start, salt, offset);
+            return false;
+        };
+        out.truncate(start);
+        out.extend_from_slice(packed);
+        seal_packed(out, start, salt, offset);
+        true
+    }
+
+    fn put_content(&mut self, out: &mut Vec<u8>) {
+        assert!(!self.is_empty());
         out.extend_from_slice(&self.bytes);
         self.restarts.iter().for_each(|restart| out.extend_from_slice(&restart.to_le_bytes()));
         out.extend_from_slice(&(self.restarts.len() as u16).to_le_bytes());
-        seal(out, start, salt, offset);
         self.bytes.clear();
         self.restarts.clear();
         self.last.clear();

@@ -218,14 +218,16 @@ fn check_header(file: &[u8], identity: Identity, number: u64) -> Result<(), Bad>
     if word(48) != number { Err(damaged("manifest under another's name")) } else { Ok(()) }
 }
 
-/// Whose manifest this is, for a tool that does not know; checks nothing else.
-pub fn peek_identity(file: &[u8]) -> Result<Identity, Malformed> {
+/// Whose manifest this is and its number, for a tool that does not know.
+pub fn peek_header(file: &[u8]) -> Result<(Identity, u64), Malformed> {
     let mut reader = Reader::new(file);
-    if reader.array()? != MAGIC {
-        return Err(Malformed("no header of a manifest"));
+    reader.take(32)?;
+    let (identity, number) = (Identity { cluster: reader.u64()?, node: reader.u64()? }, reader.u64()?);
+    match check_header(file, identity, number) {
+        Ok(()) => Ok((identity, number)),
+        Err(Bad::Damaged(_, what)) => Err(what),
+        Err(Bad::TooNew) => Err(Malformed("a later format of the manifest")),
     }
-    reader.take(24)?;
-    Ok(Identity { cluster: reader.u64()?, node: reader.u64()? })
 }
 
 // ---------------------------------------------------------------------------------------------------------------------------------
@@ -289,6 +291,36 @@ pub struct Replay {
     pub end_bytes: u64,
     /// A group at the end was cut short. It was never acknowledged.
     pub torn: bool,
+}
+
+/// A group where it lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundGroup {
+    pub number: u64,
+    pub edits: Vec<Edit>,
+    /// With the zeros behind it.
+    pub bytes: u64,
+}
+
+/// Every group with its offset, and every block that is neither of one nor zero: for a tool that goes on behind damage.
+pub fn groups(file: &[u8], identity: Identity, number: u64) -> Vec<(u64, Result<FoundGroup, Malformed>)> {
+    let (seed, mut at, mut found) = (seed(identity, number), BLOCK_BYTES, Vec::new());
+    while let Some(rest) = file.get(at..).filter(|rest| !rest.is_empty()) {
+        let mut step = BLOCK_BYTES;
+        let group = check_group(rest, seed).and_then(|(number, payload, blocks)| {
+            step = blocks * BLOCK_BYTES;
+            let (mut reader, mut edits) = (Reader::new(payload), Vec::new());
+            while !reader.is_empty() {
+                edits.push(parse_edit(&mut reader)?);
+            }
+            Ok(FoundGroup { number, edits, bytes: step as u64 })
+        });
+        if group.is_ok() || rest[..step.min(rest.len())].iter().any(|&byte| byte != 0) {
+            found.push((at as u64, group));
+        }
+        at += step;
+    }
+    found
 }
 
 /// Reads a whole manifest.
@@ -577,7 +609,7 @@ mod tests {
         let missing = [&whole[..2 * BLOCK_BYTES], &whole[3 * BLOCK_BYTES..]].concat();
         assert!(matches!(replay(&missing, IDENTITY, 4), Err(Bad::Damaged(8192, _))));
         assert!(replay(&whole, Identity { cluster: 7, node: 8 }, 4).is_err() && replay(&whole, IDENTITY, 5).is_err());
-        assert_eq!(peek_identity(&whole), Ok(IDENTITY));
+        assert_eq!(peek_header(&whole).map(|(identity, _)| identity), Ok(IDENTITY));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 pub mod block;
 pub mod layout;
+pub mod lz4;
 pub mod manifest;
 pub mod table;
 pub mod table_index;

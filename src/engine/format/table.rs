@@ -50,6 +50,8 @@ impl From<Malformed> for Bad {
 /// Bytes of a trailer without an encryption tag.
 pub const TRAILER_BYTES: usize = 14;
 const CODEC_NONE: u8 = 0;
+/// Of blocks alone: `format::lz4`.
+const CODEC_LZ4: u8 = 1;
 
 fn seed(salt: u64, offset: u64) -> u64 {
     salt ^ offset.wrapping_mul(0x9E37_79B9_7F4A_7C15)
@@ -57,22 +59,49 @@ fn seed(salt: u64, offset: u64) -> u64 {
 
 /// Appends the trailer of the content that begins at `start` in `out` and will lie at `offset` of the file.
 pub fn seal(out: &mut Vec<u8>, start: usize, salt: u64, offset: u64) {
-    out.extend_from_slice(&[CODEC_NONE, 0]);
+    seal_as(CODEC_NONE, out, start, salt, offset);
+}
+
+/// As `seal`, of a block that was packed.
+pub fn seal_packed(out: &mut Vec<u8>, start: usize, salt: u64, offset: u64) {
+    seal_as(CODEC_LZ4, out, start, salt, offset);
+}
+
+fn seal_as(codec: u8, out: &mut Vec<u8>, start: usize, salt: u64, offset: u64) {
+    out.extend_from_slice(&[codec, 0]);
     out.extend_from_slice(&0u32.to_le_bytes());
     let checksum = hash64_seeded(&out[start..], seed(salt, offset));
     out.extend_from_slice(&checksum.to_le_bytes());
 }
 
+/// A block as it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored<'a> {
+    /// The content itself.
+    Raw(&'a [u8]),
+    /// For `lz4::unpack`.
+    Packed(&'a [u8]),
+}
+
 /// The content of sealed bytes that were read at `offset`.
 pub fn unseal(sealed: &[u8], salt: u64, offset: u64) -> Result<&[u8], Bad> {
+    match unseal_block(sealed, salt, offset)? {
+        Stored::Raw(content) => Ok(content),
+        Stored::Packed(_) => Err(Bad::Unsupported("a codec of what is no block")),
+    }
+}
+
+/// As `unseal`, of a block, which may be packed.
+pub fn unseal_block(sealed: &[u8], salt: u64, offset: u64) -> Result<Stored<'_>, Bad> {
     let (checked, checksum) = sealed.split_last_chunk::<8>().ok_or(Malformed("ends too early"))?;
     if hash64_seeded(checked, seed(salt, offset)) != u64::from_le_bytes(*checksum) {
         return Err(Malformed("checksum does not match").into());
     }
     let (content, trailer) = checked.split_last_chunk::<6>().ok_or(Malformed("ends too early"))?;
     match trailer {
-        [CODEC_NONE, 0, 0, 0, 0, 0] => Ok(content),
-        [CODEC_NONE, ..] => Err(Bad::Unsupported("encryption")),
+        [CODEC_NONE, 0, 0, 0, 0, 0] => Ok(Stored::Raw(content)),
+        [CODEC_LZ4, 0, 0, 0, 0, 0] => Ok(Stored::Packed(content)),
+        [CODEC_NONE | CODEC_LZ4, ..] => Err(Bad::Unsupported("encryption")),
         _ => Err(Bad::Unsupported("a codec of blocks")),
     }
 }
@@ -86,8 +115,10 @@ const MAGIC: [u8; 8] = *b"RINGKVTB";
 const END_MAGIC: [u8; 8] = *b"RINGKVTE";
 /// 2 since the index codes short lengths in its code byte.
 const VERSION: u32 = 2;
-/// Features that a reader must know. None yet.
-const REQUIRED_KNOWN: u64 = 0;
+/// Some block is packed with LZ4. A table without such a block does not say so, and builds that do not know LZ4 read it.
+const REQUIRED_LZ4: u64 = 1;
+/// Features that a reader must know.
+const REQUIRED_KNOWN: u64 = REQUIRED_LZ4;
 /// The first block begins here.
 pub const HEADER_BYTES: usize = 64;
 /// The last bytes of the file.
@@ -99,6 +130,8 @@ pub struct Header {
     pub identity: Identity,
     /// Of this table alone; seeds its checksums.
     pub salt: u64,
+    /// Some block is packed.
+    pub has_packed: bool,
 }
 
 impl Header {
@@ -106,7 +139,7 @@ impl Header {
     pub fn new(identity: Identity, table_id: u64) -> Header {
         let mut bytes = Vec::with_capacity(24);
         [identity.cluster, identity.node, table_id].iter().for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
-        Header { identity, salt: hash64(&bytes) }
+        Header { identity, salt: hash64(&bytes), has_packed: false }
     }
 
     pub fn put(&self, out: &mut Vec<u8>) {
@@ -114,7 +147,8 @@ impl Header {
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
         out.extend_from_slice(&0u32.to_le_bytes());
-        for word in [REQUIRED_KNOWN, 0, self.identity.cluster, self.identity.node, self.salt] {
+        let required = if self.has_packed { REQUIRED_LZ4 } else { 0 };
+        for word in [required, 0, self.identity.cluster, self.identity.node, self.salt] {
             out.extend_from_slice(&word.to_le_bytes());
         }
         let checksum = hash64(&out[start..]);
@@ -135,12 +169,13 @@ impl Header {
             return Err(Bad::Unsupported("a version of the table format"));
         }
         reader.u32()?;
-        if reader.u64()? & !REQUIRED_KNOWN != 0 {
+        let required = reader.u64()?;
+        if required & !REQUIRED_KNOWN != 0 {
             return Err(Bad::Unsupported("a feature of tables"));
         }
         reader.u64()?;
         let identity = Identity { cluster: reader.u64()?, node: reader.u64()? };
-        Ok(Header { identity, salt: reader.u64()? })
+        Ok(Header { identity, salt: reader.u64()?, has_packed: required & REQUIRED_LZ4 != 0 })
     }
 }
 
@@ -556,12 +591,18 @@ mod tests {
         seal(&mut sealed, 0, 5, 64);
         assert_eq!(unseal(&sealed, 5, 64), Ok(&b"content"[..]));
         assert!(unseal(&sealed, 6, 64).is_err() && unseal(&sealed, 5, 65).is_err());
-        for (codec, tag) in [(1u8, 0u8), (0, 16)] {
+        for (codec, tag) in [(1u8, 0u8), (2, 0), (0, 16), (1, 16)] {
             let mut other = b"content".to_vec();
             other.extend_from_slice(&[codec, tag, 0, 0, 0, 0]);
             let checksum = hash64_seeded(&other, seed(5, 64));
             other.extend_from_slice(&checksum.to_le_bytes());
             assert!(matches!(unseal(&other, 5, 64), Err(Bad::Unsupported(_))));
+            let block = unseal_block(&other, 5, 64);
+            assert!(if (codec, tag) == (1, 0) {
+                block == Ok(Stored::Packed(b"content"))
+            } else {
+                matches!(block, Err(Bad::Unsupported(_)))
+            });
         }
     }
 
@@ -578,6 +619,9 @@ mod tests {
             other[HEADER_BYTES - 8..].copy_from_slice(&checksum.to_le_bytes());
             assert!(matches!(Header::parse(&other), Err(Bad::Unsupported(_))));
         }
+        let (packed, mut bytes_packed) = (Header { has_packed: true, ..header }, Vec::new());
+        packed.put(&mut bytes_packed);
+        assert_eq!((Header::parse(&bytes_packed), bytes_packed[16]), (Ok(packed), 1));
         let mut optional = bytes.clone();
         optional[24] = 1;
         let checksum = hash64(&optional[..HEADER_BYTES - 8]);

@@ -65,6 +65,19 @@ pub fn check_segment_header(block: &[u8], identity: Identity, number: u64) -> Re
     if word(48) != number { Err(damaged("segment under another's name")) } else { Ok(()) }
 }
 
+/// Whose segment this is and its number, for a tool that does not know.
+pub fn peek_segment(block: &[u8]) -> Result<(Identity, u64), Malformed> {
+    let word = |at: usize| block.get(at..at + 8).map(|word| u64::from_le_bytes(word.try_into().expect("8 bytes")));
+    let (cluster, node, number) = (word(32), word(40), word(48));
+    let found = cluster.zip(node).zip(number).map(|((cluster, node), number)| (Identity { cluster, node }, number));
+    let (identity, number) = found.ok_or(Malformed("ends within the header"))?;
+    match check_segment_header(block, identity, number) {
+        Ok(()) => Ok((identity, number)),
+        Err(BadSegment::Damaged(what)) => Err(what),
+        Err(BadSegment::TooNew) => Err(Malformed("a later format of the log")),
+    }
+}
+
 /// The length that a header which was checked says its segment has.
 pub fn segment_bytes(header: &[u8]) -> u64 {
     u64::from_le_bytes(header[56..64].try_into().expect("8 bytes"))
@@ -230,6 +243,11 @@ pub struct Framed<'a> {
 }
 
 impl<'a> Framed<'a> {
+    /// Bytes that are not read yet.
+    pub fn left(&self) -> usize {
+        self.reader.rest().len()
+    }
+
     /// The next record, if there is one.
     pub fn next_record(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
         if self.reader.is_empty() { Ok(None) } else { self.reader.bytes().map(Some) }

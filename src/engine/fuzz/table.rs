@@ -2,7 +2,8 @@
 
 use crate::engine::filter::Filter;
 use crate::engine::format::block::{BlockCursor, BlockView};
-use crate::engine::format::table::{Footer, Header, Properties, VolatileAt, next_volatile, unseal};
+use crate::engine::format::lz4;
+use crate::engine::format::table::{Footer, Header, Properties, VolatileAt, next_volatile, unseal, unseal_block};
 use crate::engine::format::table_index::TableIndex;
 use crate::engine::format::{parse_cell, parse_place};
 
@@ -38,7 +39,17 @@ pub fn sections(content: &[u8]) {
 
 /// Header, footer and trailer.
 pub fn frame(bytes: &[u8]) {
-    let _ = (Header::parse(bytes), Footer::parse(bytes, bytes.len() as u64), unseal(bytes, 1, 2));
+    let _ = (Header::parse(bytes), Footer::parse(bytes, bytes.len() as u64), unseal(bytes, 1, 2), unseal_block(bytes, 1, 2));
+}
+
+/// A block as it is packed.
+pub fn packed(stored: &[u8]) {
+    let mut content = Vec::new();
+    if lz4::unpack(stored, &mut content).is_ok() {
+        assert!(content.len() <= lz4::RAW_BYTES_MAX);
+        block(&content);
+    }
+    assert!(content.capacity() <= lz4::RAW_BYTES_MAX);
 }
 
 /// All of them.
@@ -47,6 +58,7 @@ pub fn table(bytes: &[u8]) {
     index(bytes);
     sections(bytes);
     frame(bytes);
+    packed(bytes);
 }
 
 #[cfg(test)]
@@ -76,6 +88,8 @@ mod tests {
         let cut = out[0].len() - 14;
         out[0].truncate(cut);
         draft.put(&mut out[2]);
+        let packed = lz4::Packer::default().pack(&out[0]).expect("cells of one byte pack").to_vec();
+        out.push(packed);
         let (mut frame, header) = (Vec::new(), Header::new(Default::default(), 1));
         header.put(&mut frame);
         Footer { bytes: 4096, ..Footer::default() }.put(&mut frame);
