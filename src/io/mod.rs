@@ -7,7 +7,13 @@ mod buffer_ring;
 #[cfg(test)]
 mod contract;
 pub mod driver;
+#[cfg(test)]
+mod driver_tests;
+pub mod epoll;
+mod epoll_ops;
 pub mod executor;
+mod file_pool;
+mod files;
 pub mod host;
 pub mod op;
 pub mod recording;
@@ -19,8 +25,6 @@ mod sys;
 mod tasks;
 pub mod uring;
 mod uring_ops;
-#[cfg(test)]
-mod uring_tests;
 pub mod wakers;
 
 use crate::base::time::{Mono, WallMs};

@@ -8,6 +8,7 @@
 //! On a host that refuses a part of this, the driver runs on what is left, and `degraded` says what that costs and what mends it.
 
 use super::buffer_ring::BufferRing;
+use super::driver::Kind;
 use super::op::{Completion, Done, Fd, Op, OpId, cancelled};
 use super::sys;
 use super::uring_ops::Flight;
@@ -119,14 +120,6 @@ impl From<io::Error> for UringError {
     }
 }
 
-/// What a descriptor is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    File,
-    Stream,
-    Listener,
-}
-
 /// An open descriptor.
 pub(super) struct Descriptor {
     pub(super) raw: OwnedFd,
@@ -193,7 +186,7 @@ impl UringDriver {
         if config.direct && !direct {
             degraded.push("descriptors are looked up for each operation: Linux 5.19 and a higher memlock limit mend it".into());
         }
-        let event = wakers.attach(core, ring.as_raw_fd())?;
+        let event = wakers.attach(core, Some(ring.as_raw_fd()))?;
         let seed = sys::random_seed();
         let mut driver = UringDriver {
             ring,
