@@ -2,10 +2,9 @@
 
 use crate::config::exit;
 use crate::engine;
-use crate::io::driver::Driver;
+use crate::io::driver::{Backend, Driver};
 use crate::io::executor::Executor;
 use crate::io::host;
-use crate::io::uring::{UringConfig, UringDriver};
 use crate::io::wakers::Wakers;
 use std::path::Path;
 
@@ -19,14 +18,16 @@ pub fn run(dir: &Path, say: &dyn Fn(&str)) -> i32 {
         }
     };
     let wakers = Wakers::new(1);
-    let driver = match UringDriver::new(UringConfig::default(), 0, &wakers) {
-        Ok(driver) => driver,
+    // Without a wish there is always one.
+    let backend = Backend::choose(None).map_or(Backend::Epoll, |(backend, _)| backend);
+    let driver = match Driver::open(backend, 0, &wakers) {
+        Ok((driver, _)) => driver,
         Err(error) => {
             say(&error.to_string());
             return exit::FAILED;
         }
     };
-    let mut executor = Executor::new(Driver::Uring(Box::new(driver)), 0, wakers);
+    let mut executor = Executor::new(driver, 0, wakers);
     let io = executor.handle();
     let path = dir.to_owned();
     let report = executor.run(async move { engine::verify_folder::verify_folder(&io, &path).await });

@@ -264,7 +264,6 @@ impl EpollDriver {
 
     pub(super) fn cancel(&mut self, id: OpId) {
         match self.flights.get(&id) {
-            None => {}
             Some(&Flight::Waits(fd)) => {
                 self.end_waiting(fd, Err(cancelled()));
                 if self.descriptor(fd).connecting {
@@ -276,12 +275,9 @@ impl EpollDriver {
                 self.descriptor_mut(fd).sends.retain(|sending| sending.id != id);
                 self.answer(id, Err(cancelled()));
             }
-            Some(Flight::File { .. }) => {
-                // What a thread has begun goes on to its end.
-                if self.files.cancel(id) {
-                    self.end_call(id, Err(cancelled()));
-                }
-            }
+            Some(Flight::File { .. }) if self.files.cancel(id) => self.end_call(id, Err(cancelled())),
+            // It has ended, or a thread has begun it: it goes on to its end.
+            _ => {}
         }
     }
 

@@ -28,7 +28,7 @@ mod uring_ops;
 pub mod wakers;
 
 use crate::base::time::{Mono, WallMs};
-use buffer::{Buf, Chunk};
+use buffer::Buf;
 use executor::{Inbox, Inner, OpFuture, Sleep, Syncing};
 use op::{Done, Entry, Fd, Op, OpenHow};
 use std::future::{Future, poll_fn};
@@ -40,6 +40,7 @@ use std::task::Poll;
 use std::time::Duration;
 use stream::{Arrivals, Found};
 
+pub use buffer::Chunk;
 pub use op::Parcel;
 pub use std::net::SocketAddr;
 pub use tasks::Task;
