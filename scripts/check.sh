@@ -59,12 +59,13 @@ skip() {
 }
 
 step format 60 cargo fmt --all --check
-step clippy 600 cargo clippy --locked --workspace --all-targets -- -D warnings
+step clippy 600 cargo clippy --locked --workspace --all-targets --features ringkv/tokio -- -D warnings
 step client 300 cargo check --locked --no-default-features --features client
-step tests 900 cargo test --locked --workspace --no-fail-fast
+step tokio 300 cargo check --locked --no-default-features --features tokio --examples
+step tests 900 cargo test --locked --workspace --no-fail-fast --features ringkv/tokio
 # Whole nodes once more, on the driver for hosts that forbid io_uring.
-step tests-epoll 600 env RINGKV_IO=epoll cargo test --locked -p ringkv --no-fail-fast \
-    --test node --test session --test client --test cli --test control --test hostile
+step tests-epoll 600 env RINGKV_IO=epoll cargo test --locked -p ringkv --no-fail-fast --features ringkv/tokio \
+    --test node --test session --test client --test cli --test control --test hostile --test tokio_node
 
 node=target/debug/ringkv
 if ! command -v python3 >/dev/null; then
@@ -73,6 +74,22 @@ elif [ ! -f tests/ringkv_client.py ]; then
     skip python "there is no tests/ringkv_client.py"
 else
     step python 300 scripts/with_node.sh "$node" python3 -B tests/ringkv_client.py HOST PORT
+fi
+# The load generator against the servers that its codecs are for.
+if command -v redis-server >/dev/null && command -v memcached >/dev/null; then
+    step peers 600 cargo test --locked -p loadgen --test real_servers --no-fail-fast -- --ignored
+else
+    skip peers "there is no redis-server or no memcached"
+fi
+if ! command -v shellcheck >/dev/null; then
+    skip scripts "there is no shellcheck"
+else
+    step scripts 120 shellcheck -x .ci/run scripts/*.sh
+fi
+if ! command -v systemd-analyze >/dev/null; then
+    skip units "there is no systemd-analyze"
+else
+    step units 120 scripts/check_units.sh "$node"
 fi
 step simulator 600 cargo run --locked --release --quiet -- sim --seeds "${RINGKV_SEEDS:-200}"
 

@@ -5,6 +5,7 @@
 #   kill_node                          ends it as a power cut does (kill -9 by its pid)
 #
 # With RINGKV_IO in the environment the node runs on that (uring or epoll).
+# shellcheck shell=bash disable=SC2034
 
 node_pid=""
 

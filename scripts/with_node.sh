@@ -5,6 +5,7 @@
 #
 # In the command, HOST, PORT and ADMIN (host:port) stand for the node's addresses: as variables, and as words of their own.
 set -euo pipefail
+# shellcheck source=scripts/node.sh
 . "$(dirname "$0")/node.sh"
 binary=$1
 shift

@@ -7,14 +7,15 @@
 //! | [`base`] | time, random numbers, the record model (places, versions, cells, their join), checksums, codecs | nothing of ours |
 //! | [`limits`] | every bound, with its reason | base |
 //! | [`wire`] | one vocabulary (`command`), frames, the native encoding: bytes ⇄ `Request`/`Reply` | base, limits |
-//! | [`client`] | the native client: a core without I/O and a blocking face | base, limits, wire |
+//! | [`client`] | the native client: a core without I/O, a blocking face, one for tokio | base, limits, wire |
 //! | [`cluster`] | decisions about the ring: pure | base, limits, wire |
 //! | [`io`] | the seam to the world: operations, executor, the drivers: io_uring, epoll, simulated | base, limits |
 //! | [`engine`] | a core's storage: WAL, memtable, tables, compaction, recovery; `format`: every byte on disk | base, limits, io |
 //! | [`shard`] | where wire and engine meet: sessions, execution, cross-core mail | all of the above |
 //! | [`control`] | the control core on glommio: the admin port | base, limits, wire, cluster |
 //! | [`sim`] | whole nodes in one thread from a seed, under a checker | everything |
-//! | [`node`], [`shell`], [`config`], [`verify`] | the process: threads, the shell client, flags, `ringkv verify` | what they start |
+//! | [`node`], [`shell`], [`config`] | the process: threads, the shell client, flags | what they start |
+//! | [`verify`], [`probe`] | `ringkv verify`, `ringkv probe` | what they start |
 //!
 //! `tests/style.rs` holds the arrows.
 //!
@@ -54,6 +55,8 @@ pub mod engine;
 pub mod io;
 #[cfg(feature = "server")]
 pub mod node;
+#[cfg(feature = "server")]
+pub mod probe;
 #[cfg(feature = "server")]
 pub mod shard;
 #[cfg(feature = "server")]

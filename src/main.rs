@@ -20,6 +20,7 @@ fn run() -> i32 {
         }
         Ok(Command::Serve(config)) => serve(&config),
         Ok(Command::Client(client)) => shell(&client),
+        Ok(Command::Probe(dir)) => ringkv::probe::run(dir.as_deref(), &|line| println!("{line}")),
         Ok(Command::Verify(dir)) => ringkv::verify::run(&dir, &|line| println!("{line}")),
         Ok(Command::Sim(run)) => ringkv::sim::run(&run, &mut |line| println!("{line}")),
     }

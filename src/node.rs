@@ -1,5 +1,7 @@
 //! A node of threads: one pinned thread a data core, the control core beside them, and the process's beginning and end.
 
+mod service;
+
 use crate::base::metrics::Report;
 use crate::config::{Config, exit};
 use crate::control::{self, ControlConfig, ControlHandle, IDLE_MAX, Source};
@@ -11,6 +13,7 @@ use crate::io::{SocketAddr, host};
 use crate::shard::mailbox::{self, MailboxEnds};
 use crate::shard::start::{self, Plan, StartFailure};
 use crate::shard::stats::Board;
+use service::Service;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -48,7 +51,7 @@ impl From<StartFailure> for Failure {
             StartFailure::Listen(..) => exit::ADDRESS_IN_USE,
             StartFailure::Engine(EngineError::Corrupt { .. } | EngineError::Unsupported { .. }) => exit::DATA_DAMAGED,
             StartFailure::Contradiction(_) => exit::CONFIG,
-            StartFailure::Engine(_) | StartFailure::Other(_) => exit::FAILED,
+            StartFailure::Engine(_) | StartFailure::NoRoom { .. } | StartFailure::Other(_) => exit::FAILED,
         };
         let text = match &failure {
             StartFailure::Listen(address, error) => format!("cannot listen on {address} ({error}); --port moves it"),
@@ -205,7 +208,9 @@ fn watch(node: &Watched<'_>, news: &mpsc::Receiver<News>, say: &dyn Fn(&str), wa
     let mut said = Vec::new();
     let mut ended = 0;
     let mut stopping = false;
-    let mut stop = |why: Option<Failure>, failure: &mut Option<Failure>| {
+    let mut service = Service::of_environment(warn);
+    let mut stop = |why: Option<Failure>, failure: &mut Option<Failure>, service: &mut Service| {
+        service.stopping();
         // The first reason is the cause, but a core that only heard of it may be the first to say so.
         if failure.as_ref().is_none_or(|known| known.follows) && why.is_some() {
             *failure = why;
@@ -216,6 +221,7 @@ fn watch(node: &Watched<'_>, news: &mpsc::Receiver<News>, say: &dyn Fn(&str), wa
         }
     };
     while ended < cores {
+        service.turn(host::mono(), || plan.board.beats(cores));
         match news.recv_timeout(Duration::from_millis(20)) {
             Ok(News::Degraded(line)) if !said.contains(&line) => {
                 warn(&line);
@@ -226,18 +232,19 @@ fn watch(node: &Watched<'_>, news: &mpsc::Receiver<News>, say: &dyn Fn(&str), wa
                 Ok(handle) => {
                     let admin = handle.as_ref().map_or_else(|| "none".to_owned(), |handle| handle.address().to_string());
                     say(&format!("ready native={address} admin={admin}"));
+                    service.ready(host::mono(), &format!("serving, native={address} admin={admin} cores={cores}"));
                     hints(address, &admin, warn);
                     control = handle;
                 }
-                Err(why) => stop(Some(why), &mut failure),
+                Err(why) => stop(Some(why), &mut failure, &mut service),
             },
             Ok(News::Ended(outcome)) => {
                 ended += 1;
-                stop(outcome.err(), &mut failure);
+                stop(outcome.err(), &mut failure, &mut service);
             }
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 if host::wait_for_signal(Some(Duration::ZERO)).is_some() {
-                    stop(None, &mut failure);
+                    stop(None, &mut failure, &mut service);
                 }
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => break,

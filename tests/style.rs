@@ -24,15 +24,17 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &["base", "limits", "wire", "io"]),
     ("shell", &["base", "limits", "wire", "client", "config"]),
     ("verify", &["base", "io", "engine", "config"]),
+    ("probe", &["io", "config"]),
     ("node", &["base", "limits", "wire", "io", "cluster", "engine", "shard", "control", "config"]),
     ("sim", &["base", "limits", "wire", "io", "cluster", "engine", "shard", "control", "config", "node", "client"]),
 ];
 
-/// Where unsafe may stand: the seam, the load generator's own poller, and a host for tests that forbids system calls.
-const UNSAFE_HOMES: &[&str] = &["src/io/", "loadgen/src/poll.rs", "tests/common/seccomp.rs"];
+/// Where unsafe may stand: the seam, the load generator's own poller, the prefetch instruction, which lookups of a pipeline earn, and a
+/// host for tests that forbids system calls.
+const UNSAFE_HOMES: &[&str] = &["src/io/", "src/base/prefetch.rs", "loadgen/src/poll.rs", "tests/common/seccomp.rs"];
 
-/// The blocking face of the client, which links no seam: it names net, thread and the clock itself.
-const CLIENT_FACE: &str = "src/client/blocking.rs";
+/// The faces of the client, which link no seam: they name net, thread and the clock themselves.
+const CLIENT_FACES: &[&str] = &["src/client/blocking.rs", "src/client/tokio/"];
 
 #[derive(Clone, Debug, PartialEq)]
 enum Token {
@@ -303,7 +305,7 @@ fn names(source: &Source, found: &mut Vec<(usize, String)>) {
     if source.path.starts_with("src/io/") {
         return;
     }
-    let face = source.path == CLIENT_FACE;
+    let face = CLIENT_FACES.iter().any(|home| source.path.starts_with(home));
     let control = source.path.starts_with("src/control/");
     for at in 0..source.tokens.len() {
         let Some(word) = source.word(at) else { continue };

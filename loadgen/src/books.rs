@@ -3,12 +3,13 @@
 use crate::connection::{Planned, Slots};
 use crate::ledger::{Ledger, Verdict, WriteEnd};
 use crate::plan::OpKind;
-use crate::protocol::{Answer, decode, error_name, is_worth_retrying, write_end};
-use crate::report::{Latencies, Tally};
+use crate::progress::{Interval, Intervals, TICK_NS, tell};
+use crate::protocol::Answer;
+use crate::report::Tally;
 use crate::value::Values;
-use ringkv::wire::frame::Frame;
-use std::sync::{Mutex, PoisonError};
 
+/// The error of a request that was not answered by the end.
+pub const NO_ANSWER: &str = "no answer";
 /// So many findings are told in full, a thread.
 const FINDINGS_TOLD_MAX: u32 = 5;
 
@@ -24,13 +25,6 @@ impl Window {
     pub fn contains(&self, at_ns: u64) -> bool {
         (self.from_ns..self.until_ns).contains(&at_ns)
     }
-}
-
-/// What the progress line takes from a thread, since it was last taken.
-#[derive(Default)]
-pub struct Interval {
-    pub errors: u64,
-    pub latencies: Latencies,
 }
 
 /// A thread's counts.
@@ -50,51 +44,50 @@ impl<'a> Books<'a> {
         Books { tally: Tally::default(), window, values, ledger, last_ns: 0, interval: Interval::default(), told: 0 }
     }
 
-    /// Takes an answer. Some: the request was refused and did nothing.
-    ///
-    /// # Errors
-    /// The connection makes no sense any more.
-    pub fn answer(&mut self, slots: &mut Slots, frame: &Frame<'_>, now_ns: u64, ledger_ms: u32) -> Result<Option<Planned>, String> {
-        let Some(slot) = slots.get(frame.id) else {
-            return Err(match ringkv::wire::native::decode_reply(frame.kind, frame.body) {
-                Ok(ringkv::wire::command::Reply::Error(error)) => format!("{}: {}", error_name(error.code), error.message),
-                _ => format!("an answer to no request (id {:#x}, kind {:#x})", frame.id, frame.kind),
-            });
-        };
+    /// Takes the answer to the request `id`, which is in flight; Err: what makes it none. Some: the request was refused and did nothing.
+    #[inline]
+    pub fn answer(
+        &mut self,
+        slots: &mut Slots,
+        id: u64,
+        answer: Result<Answer<'_>, &'static str>,
+        (now_ns, ledger_ms): (u64, u32),
+    ) -> Option<Planned> {
+        let slot = slots.get(id).expect("the caller found it");
         let planned = slot.planned;
-        let answer = decode(frame, planned.kind);
-        slots.release(frame.id, now_ns);
+        slots.release(id, now_ns);
         self.last_ns = now_ns;
+        self.tally.answers += 1;
         let answer = match answer {
             Ok(answer) => answer,
             Err(reason) => {
                 self.finish_write(planned, slot.write, WriteEnd::Unknown, ledger_ms);
                 self.found(planned.key, Verdict::Wrong("an answer that makes no sense"));
-                self.error(planned, &reason);
-                return Ok(None);
+                self.error(planned, reason);
+                return None;
             }
         };
-        if let Answer::Error(code) = answer {
-            self.finish_write(planned, slot.write, write_end(code), ledger_ms);
-            self.error(planned, error_name(code));
-            return Ok(is_worth_retrying(code).then_some(planned));
+        if let Answer::Refused(refusal) = answer {
+            self.finish_write(planned, slot.write, refusal.end, ledger_ms);
+            self.error(planned, refusal.name);
+            return refusal.is_worth_retrying.then_some(planned);
         }
         match answer {
             Answer::Done => self.finish_write(planned, slot.write, WriteEnd::Acknowledged, ledger_ms),
             Answer::Absent => self.tally.absent += u64::from(self.window.contains(planned.at_ns)),
-            Answer::Value(_) | Answer::Error(_) => {}
+            Answer::Value(_) | Answer::Refused(_) => {}
         }
         if let (Some(ledger), OpKind::Get) = (self.ledger, planned.kind) {
             let read = if let Answer::Value(value) = answer { Some(self.values.read(value)) } else { None };
             self.found(planned.key, ledger.judge(planned.key, slot.read, read, ledger_ms));
         }
         let latency_ns = now_ns.saturating_sub(planned.at_ns);
-        self.interval.latencies.record(latency_ns);
+        self.interval.record(latency_ns);
         if self.window.contains(planned.at_ns) {
             self.tally.ops[planned.kind as usize].latencies.record(latency_ns);
         }
         self.tally.answered += u64::from(self.window.contains(now_ns));
-        Ok(None)
+        None
     }
 
     /// A request that will never be answered.
@@ -125,20 +118,30 @@ impl<'a> Books<'a> {
             Verdict::Lost(reason) => (&mut self.tally.lost, "lost", reason),
         };
         *count += 1;
+        self.interval.faults += 1;
         self.tally.checked += 1;
         *self.tally.findings.entry(reason).or_default() += 1;
         if self.told < FINDINGS_TOLD_MAX {
             self.told += 1;
-            eprintln!("{what}: key {key}: {reason}");
+            tell(&format!("{what}: key {key}: {reason}"));
         }
     }
 
-    /// Hands what came together since the last time to the progress line.
-    pub fn publish(&mut self, shared: &Mutex<Interval>) {
-        let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
-        shared.errors += self.interval.errors;
-        shared.latencies.merge(&self.interval.latencies);
-        self.interval.errors = 0;
-        self.interval.latencies.reset();
+    /// Hands over what came together in the tick that is over by `now_ns`, if one is. True: one was.
+    #[inline]
+    pub fn publish(&mut self, now_ns: u64, shared: &Intervals) -> bool {
+        let tick = now_ns / TICK_NS;
+        if tick == self.interval.tick {
+            return false;
+        }
+        shared.push(&self.interval);
+        self.interval.reset(tick);
+        true
+    }
+
+    /// Hands over the rest.
+    pub fn publish_rest(&mut self, shared: &Intervals) {
+        shared.push(&self.interval);
+        self.interval.reset(self.interval.tick + 1);
     }
 }

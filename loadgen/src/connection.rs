@@ -2,8 +2,7 @@
 
 use crate::ledger::{ReadTicket, WriteTicket};
 use crate::plan::OpKind;
-use crate::protocol::Greeted;
-use ringkv::wire::frame::FrameReader;
+use crate::protocol::{Greeted, Reader};
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::net::TcpStream;
@@ -29,20 +28,23 @@ pub struct Slot {
     is_used: bool,
 }
 
-/// Requests in flight, found again by the id that their answers carry.
+/// Requests in flight, found again by the id that their answers carry, or by their order.
 #[derive(Debug)]
 pub struct Slots {
     slots: Vec<Slot>,
     free: Vec<u32>,
+    /// Which slots, the oldest first, where answers come in order.
+    order: Option<VecDeque<u32>>,
     /// When a slot last became free while all were taken.
     pub freed_ns: u64,
 }
 
 impl Slots {
-    pub fn new(inflight_max: usize) -> Slots {
+    pub fn new(inflight_max: usize, is_in_order: bool) -> Slots {
         let planned = Planned { at_ns: 0, key: 0, kind: OpKind::Get };
         let slot = Slot { planned, write: WriteTicket::default(), read: ReadTicket::default(), generation: 0, is_used: false };
-        Slots { slots: vec![slot; inflight_max], free: (0..inflight_max as u32).rev().collect(), freed_ns: 0 }
+        let order = is_in_order.then(|| VecDeque::with_capacity(inflight_max));
+        Slots { slots: vec![slot; inflight_max], free: (0..inflight_max as u32).rev().collect(), order, freed_ns: 0 }
     }
 
     pub fn inflight(&self) -> usize {
@@ -59,7 +61,18 @@ impl Slots {
         let slot = &mut self.slots[index as usize];
         let generation = slot.generation.wrapping_add(1);
         *slot = Slot { planned, write, read, generation, is_used: true };
+        if let Some(order) = &mut self.order {
+            order.push_back(index);
+        }
         u64::from(generation) << 32 | u64::from(index)
+    }
+
+    /// The request whose answer comes next, where answers come in order; `release` goes on to the one after it.
+    #[inline]
+    pub fn oldest(&self) -> Option<(u64, OpKind)> {
+        let index = *self.order.as_ref()?.front()?;
+        let slot = &self.slots[index as usize];
+        Some((u64::from(slot.generation) << 32 | u64::from(index), slot.planned.kind))
     }
 
     /// What is in flight under an id.
@@ -74,6 +87,9 @@ impl Slots {
         let slot = &mut self.slots[index as usize];
         assert!(slot.is_used, "slot {index} is free already");
         slot.is_used = false;
+        if let Some(order) = &mut self.order {
+            assert_eq!(order.pop_front(), Some(index), "answers come in order");
+        }
         if self.free.is_empty() {
             self.freed_ns = now_ns;
         }
@@ -85,6 +101,7 @@ impl Slots {
         let lost = self.slots.iter().filter(|slot| slot.is_used).copied().collect();
         self.slots.iter_mut().for_each(|slot| slot.is_used = false);
         self.free = (0..self.slots.len() as u32).rev().collect();
+        self.order.iter_mut().for_each(VecDeque::clear);
         lost
     }
 }
@@ -94,7 +111,7 @@ pub struct Connection {
     /// Number among all connections of the run: the writer in values.
     pub number: u32,
     pub stream: Option<TcpStream>,
-    pub reader: FrameReader,
+    pub reader: Reader,
     /// The server's core behind it.
     pub core: u16,
     pub slots: Slots,
@@ -108,12 +125,13 @@ pub struct Connection {
 
 impl Connection {
     pub fn new(number: u32, greeted: Greeted, inflight_max: usize) -> Connection {
+        let slots = Slots::new(inflight_max, matches!(greeted.reader, Reader::InOrder(_)));
         Connection {
             number,
             stream: Some(greeted.stream),
             reader: greeted.reader,
             core: greeted.core,
-            slots: Slots::new(inflight_max),
+            slots,
             backlog: VecDeque::new(),
             out: Vec::new(),
             out_at: 0,
@@ -167,7 +185,7 @@ mod tests {
 
     #[test]
     fn an_answer_finds_its_request_and_only_once() {
-        let mut slots = Slots::new(2);
+        let mut slots = Slots::new(2, false);
         let planned = |key| Planned { at_ns: 0, key, kind: OpKind::Get };
         let first = slots.take(planned(1), WriteTicket::default(), ReadTicket::default());
         let second = slots.take(planned(2), WriteTicket::default(), ReadTicket::default());
@@ -181,5 +199,23 @@ mod tests {
         assert!(slots.get(999).is_none());
         assert_eq!(slots.drain().len(), 2);
         assert!(slots.get(second).is_none() && slots.inflight() == 0);
+    }
+
+    #[test]
+    fn answers_in_order_find_the_oldest_request() {
+        let mut slots = Slots::new(2, true);
+        let planned = |key, kind| Planned { at_ns: 0, key, kind };
+        assert_eq!(slots.oldest(), None);
+        for key in 0..5 {
+            let id = slots.take(planned(key, OpKind::Get), WriteTicket::default(), ReadTicket::default());
+            let next = slots.take(planned(key + 100, OpKind::Put), WriteTicket::default(), ReadTicket::default());
+            assert_eq!(slots.oldest(), Some((id, OpKind::Get)));
+            slots.release(id, 1);
+            assert_eq!(slots.oldest(), Some((next, OpKind::Put)));
+            if key < 4 {
+                slots.release(next, 1);
+            }
+        }
+        assert_eq!((slots.drain().len(), slots.oldest()), (1, None));
     }
 }

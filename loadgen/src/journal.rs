@@ -4,19 +4,19 @@
 //! written, the writes of unknown outcome, and a checksum over all before it. Written beside the file and renamed over it.
 
 use crate::ledger::{KeyState, Ledger, Unknown};
-use crate::value::Sizes;
+use crate::sizes::Sizes;
 use ringkv::base::checksum::checksum;
 use ringkv::base::codec::{Malformed, Reader, put_bytes, put_varint};
 use std::path::Path;
 
-const MAGIC: &[u8; 8] = b"RKVLOAD1";
+const MAGIC: &[u8; 8] = b"RKVLOAD2";
 
 /// What every process that works on one journal must agree on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Shape {
     pub keys: u64,
-    pub key_bytes: usize,
-    pub sizes: Sizes,
+    pub key_sizes: Sizes,
+    pub value_sizes: Sizes,
     pub namespace: u32,
     pub ttl_ms: u32,
 }
@@ -25,13 +25,13 @@ pub struct Shape {
 pub fn encode(ledger: &Ledger, shape: &Shape) -> Vec<u8> {
     let mut out = Vec::new();
     out.extend_from_slice(MAGIC);
-    let sizes = shape.sizes;
-    for number in [u64::from(ledger.run), ledger.tracked, ledger.base_wall_ms, shape.keys, shape.key_bytes as u64] {
+    for number in [u64::from(ledger.run), ledger.tracked, ledger.base_wall_ms, shape.keys] {
         put_varint(&mut out, number);
     }
-    for number in [sizes.bytes_min as u64, sizes.bytes_max as u64, u64::from(shape.namespace), u64::from(shape.ttl_ms)] {
-        put_varint(&mut out, number);
-    }
+    put_bytes(&mut out, shape.key_sizes.to_string().as_bytes());
+    put_bytes(&mut out, shape.value_sizes.to_string().as_bytes());
+    put_varint(&mut out, u64::from(shape.namespace));
+    put_varint(&mut out, u64::from(shape.ttl_ms));
     let (mut records, mut record_count, mut unknowns, mut unknown_count) = (Vec::new(), 0u64, Vec::new(), 0u64);
     for (number, stripe) in ledger.stripes.iter().enumerate() {
         let stripe = stripe.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -73,10 +73,9 @@ pub fn decode(bytes: &[u8]) -> Result<(Ledger, Shape), Malformed> {
     }
     let run = small(&mut reader)?;
     let (tracked, base_wall_ms, keys) = (reader.varint()?, reader.varint()?, reader.varint()?);
-    let key_bytes = reader.varint()? as usize;
-    let sizes = Sizes { bytes_min: reader.varint()? as usize, bytes_max: reader.varint()? as usize };
+    let (key_sizes, value_sizes) = (sizes(&mut reader)?, sizes(&mut reader)?);
     let (namespace, ttl_ms) = (small(&mut reader)?, small(&mut reader)?);
-    if tracked > keys || tracked > 1 << 32 || sizes.bytes_min > sizes.bytes_max {
+    if tracked > keys || tracked > 1 << 32 {
         return Err(Malformed("impossible shape"));
     }
     let mut ledger = Ledger::new(run, tracked, ttl_ms);
@@ -107,7 +106,12 @@ pub fn decode(bytes: &[u8]) -> Result<(Ledger, Shape), Malformed> {
     records.end()?;
     unknowns.end()?;
     reader.end()?;
-    Ok((ledger, Shape { keys, key_bytes, sizes, namespace, ttl_ms }))
+    Ok((ledger, Shape { keys, key_sizes, value_sizes, namespace, ttl_ms }))
+}
+
+fn sizes(reader: &mut Reader<'_>) -> Result<Sizes, Malformed> {
+    let text = str::from_utf8(reader.bytes()?).map_err(|_| Malformed("sizes are no text"))?;
+    Sizes::parse(text).map_err(|_| Malformed("impossible sizes"))
 }
 
 fn small(reader: &mut Reader<'_>) -> Result<u32, Malformed> {
@@ -150,7 +154,8 @@ mod tests {
 
     #[test]
     fn a_journal_brings_back_what_was_acknowledged_and_what_is_unknown() {
-        let shape = Shape { keys: 3000, key_bytes: 16, sizes: Sizes { bytes_min: 40, bytes_max: 50 }, namespace: 1, ttl_ms: 0 };
+        let (key_sizes, value_sizes) = (Sizes::uniform(16, 16), Sizes::parse("lognormal:300,0.8,40..900").unwrap());
+        let shape = Shape { keys: 3000, key_sizes, value_sizes, namespace: 1, ttl_ms: 0 };
         let ledger = Ledger::new(77, 3000, 0);
         for key in [0, 5, 1024, 2999] {
             for end in [WriteEnd::Acknowledged, WriteEnd::Acknowledged, WriteEnd::Unknown] {

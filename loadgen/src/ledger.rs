@@ -22,8 +22,6 @@ const STRIPES: usize = 1024;
 const OVERLAP_MAX: u32 = 64;
 /// So many writes of unknown outcome a stripe remembers; the keys of further ones are not checked any more.
 const UNKNOWN_MAX: usize = 1024;
-/// Deadlines are held to this, in milliseconds: they are of millisecond grain, on a clock of the server's.
-const SLACK_MS: u32 = 5;
 
 /// What is known of one key. Times are milliseconds of the ledger's clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,6 +102,8 @@ pub struct Ledger {
     pub(crate) run: u32,
     pub(crate) tracked: u64,
     pub(crate) ttl_ms: u32,
+    /// How far a server may miss a deadline, either way.
+    pub slack_ms: u32,
     pub(crate) stripes: Vec<Mutex<Stripe>>,
     pub(crate) base_wall_ms: u64,
     started: Instant,
@@ -116,7 +116,7 @@ pub(crate) fn wall_ms() -> u64 {
 }
 
 impl Ledger {
-    /// Of the keys below `tracked`, for writes that live `ttl_ms` (0: for ever).
+    /// Of the keys below `tracked`, for writes that live `ttl_ms` (0: for ever), on a server that holds deadlines to 5 ms.
     pub fn new(run: u32, tracked: u64, ttl_ms: u32) -> Ledger {
         let stripes = (0..STRIPES as u64)
             .map(|stripe| {
@@ -124,7 +124,7 @@ impl Ledger {
                 Mutex::new(Stripe { states: vec![KeyState::default(); len as usize], ..Stripe::default() })
             })
             .collect();
-        Ledger { run, tracked, ttl_ms, stripes, base_wall_ms: wall_ms(), started: Instant::now(), offset_ms: 0 }
+        Ledger { run, tracked, ttl_ms, slack_ms: 5, stripes, base_wall_ms: wall_ms(), started: Instant::now(), offset_ms: 0 }
     }
 
     /// The ledger's clock was started at `base_wall_ms` (an earlier process of the same run).
@@ -209,7 +209,7 @@ impl Ledger {
         }
         let (stripe, at) = self.stripe(key);
         let state = &stripe.states[at];
-        let over = self.ttl_ms != 0 && now_ms > state.quiet_ms.saturating_add(self.ttl_ms).saturating_add(SLACK_MS);
+        let over = self.ttl_ms != 0 && now_ms > state.quiet_ms.saturating_add(self.ttl_ms).saturating_add(self.slack_ms);
         ReadTicket { floor: state.floor, gone: if over { state.quiet } else { 0 } }
     }
 
@@ -238,7 +238,7 @@ impl Ledger {
 
     fn judge_absent(&self, state: &KeyState, unknown: &[Unknown], ticket: ReadTicket, now_ms: u32) -> Verdict {
         let expired = self.ttl_ms != 0
-            && (now_ms.saturating_add(SLACK_MS) >= state.floor_ms.saturating_add(self.ttl_ms)
+            && (now_ms.saturating_add(self.slack_ms) >= state.floor_ms.saturating_add(self.ttl_ms)
                 || !unknown.is_empty()
                 || state.floor > ticket.floor);
         let deleted = state.last_del >= ticket.floor || unknown.iter().any(|write| write.delete);

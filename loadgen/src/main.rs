@@ -1,8 +1,10 @@
 //! `loadgen`: the command line around the library. `--help` says it all.
 
 use clap::Parser;
+use loadgen::html;
 use loadgen::options::Options;
 use loadgen::poll::{catch_interrupts, raise_open_files};
+use loadgen::report::Report;
 use loadgen::run::{Failure, exit_code, run};
 use std::process::ExitCode;
 
@@ -10,14 +12,12 @@ fn main() -> ExitCode {
     let options = Options::parse();
     raise_open_files();
     catch_interrupts();
-    let json = options.json.clone();
+    let asked = options.clone();
     match run(options, &mut |report| print!("{}", report.table())) {
         Ok(report) => {
             print!("{}", report.table());
-            if let Some(path) = json
-                && let Err(error) = std::fs::write(&path, report.json())
-            {
-                eprintln!("loadgen: --json {}: {error}", path.display());
+            if let Err(text) = write_files(&asked, &report) {
+                eprintln!("loadgen: {text}");
                 return ExitCode::from(2);
             }
             if let Some(died) = &report.died {
@@ -34,4 +34,15 @@ fn main() -> ExitCode {
             ExitCode::from(4)
         }
     }
+}
+
+fn write_files(options: &Options, report: &Report) -> Result<(), String> {
+    if let Some(path) = &options.json {
+        std::fs::write(path, report.json()).map_err(|error| format!("--json {}: {error}", path.display()))?;
+    }
+    if let Some(path) = &options.html {
+        let page = html::page(report, &html::settings(options, report), &html::machine());
+        std::fs::write(path, page).map_err(|error| format!("--html {}: {error}", path.display()))?;
+    }
+    Ok(())
 }

@@ -1,32 +1,47 @@
 //! The command line, and how its numbers, sizes, times, mixes and lists are read.
 
+use crate::draw::Shape;
 use crate::plan::Mix;
-use crate::value::Sizes;
-use crate::zipf::Shape;
+use crate::protocol::{Protocol, Target};
+use crate::sizes::Sizes;
 use clap::Parser;
 use std::path::PathBuf;
 
-/// Puts a ringkv node under load and prints its latencies.
+/// Puts a ringkv node, or a server that speaks RESP2 or memcached, under load and prints its latencies.
 ///
 /// Open loop (--rate): arrivals are independent and exponential, and latency counts from the planned time, so a slow server cannot hide
-/// its stalls. Closed loop (--closed, the default): --pipeline requests are kept in flight a connection.
+/// its stalls. Closed loop (--closed, the default): --pipeline requests are kept in flight a connection. Search (--find-p99-us): open
+/// loops at rising rates for --seconds each, then between the highest that holds the bound and the lowest that does not, then confirmed.
+///
+/// Targets: native://HOST:PORT, redis://HOST:PORT (GET, SET, DEL), memcached://HOST:PORT (get, set, delete), memcached-meta://HOST:PORT
+/// (mg, ms, md). To the latter two --ttl counts in whole seconds.
+///
+/// Sizes (--value, --key-size): 100; a range 100..1k, each alike; lognormal:MEDIAN,SIGMA, within four sigmas, or with bounds
+/// lognormal:MEDIAN,SIGMA,MIN..MAX; a list with weights 64=80,1k=15,16k=5. Suffixes k and M are powers of 1024.
+///
+/// Keys (--dist): uniform; zipf:S, rank k gets a weight of k^-S; latest or latest:S, puts go round all keys, and gets and deletes ask by
+/// Zipf for what was put last; hotspot:SHARE,OPS, a SHARE of the keys gets OPS of the requests (hotspot:0.1,0.9).
 ///
 /// Check mode (--check): every value proves its key and its write; `lost` counts acknowledged writes that are absent or older, `wrong`
-/// all else that was never written. Crash runs: `--check --journal FILE` keeps what was issued and acknowledged (and goes on from FILE if
-/// it is there already); when the server dies the run ends with code 3 and the journal written. After a restart `--verify-journal FILE`
-/// reads every key back. Or `--check --reconnect`: stay through the restart and read everything back at the end.
+/// all else that was never written; what a cache evicts is lost. Crash runs: `--check --journal FILE` keeps what was issued and
+/// acknowledged (and goes on from FILE if it is there already); when the server dies the run ends with code 3 and the journal written.
+/// After a restart `--verify-journal FILE` reads every key back. Or `--check --reconnect`: stay through the restart and read everything
+/// back at the end.
 ///
 /// Exit codes: 0 all well; 1 wrong or lost answers; 2 bad command line; 3 the run ended early, because the server went away or a signal
 /// came; 4 the server could not be reached.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "loadgen", version, about, verbatim_doc_comment)]
 pub struct Options {
-    /// Where the node listens
-    #[arg(long, value_name = "native://HOST:PORT", default_value = "native://127.0.0.1:7400", value_parser = parse_target)]
-    pub target: String,
-    /// Open loop: requests a second over all connections (suffixes k, M)
+    /// Where the server listens, and what it speaks
+    #[arg(long, value_name = "SCHEME://HOST:PORT", default_value = "native://127.0.0.1:7400", value_parser = parse_target)]
+    pub target: Target,
+    /// Open loop: requests a second over all connections (suffixes k, M); with --find-p99-us the rate to begin with
     #[arg(long, value_name = "N", value_parser = parse_rate, conflicts_with = "closed")]
     pub rate: Option<f64>,
+    /// Search for the highest rate at which the p99 of every kind of request stays within this many microseconds
+    #[arg(long, value_name = "N", value_parser = parse_bound, conflicts_with_all = ["closed", "fill", "verify_journal"])]
+    pub find_p99_us: Option<f64>,
     /// Closed loop (the default without --rate)
     #[arg(long)]
     pub closed: bool,
@@ -36,13 +51,13 @@ pub struct Options {
     /// How many keys there are (suffixes k, M, G)
     #[arg(long, value_name = "N", default_value = "1M", value_parser = parse_count)]
     pub keys: u64,
-    /// Bytes of a key
-    #[arg(long, value_name = "BYTES", default_value_t = 16)]
-    pub key_size: usize,
-    /// Bytes of a value, or a range A..B (suffixes K, M: powers of 1024)
-    #[arg(long, value_name = "SIZE", default_value = "100", value_parser = parse_sizes)]
+    /// Bytes of a key; a distribution gives each key a size of its own
+    #[arg(long, value_name = "SIZES", default_value = "16", value_parser = Sizes::parse)]
+    pub key_size: Sizes,
+    /// Bytes of a value
+    #[arg(long, value_name = "SIZES", default_value = "100", value_parser = Sizes::parse)]
     pub value: Sizes,
-    /// Which keys: uniform, or zipf:EXPONENT
+    /// Which keys: uniform, zipf:S, latest, hotspot:SHARE,OPS
     #[arg(long, value_name = "SHAPE", default_value = "uniform", value_parser = parse_shape)]
     pub dist: Shape,
     /// Connections, spread over the server's cores
@@ -54,7 +69,7 @@ pub struct Options {
     /// Cores of the generator, a pinned thread each: 0, or 0,2-5 (default: one thread, not pinned)
     #[arg(long, value_name = "LIST", value_parser = parse_cores)]
     pub cores: Option<CoreList>,
-    /// Load before anything is counted
+    /// Load before anything is counted, in each run of a search too
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]
     pub warmup: f64,
     /// Load that is counted
@@ -66,7 +81,10 @@ pub struct Options {
     /// Write the result here as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Credential of the hello: the file's content without its last newline
+    /// Write a report here: HTML with drawings, readable without network
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Credential of the hello, or of AUTH: the file's content without its last newline
     #[arg(long, value_name = "FILE")]
     pub secret_file: Option<PathBuf>,
     /// Write every key once, in random order, before the load
@@ -121,9 +139,14 @@ pub struct Options {
 pub struct CoreList(pub Vec<usize>);
 
 impl Options {
+    /// Requests come when they are due, not when answers do.
+    pub fn is_open(&self) -> bool {
+        self.rate.is_some() || self.find_p99_us.is_some()
+    }
+
     /// Requests in flight a connection.
     pub fn inflight_max(&self) -> usize {
-        self.pipeline.unwrap_or(if self.rate.is_some() { 1024 } else { 1 })
+        self.pipeline.unwrap_or(if self.is_open() { 1024 } else { 1 })
     }
 
     /// Contradictions that no single flag shows.
@@ -152,20 +175,42 @@ impl Options {
         if self.deadline > u64::from(u32::MAX) || self.ttl.is_some_and(|ttl| ttl == 0 || (self.check && ttl > u64::from(u32::MAX / 2))) {
             return Err("--ttl or --deadline is too long, or zero".into());
         }
-        crate::keys::KeyNames::new(self.key_size, self.keys).map(drop)
+        self.validate_protocol()?;
+        crate::keys::KeyNames::new(&self.key_size, self.keys).map(drop)
+    }
+
+    fn validate_protocol(&self) -> Result<(), String> {
+        let protocol = self.target.protocol;
+        if self.key_size.bytes_max > protocol.key_bytes_max() {
+            return Err(format!("--key-size {} is over the longest key of {protocol:?}, {}", self.key_size, protocol.key_bytes_max()));
+        }
+        if protocol != Protocol::Native && self.namespace != ringkv::base::record::NAMESPACE_DEFAULT {
+            return Err(format!("--namespace means nothing to {}", self.target));
+        }
+        if protocol.is_memcached() && self.secret_file.is_some() {
+            return Err(format!("--secret-file means nothing to {}", self.target));
+        }
+        // From 30 days on, memcached takes a number of seconds for a date.
+        if protocol.is_memcached() && self.ttl.is_some_and(|ttl| ttl % 1000 != 0 || ttl > 2_592_000_000) {
+            return Err("--ttl must be whole seconds, up to 30 days, for memcached".into());
+        }
+        Ok(())
     }
 }
 
-fn parse_target(text: &str) -> Result<String, String> {
-    let address = text.strip_prefix("native://").ok_or("a target looks like native://HOST:PORT")?.trim_end_matches('/');
+fn parse_target(text: &str) -> Result<Target, String> {
+    let bad = "a target looks like native://HOST:PORT, redis://HOST:PORT, memcached://HOST:PORT or memcached-meta://HOST:PORT";
+    let (scheme, address) = text.split_once("://").ok_or(bad)?;
+    let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.scheme() == scheme).ok_or(bad)?;
+    let address = address.trim_end_matches('/');
     match address.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(address.to_owned()),
-        _ => Err("a target looks like native://HOST:PORT".into()),
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(Target { protocol, address: address.to_owned() }),
+        _ => Err(bad.into()),
     }
 }
 
 /// A number with an optional suffix out of `units`.
-fn scaled(text: &str, units: &[(&str, f64)]) -> Result<f64, String> {
+pub(crate) fn scaled(text: &str, units: &[(&str, f64)]) -> Result<f64, String> {
     let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let number: f64 = text[..split].parse().map_err(|_| format!("{text:?} does not begin with a number"))?;
     let suffix = &text[split..];
@@ -181,6 +226,13 @@ fn parse_rate(text: &str) -> Result<f64, String> {
     if rate > 0.0 { Ok(rate) } else { Err("a rate must be above 0".into()) }
 }
 
+fn parse_bound(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(bound) if (1.0..=60e6).contains(&bound) => Ok(bound),
+        _ => Err("a bound lies between 1 µs and a minute".into()),
+    }
+}
+
 fn parse_count(text: &str) -> Result<u64, String> {
     let count = scaled(text, &[("", 1.0), ("k", 1e3), ("K", 1e3), ("M", 1e6), ("G", 1e9)])?;
     if count <= 1e15 { Ok(count.round() as u64) } else { Err(format!("{text:?} is too many")) }
@@ -194,29 +246,24 @@ fn parse_duration_ms(text: &str) -> Result<u64, String> {
     Ok(scaled(text, &[("ms", 1.0), ("s", 1e3), ("m", 60e3), ("h", 3600e3), ("d", 86_400e3)])?.round() as u64)
 }
 
-fn parse_size(text: &str) -> Result<usize, String> {
-    const KIB: f64 = 1024.0;
-    let units = [("", 1.0), ("B", 1.0), ("k", KIB), ("K", KIB), ("KiB", KIB), ("M", KIB * KIB), ("MiB", KIB * KIB)];
-    Ok(scaled(text, &units)?.round() as usize)
-}
-
-fn parse_sizes(text: &str) -> Result<Sizes, String> {
-    let (bytes_min, bytes_max) = match text.split_once("..") {
-        Some((min, max)) => (parse_size(min)?, parse_size(max)?),
-        None => (parse_size(text)?, parse_size(text)?),
-    };
-    if bytes_min <= bytes_max { Ok(Sizes { bytes_min, bytes_max }) } else { Err(format!("{text:?} ends before it begins")) }
-}
-
 fn parse_shape(text: &str) -> Result<Shape, String> {
-    match text.split_once(':') {
-        None if text == "uniform" => Ok(Shape::Uniform),
-        None if text == "zipf" => Ok(Shape::Zipf(0.99)),
-        Some(("zipf", exponent)) => match exponent.parse::<f64>() {
-            Ok(exponent) if exponent > 0.0 && exponent <= 10.0 => Ok(Shape::Zipf(exponent)),
-            _ => Err("an exponent lies above 0 and up to 10".into()),
-        },
-        _ => Err("a shape is uniform or zipf:EXPONENT".into()),
+    let exponent = |text: &str| match text.parse::<f64>() {
+        Ok(exponent) if exponent > 0.0 && exponent <= 10.0 => Ok(exponent),
+        _ => Err("an exponent lies above 0 and up to 10".to_owned()),
+    };
+    let share = |text: &str| match text.parse::<f64>() {
+        Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
+        _ => Err("a share lies above 0 and up to 1".to_owned()),
+    };
+    match text.split_once(':').unwrap_or((text, "0.99")) {
+        ("uniform", _) if text == "uniform" => Ok(Shape::Uniform),
+        ("zipf", number) => Ok(Shape::Zipf(exponent(number)?)),
+        ("latest", number) => Ok(Shape::Latest(exponent(number)?)),
+        ("hotspot", numbers) => {
+            let (keys, requests) = numbers.split_once(',').ok_or("a hot spot looks like hotspot:SHARE,OPS")?;
+            Ok(Shape::Hotspot { keys: share(keys)?, requests: share(requests)? })
+        }
+        _ => Err("a shape is uniform, zipf:S, latest, latest:S or hotspot:SHARE,OPS".into()),
     }
 }
 
@@ -264,13 +311,32 @@ mod tests {
         let line = "--target native://127.0.0.1:9 --rate 50k --mix get=91,put=9 --keys 4M --value 1KiB --dist zipf:0.99 --conns 8 \
                     --pipeline 16 --cores 0,2-3 --warmup 2 --seconds 0.5 --check --json /tmp/x";
         let options = parse(line).unwrap();
-        assert_eq!((options.target.as_str(), options.rate, options.keys), ("127.0.0.1:9", Some(50_000.0), 4_000_000));
-        assert_eq!(options.value, Sizes { bytes_min: 1024, bytes_max: 1024 });
+        assert_eq!((options.target.to_string().as_str(), options.rate), ("native://127.0.0.1:9", Some(50_000.0)));
+        assert_eq!((&options.value, options.keys), (&Sizes::uniform(1024, 1024), 4_000_000));
         assert_eq!(options.cores, Some(CoreList(vec![0, 2, 3])));
         assert!(options.check && options.inflight_max() == 16 && options.mix.weights == [91, 9, 0]);
         assert_eq!(parse("--closed").unwrap().inflight_max(), 1);
         assert_eq!(parse("--rate 1").unwrap().inflight_max(), 1024);
         assert_eq!(parse("--ttl 1.5s --value 32..64").unwrap().ttl, Some(1500));
+    }
+
+    #[test]
+    fn every_target_and_shape_is_understood() {
+        for protocol in Protocol::ALL {
+            let options = parse(&format!("--target {}://[::1]:9/ --ttl 2s", protocol.scheme())).unwrap();
+            assert_eq!(options.target, Target { protocol, address: "[::1]:9".into() });
+        }
+        for (text, shape) in [
+            ("uniform", Shape::Uniform),
+            ("zipf:1.2", Shape::Zipf(1.2)),
+            ("zipf", Shape::Zipf(0.99)),
+            ("latest", Shape::Latest(0.99)),
+            ("hotspot:0.1,0.9", Shape::Hotspot { keys: 0.1, requests: 0.9 }),
+        ] {
+            assert_eq!(parse(&format!("--dist {text}")).unwrap().dist, shape);
+        }
+        let find = parse("--find-p99-us 1000 --rate 5k --key-size lognormal:30,0.3,16..64 --mix get=90,put=9,del=1 --html x").unwrap();
+        assert_eq!((find.find_p99_us, find.inflight_max(), find.mix.weights), (Some(1000.0), 1024, [90, 9, 1]));
     }
 
     #[test]
@@ -290,6 +356,16 @@ mod tests {
             "--key-size 2",
             "--ttl 5",
             "--value 17M",
+            "--target http://localhost:1",
+            "--target memcached://localhost:1 --ttl 1500ms",
+            "--target memcached://localhost:1 --key-size 251",
+            "--target memcached-meta://localhost:1 --secret-file x",
+            "--target redis://localhost:1 --namespace 2",
+            "--dist hotspot:0.1",
+            "--dist hotspot:0,1",
+            "--dist uniform:2",
+            "--find-p99-us 0",
+            "--find-p99-us 100 --closed",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -1,12 +1,16 @@
-//! What was measured, and how it is shown: a table for people, JSON for scripts.
+//! What was measured, and how it is shown: a table for people, JSON for scripts (`html` draws it).
 
 use crate::plan::OpKind;
+use crate::search::Search;
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 /// Latencies above this many nanoseconds count as this many.
-const LATENCY_NS_MAX: u64 = 600_000_000_000;
+pub const LATENCY_NS_MAX: u64 = 600_000_000_000;
+
+/// Kinds of errors that are told apart; further ones count as one kind.
+const ERROR_KINDS_MAX: usize = 64;
 
 /// A histogram of nanoseconds, three digits exact.
 #[derive(Clone)]
@@ -30,10 +34,6 @@ impl Latencies {
 
     pub fn count(&self) -> u64 {
         self.0.len()
-    }
-
-    pub fn reset(&mut self) {
-        self.0.reset();
     }
 
     /// The value that `share` of all do not exceed, in microseconds; 0 where nothing was recorded.
@@ -61,6 +61,8 @@ pub struct Tally {
     pub errors: BTreeMap<String, u64>,
     /// Answers that arrived within the counted window, errors not among them.
     pub answered: u64,
+    /// Answers of any kind, the warm-up's too.
+    pub answers: u64,
     /// Planned within the window and never sent.
     pub unsent: u64,
     /// Gets that found nothing.
@@ -90,6 +92,7 @@ impl Tally {
         other.errors.iter().for_each(|(kind, count)| *self.errors.entry(kind.clone()).or_default() += count);
         other.findings.iter().for_each(|(kind, count)| *self.findings.entry(kind).or_default() += count);
         self.answered += other.answered;
+        self.answers += other.answers;
         self.unsent += other.unsent;
         self.absent += other.absent;
         self.hops += other.hops;
@@ -105,11 +108,27 @@ impl Tally {
 
     /// Counts an error of a kind.
     pub fn error(&mut self, kind: &str) {
+        let is_new = !self.errors.contains_key(kind);
+        let kind = if is_new && self.errors.len() >= ERROR_KINDS_MAX { "other errors" } else { kind };
         match self.errors.get_mut(kind) {
             Some(count) => *count += 1,
             None => drop(self.errors.insert(kind.to_owned(), 1)),
         }
     }
+}
+
+/// What was measured within a fraction of a second, by the time of the answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Point {
+    /// From the start of the warm-up.
+    pub at_s: f64,
+    /// Answers a second.
+    pub rate: f64,
+    pub errors: u64,
+    pub p50_us: f64,
+    pub p99_us: f64,
+    pub p999_us: f64,
+    pub max_us: f64,
 }
 
 /// A finished run.
@@ -124,13 +143,25 @@ pub struct Report {
     pub conns: usize,
     pub threads: usize,
     pub server_cores: usize,
+    pub target: String,
+    /// What the server says it is.
+    pub server: String,
+    /// Threads never slept: their processor time says nothing.
+    pub spun: bool,
+    pub warmup_s: f64,
+    /// How the run went on, the warm-up included.
+    pub course: Vec<Point>,
+    /// The search that this run is the last of.
+    pub search: Option<Search>,
     /// Why the run ended early.
     pub died: Option<String>,
 }
 
 /// Lateness above this at p99 makes the latencies the generator's own.
 const LATENESS_US_MAX: f64 = 1000.0;
-/// A thread busier than this has no room left.
+/// So does less, from here on, where it is half of the latency or more.
+const LATENESS_US_NOTED: f64 = 100.0;
+/// A thread of a closed loop that is busier than this has no room left. In an open loop lateness is the judge.
 const BUSY_MAX: f64 = 0.9;
 
 impl Report {
@@ -138,11 +169,22 @@ impl Report {
         if self.seconds > 0.0 { self.tally.answered as f64 / self.seconds } else { 0.0 }
     }
 
+    /// The highest p99 of a kind of request.
+    pub fn p99_us(&self) -> f64 {
+        self.tally.ops.iter().map(|op| op.latencies.quantile_us(0.99)).fold(0.0, f64::max)
+    }
+
+    /// Processor time of the generator a request; None where it spun.
+    pub fn cpu_ns_a_request(&self) -> Option<f64> {
+        (!self.spun && self.tally.answers > 0).then(|| self.tally.cpu_ns as f64 / self.tally.answers as f64)
+    }
+
     /// Why the generator rather than the server may set the figures.
     pub fn generator_limit(&self) -> Option<String> {
         let late_us = self.tally.lateness.quantile_us(0.99);
-        if late_us > LATENESS_US_MAX && self.rate_wanted.is_some() {
-            return Some(format!("the generator was late: {late_us:.0} µs at p99; give it more --cores or a lower --rate"));
+        if self.rate_wanted.is_some() {
+            let is_late = late_us > LATENESS_US_MAX || (late_us > LATENESS_US_NOTED && late_us > self.p99_us() / 2.0);
+            return is_late.then(|| format!("the generator was late: {late_us:.0} µs at p99; give it more --cores or a lower --rate"));
         }
         (self.tally.busy_max > BUSY_MAX)
             .then(|| format!("the generator was busy {:.0} % of the time; give it more --cores", self.tally.busy_max * 100.0))
@@ -170,11 +212,32 @@ impl Report {
         };
         let _ = writeln!(
             out,
-            "over      {:.1} s, {} connections, {} generator threads, {} server cores",
-            self.seconds, self.conns, self.threads, self.server_cores
+            "over      {:.1} s, {} connections, {} generator threads, {} server cores ({})",
+            self.seconds, self.conns, self.threads, self.server_cores, self.server
         );
         self.table_rest(&mut out);
+        self.table_search(&mut out);
         out
+    }
+
+    fn table_search(&self, out: &mut String) {
+        let Some(search) = &self.search else { return };
+        for step in &search.steps {
+            let _ = writeln!(
+                out,
+                "step      {:>9.0}/s reached {:>9.0}/s  p99 {:>9.1} µs  lateness p99 {:>8.1} µs  {}",
+                step.rate_wanted,
+                step.rate_reached,
+                step.p99_us,
+                step.lateness_p99_us,
+                step.verdict.words()
+            );
+        }
+        let limit = search.limit().map_or(String::new(), |limit| format!("; above: {}", limit.words()));
+        let _ = match search.found() {
+            Some(rate) => writeln!(out, "found     {rate:.0}/s holds p99 <= {:.0} µs{limit}", search.bound_us),
+            None => writeln!(out, "found     no rate that holds p99 <= {:.0} µs{limit}", search.bound_us),
+        };
     }
 
     fn table_rest(&self, out: &mut String) {
@@ -182,11 +245,12 @@ impl Report {
         let late = &tally.lateness;
         let _ = writeln!(
             out,
-            "lateness  p50 {:.1}, p99 {:.1}, max {:.1} µs; generator busy {:.0} %",
+            "lateness  p50 {:.1}, p99 {:.1}, max {:.1} µs; generator busy {:.0} %{}",
             late.quantile_us(0.5),
             late.quantile_us(0.99),
             late.max_us(),
-            tally.busy_max * 100.0
+            tally.busy_max * 100.0,
+            self.cpu_ns_a_request().map_or(String::new(), |ns| format!(", {ns:.0} ns a request"))
         );
         for (kind, count) in &tally.errors {
             let _ = writeln!(out, "error     {kind}: {count}");
@@ -242,6 +306,12 @@ impl Report {
             number(tally.busy_max)
         );
         let _ = writeln!(out, "  \"generator_limit\": {},", self.generator_limit().map_or("null".to_owned(), |text| quoted(&text)));
+        let cpu = self.cpu_ns_a_request().map_or("null".to_owned(), number);
+        let _ = writeln!(out, "  \"cpu_ns_a_request\": {cpu},");
+        let _ = writeln!(out, "  \"target\": {},\n  \"server\": {},", quoted(&self.target), quoted(&self.server));
+        let _ = writeln!(out, "  \"find\": {},", self.search.as_ref().map_or("null".to_owned(), search_json));
+        let course: Vec<String> = self.course.iter().map(point_json).collect();
+        let _ = writeln!(out, "  \"course\": [{}],", course.join(", "));
         let _ = writeln!(out, "  \"died\": {},", self.died.as_ref().map_or("null".to_owned(), |text| quoted(text)));
         let errors: Vec<String> = tally.errors.iter().map(|(kind, count)| format!("{}: {count}", quoted(kind))).collect();
         let _ = writeln!(out, "  \"errors\": {{{}}},", errors.join(", "));
@@ -261,6 +331,36 @@ fn op_json(op: &OpTally) -> String {
     }
     let _ = write!(out, ", \"max_us\": {}}}", number(op.latencies.max_us()));
     out
+}
+
+fn point_json(point: &Point) -> String {
+    format!(
+        "{{\"at_s\": {}, \"rate\": {}, \"errors\": {}, \"p50_us\": {}, \"p99_us\": {}, \"p999_us\": {}, \"max_us\": {}}}",
+        number(point.at_s),
+        number(point.rate),
+        point.errors,
+        number(point.p50_us),
+        number(point.p99_us),
+        number(point.p999_us),
+        number(point.max_us)
+    )
+}
+
+fn search_json(search: &Search) -> String {
+    let steps = search.steps.iter().map(|step| {
+        format!(
+            "{{\"rate_wanted\": {}, \"rate_reached\": {}, \"p99_us\": {}, \"lateness_p99_us\": {}, \"verdict\": {}}}",
+            number(step.rate_wanted),
+            number(step.rate_reached),
+            number(step.p99_us),
+            number(step.lateness_p99_us),
+            quoted(step.verdict.words())
+        )
+    });
+    let steps: Vec<String> = steps.collect();
+    let rate = search.found().map_or("null".to_owned(), number);
+    let limit = search.limit().map_or("null".to_owned(), |limit| quoted(limit.words()));
+    format!("{{\"p99_us\": {}, \"rate\": {rate}, \"limit\": {limit}, \"steps\": [{}]}}", number(search.bound_us), steps.join(", "))
 }
 
 fn number(value: f64) -> String {
@@ -290,7 +390,7 @@ mod tests {
         tally.ops[OpKind::Put as usize].errors = 3;
         tally.error("overloaded \"now\"");
         tally.lateness.record(5_000);
-        Report { phase: "load", tally, rate_wanted: Some(100.0), seconds: 10.0, conns: 2, threads: 1, server_cores: 2, died: None }
+        Report { phase: "load", tally, rate_wanted: Some(100.0), seconds: 10.0, conns: 2, threads: 1, server_cores: 2, ..Report::default() }
     }
 
     #[test]
@@ -332,9 +432,19 @@ mod tests {
         let mut report = report();
         assert_eq!(report.generator_limit(), None);
         report.tally.busy_max = 0.97;
+        assert_eq!(report.generator_limit(), None, "an open loop may be busy and on time");
+        report.rate_wanted = None;
         assert!(report.table().contains("warning   the generator was busy 97 %"));
-        report.tally.busy_max = 0.1;
+        (report.tally.busy_max, report.rate_wanted) = (0.1, Some(100.0));
         (0..100).for_each(|_| report.tally.lateness.record(2_000_000));
         assert!(report.table().contains("warning   the generator was late"));
+    }
+
+    #[test]
+    fn kinds_of_errors_are_bounded() {
+        let mut tally = Tally::default();
+        (0..1000).for_each(|kind| tally.error(&format!("E{kind}")));
+        (0..10).for_each(|_| tally.error("E3"));
+        assert_eq!((tally.errors.len(), tally.errors["E3"], tally.errors["other errors"]), (ERROR_KINDS_MAX + 1, 11, 936));
     }
 }

@@ -6,12 +6,13 @@
 //! pipeline full, so in a closed loop cores see load by their connections, not by the weight of their keys.
 
 use crate::connection::Planned;
+use crate::draw::KeyDraw;
 use crate::keys::KeyNames;
 use crate::ledger::Ledger;
 use crate::permute::Permutation;
 use crate::plan::{Arrivals, Mix, OpKind};
 use crate::protocol::Topology;
-use crate::zipf::KeyDraw;
+
 use ringkv::base::prng::Prng;
 use std::collections::VecDeque;
 
@@ -46,8 +47,8 @@ pub struct Source {
     pub draw: KeyDraw,
     pub random: Prng,
     pub keys: u64,
-    /// Keys drawn for a core whose connections were busy, a queue a core.
-    waiting: Vec<VecDeque<u64>>,
+    /// Drawn for a core whose connections were busy, a queue a core.
+    waiting: Vec<VecDeque<(u64, OpKind)>>,
     /// Requests to be tried again, each from an instant on.
     retries: VecDeque<Planned>,
     retries_left: u64,
@@ -81,7 +82,8 @@ impl Source {
             return None;
         }
         arrivals.advance();
-        Some(Planned { at_ns, key: self.draw.draw(&mut self.random), kind: self.mix.draw(&mut self.random) })
+        let kind = self.mix.draw(&mut self.random);
+        Some(Planned { at_ns, key: self.draw.draw(kind, &mut self.random), kind })
     }
 
     /// To be tried again at `at_ns`. False: it has been tried too often.
@@ -108,51 +110,49 @@ impl Source {
         if self.retries.front().is_some_and(|retry| retry.at_ns <= now_ns) {
             return self.retries.pop_front().map(|retry| Planned { at_ns: now_ns, ..retry });
         }
-        let key = match core {
-            None => self.waiting.iter_mut().find_map(VecDeque::pop_front).or_else(|| self.next_key(router.ledger))?,
-            Some(core) => self.next_key_of(core, router)?,
-        };
-        let kind = match self.work {
-            Work::Fill { .. } => OpKind::Put,
-            Work::Verify { .. } => OpKind::Get,
-            _ => self.mix.draw(&mut self.random),
+        let (key, kind) = match core {
+            None => self.waiting.iter_mut().find_map(VecDeque::pop_front).or_else(|| self.draw_next(router.ledger))?,
+            Some(core) => self.draw_for(core, router)?,
         };
         Some(Planned { at_ns: now_ns, key, kind })
     }
 
-    fn next_key_of(&mut self, core: u16, router: &mut Router<'_>) -> Option<u64> {
+    fn draw_for(&mut self, core: u16, router: &mut Router<'_>) -> Option<(u64, OpKind)> {
         if self.waiting.len() < router.served.len() {
             self.waiting.resize_with(router.served.len(), VecDeque::new);
         }
-        if let Some(key) = self.waiting[usize::from(core)].pop_front() {
-            return Some(key);
+        if let Some(drawn) = self.waiting[usize::from(core)].pop_front() {
+            return Some(drawn);
         }
         for _ in 0..DRAWS_MAX + DRAWS_A_CORE_MAX * router.served.len() {
             // A full queue would lose keys that must all be asked; its core's connections empty it.
             if self.is_exhaustive() && self.waiting.iter().any(|queue| queue.len() >= WAITING_MAX) {
                 return None;
             }
-            let key = self.next_key(router.ledger)?;
+            let (key, kind) = self.draw_next(router.ledger)?;
             let owner = usize::from(router.topology.core_of(router.names.name(key)));
             if owner == usize::from(core) || !router.served[owner] {
-                return Some(key);
+                return Some((key, kind));
             }
             if self.waiting[owner].len() < WAITING_MAX {
-                self.waiting[owner].push_back(key);
+                self.waiting[owner].push_back((key, kind));
             }
         }
-        self.next_key(router.ledger)
+        self.draw_next(router.ledger)
     }
 
-    fn next_key(&mut self, ledger: Option<&Ledger>) -> Option<u64> {
+    fn draw_next(&mut self, ledger: Option<&Ledger>) -> Option<(u64, OpKind)> {
         match &mut self.work {
             Work::Open(_) => None,
-            Work::Closed => Some(self.draw.draw(&mut self.random)),
+            Work::Closed => {
+                let kind = self.mix.draw(&mut self.random);
+                Some((self.draw.draw(kind, &mut self.random), kind))
+            }
             Work::Fill { permutation, next, step } => {
                 let index = *next;
                 (index < self.keys).then(|| {
                     *next += *step;
-                    permutation.apply(index)
+                    (permutation.apply(index), OpKind::Put)
                 })
             }
             Work::Verify { next, step, end } => {
@@ -160,7 +160,7 @@ impl Source {
                     let key = *next;
                     *next += *step;
                     if ledger.is_none_or(|ledger| ledger.was_written(key)) {
-                        return Some(key);
+                        return Some((key, OpKind::Get));
                     }
                 }
                 None
@@ -181,17 +181,25 @@ pub struct Router<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::zipf::Shape;
+    use crate::draw::Shape;
+    use crate::sizes::Sizes;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU64;
 
     fn source(work: Work, keys: u64) -> Source {
-        Source::new(work, Mix { weights: [1, 1, 0] }, KeyDraw::new(Shape::Uniform, keys, 1), Prng::new(1), keys)
+        let draw = KeyDraw::new(Shape::Uniform, keys, 1, &Arc::new(AtomicU64::new(keys)));
+        Source::new(work, Mix { weights: [1, 1, 0] }, draw, Prng::new(1), keys)
+    }
+
+    fn names(keys: u64) -> KeyNames {
+        KeyNames::new(&Sizes::uniform(16, 16), keys).unwrap()
     }
 
     #[test]
     fn a_fill_over_threads_and_cores_hands_out_every_key_once() {
         let keys = 10_000;
         let topology = Topology { cores: 3, vnodes: 4096 };
-        let mut names = KeyNames::new(16, keys).unwrap();
+        let mut names = names(keys);
         let mut seen = vec![0u32; keys as usize];
         for thread in 0..2 {
             let mut source = source(Work::Fill { permutation: Permutation::new(keys, 5), next: thread, step: 2 }, keys);
@@ -212,7 +220,7 @@ mod tests {
     fn a_verify_asks_for_written_keys_only() {
         let ledger = Ledger::new(1, 100, 0);
         [3u64, 50, 99].iter().for_each(|&key| _ = ledger.begin_write(key, false, 0));
-        let mut names = KeyNames::new(16, 100).unwrap();
+        let mut names = names(100);
         let mut source = source(Work::Verify { next: 0, step: 1, end: 100 }, 100);
         let topology = Topology { cores: 1, vnodes: 4096 };
         let mut router = Router { names: &mut names, topology, served: &[true], ledger: Some(&ledger) };

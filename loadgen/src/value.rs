@@ -12,6 +12,7 @@
 //! The filler is a stretch of a fixed pool of random bytes; where it begins follows from the header. The pool's length is a prime, so
 //! that no two chunks of a large value are alike. A value too short for a header is filler only and proves nothing.
 
+use crate::sizes::Sizes;
 use ringkv::base::{checksum::checksum, prng::Prng};
 
 /// What a value needs to prove itself.
@@ -28,13 +29,6 @@ pub struct Stamp {
     pub writer: u32,
 }
 
-/// Sizes of values, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    pub bytes_min: usize,
-    pub bytes_max: usize,
-}
-
 /// Makes and judges values. One a process is enough: it does not change.
 pub struct Values {
     pool: Vec<u8>,
@@ -43,7 +37,6 @@ pub struct Values {
 
 impl Values {
     pub fn new(sizes: Sizes) -> Values {
-        assert!(sizes.bytes_min <= sizes.bytes_max);
         // Fixed, so that any run can judge the values of any other.
         let mut pool = vec![0; POOL_BYTES];
         Prng::new(0x504F_4F4C).fill(&mut pool);
@@ -54,8 +47,7 @@ impl Values {
     pub fn write(&self, stamp: Stamp, out: &mut Vec<u8>) {
         out.clear();
         let base = mix(u64::from(stamp.run) << 32 | u64::from(stamp.seq), stamp.key);
-        let span = (self.sizes.bytes_max - self.sizes.bytes_min) as u64 + 1;
-        let len = self.sizes.bytes_min + (base % span) as usize;
+        let len = self.sizes.at(base);
         if len >= HEADER_BYTES {
             out.extend_from_slice(&MAGIC.to_le_bytes());
             out.extend_from_slice(&stamp.run.to_le_bytes());
@@ -108,7 +100,9 @@ fn start_of(base: u64) -> usize {
     ((u128::from(base) * POOL_BYTES as u128) >> 64) as usize
 }
 
-fn mix(a: u64, b: u64) -> u64 {
+/// A hash of two numbers.
+#[inline]
+pub(crate) fn mix(a: u64, b: u64) -> u64 {
     let product = u128::from(a ^ 0x9E37_79B9_7F4A_7C15) * u128::from(b.wrapping_mul(2) ^ 0x9FB2_1C65_1E98_DF25);
     ((product >> 64) as u64 ^ product as u64).wrapping_mul(0xD6E8_FEB8_6659_FD93)
 }
@@ -120,7 +114,7 @@ mod tests {
     #[test]
     fn values_prove_their_key_and_their_write() {
         for bytes_max in [32, 33, 100, 4096, 3_000_000] {
-            let values = Values::new(Sizes { bytes_min: 32, bytes_max });
+            let values = Values::new(Sizes::uniform(32, bytes_max));
             let mut out = Vec::new();
             for seq in 0..4 {
                 let stamp = Stamp { run: 9, key: 123 + u64::from(seq), seq, writer: 5 };
@@ -133,7 +127,7 @@ mod tests {
 
     #[test]
     fn any_changed_byte_and_any_cut_is_seen() {
-        let values = Values::new(Sizes { bytes_min: 200, bytes_max: 200 });
+        let values = Values::new(Sizes::uniform(200, 200));
         let mut out = Vec::new();
         values.write(Stamp { run: 1, key: 2, seq: 3, writer: 4 }, &mut out);
         for at in 0..out.len() {
@@ -146,7 +140,7 @@ mod tests {
 
     #[test]
     fn chunks_of_a_large_value_cannot_change_places() {
-        let values = Values::new(Sizes { bytes_min: 262_144, bytes_max: 262_144 });
+        let values = Values::new(Sizes::uniform(262_144, 262_144));
         let mut out = Vec::new();
         values.write(Stamp { run: 1, key: 2, seq: 3, writer: 4 }, &mut out);
         let (first, second) = out.split_at_mut(131_072);
@@ -156,7 +150,7 @@ mod tests {
 
     #[test]
     fn short_values_are_filler_only() {
-        let values = Values::new(Sizes { bytes_min: 8, bytes_max: 8 });
+        let values = Values::new(Sizes::uniform(8, 8));
         let mut out = Vec::new();
         values.write(Stamp { run: 1, key: 2, seq: 3, writer: 4 }, &mut out);
         assert_eq!(out.len(), 8);

@@ -6,29 +6,29 @@
 //! Latency counts from the planned time to the reading of the answer. Lateness is what the generator itself adds: from the instant at
 //! which a request could have been sent (its planned time, or when its connection had room again) to the write that sent it.
 
-use crate::books::{Books, Interval};
+use crate::books::{Books, NO_ANSWER};
 use crate::connection::{Connection, Planned};
 use crate::keys::KeyNames;
 use crate::ledger::{ReadTicket, WriteTicket};
 use crate::plan::OpKind;
 use crate::poll::{Poll, Ready, is_interrupted, sharpen_timers, thread_cpu_ns};
-use crate::protocol::{Common, Topology, connect, encode};
+use crate::progress::{Intervals, tell};
+use crate::protocol::handshake::connect;
+use crate::protocol::in_order::{Decoded, decode, name};
+use crate::protocol::{Common, Reader, Target, Topology, encode, native};
 use crate::report::Tally;
 use crate::source::{Router, Source, Work};
 use crate::value::Stamp;
 use std::os::fd::AsRawFd;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Planned requests that may wait in a thread before it stops looking ahead. Their planned times stay what they are.
 const BACKLOG_MAX: usize = 1 << 20;
-/// So long after its end a run waits for answers.
-const GRACE_NS: u64 = 5_000_000_000;
 /// No wait is longer than this, so that progress and ends are seen.
 const WAIT_NS_MAX: u64 = 50_000_000;
-/// Between two hand-overs to the progress line.
-const PUBLISH_NS: u64 = 200_000_000;
+/// To sleep for less costs more than to look again.
+const SLEEP_NS_MIN: u64 = 3000;
 /// Between two tries to reach a lost server.
 const RECONNECT_NS: u64 = 100_000_000;
 /// A server that is gone for longer is gone for good.
@@ -42,11 +42,13 @@ pub struct Shared {
     pub start: Instant,
     pub common: Common,
     pub run: u32,
-    pub target: String,
+    pub target: Target,
     pub credential: Vec<u8>,
     pub is_routed: bool,
     pub reconnects: bool,
     pub spins: bool,
+    /// So long after its end a phase waits for answers.
+    pub grace: Duration,
     /// Some thread found the server gone: all stop.
     pub stop: AtomicBool,
 }
@@ -128,18 +130,13 @@ impl<'a> Worker<'a> {
     }
 
     /// Runs the phase to its end.
-    pub fn run(mut self, interval: &Mutex<Interval>) -> Outcome {
+    pub fn run(mut self, intervals: &Intervals) -> Outcome {
         sharpen_timers();
         let (cpu_start_ns, began_ns) = (thread_cpu_ns(), self.now_ns());
-        let mut published_ns = began_ns;
         loop {
             let now_ns = self.now_ns();
-            if now_ns - published_ns > PUBLISH_NS {
-                published_ns = now_ns;
-                self.books.publish(interval);
-                if is_interrupted() {
-                    self.died = Some(format!("interrupted after {:.3} s", now_ns as f64 / 1e9));
-                }
+            if self.books.publish(now_ns, intervals) && is_interrupted() {
+                self.died = Some(format!("interrupted after {:.3} s", now_ns as f64 / 1e9));
             }
             self.plan(now_ns);
             self.fill(now_ns);
@@ -150,7 +147,7 @@ impl<'a> Worker<'a> {
             self.wait_and_read();
         }
         self.wind_up();
-        self.books.publish(interval);
+        self.books.publish_rest(intervals);
         let wall_ns = (self.now_ns() - began_ns).max(1);
         let tally = &mut self.books.tally;
         (tally.cpu_ns, tally.wall_ns) = (thread_cpu_ns() - cpu_start_ns, wall_ns);
@@ -232,7 +229,8 @@ impl<'a> Worker<'a> {
             }
             if !self.sendable_ns.is_empty() {
                 now_ns = self.now_ns();
-                for sendable_ns in self.sendable_ns.drain(..) {
+                let window = self.books.window;
+                for sendable_ns in self.sendable_ns.drain(..).filter(|at_ns| window.contains(*at_ns)) {
                     self.books.tally.lateness.record(now_ns.saturating_sub(sendable_ns));
                 }
                 self.plan(now_ns);
@@ -314,13 +312,17 @@ impl<'a> Worker<'a> {
         } else {
             wait_ns = wait_ns.max(100_000);
         }
-        if self.shared.spins {
+        if self.shared.spins || wait_ns < SLEEP_NS_MIN {
             wait_ns = 0;
         }
         let mut ready = std::mem::take(&mut self.ready);
         ready.clear();
         if let Err(error) = self.poll.wait(wait_ns, &mut ready) {
             self.died = Some(format!("epoll: {error}"));
+        }
+        if self.shared.spins && ready.is_empty() {
+            // The kernel's workers of this CPU may be what an answer waits for: without this they wait for the next tick.
+            std::thread::yield_now();
         }
         for event in &ready {
             if event.writable {
@@ -345,26 +347,49 @@ impl<'a> Worker<'a> {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(error) => return self.lose(at, &error.to_string()),
             };
-            let (now_ns, ledger_ms) = (self.now_ns(), self.ledger_ms());
-            let Connection { reader, slots, .. } = &mut self.conns[at];
-            for frame in reader.feed(&self.chunk[..len]) {
-                let result = match &frame {
-                    Ok(frame) => self.books.answer(slots, frame, now_ns, ledger_ms),
-                    Err(error) => Err(format!("its framing is lost: {error:?}")),
-                };
-                match result {
-                    Ok(None) => {}
-                    Ok(Some(planned)) => {
-                        if self.source.is_exhaustive() && !self.source.retry(Planned { at_ns: now_ns + RETRY_NS, ..planned }) {
-                            self.died = Some("the server refused too often".into());
-                        }
-                    }
-                    Err(reason) => return self.lose(at, &reason),
-                }
+            let now = (self.now_ns(), self.ledger_ms());
+            if let Err(reason) = self.take_answers(at, len, now) {
+                return self.lose(at, &reason);
             }
             self.list(at);
             if len < self.chunk.len() {
                 return;
+            }
+        }
+    }
+
+    /// Takes the answers in the first `len` bytes of the chunk.
+    fn take_answers(&mut self, at: usize, len: usize, now: (u64, u32)) -> Result<(), String> {
+        let Worker { books, source, died, chunk, conns, .. } = self;
+        let Connection { reader, slots, .. } = &mut conns[at];
+        let mut settle = |refused: Option<Planned>| {
+            let Some(planned) = refused.filter(|_| source.is_exhaustive()) else { return };
+            if !source.retry(Planned { at_ns: now.0 + RETRY_NS, ..planned }) {
+                *died = Some("the server refused too often".into());
+            }
+        };
+        match reader {
+            Reader::Native(reader) => {
+                for frame in reader.feed(&chunk[..len]) {
+                    let frame = frame.map_err(|error| format!("its framing is lost: {error:?}"))?;
+                    let slot = slots.get(frame.id).ok_or_else(|| native::stray(&frame))?;
+                    settle(books.answer(slots, frame.id, native::decode(&frame, slot.planned.kind), now));
+                }
+                Ok(())
+            }
+            Reader::InOrder(reader) => {
+                let protocol = reader.protocol();
+                reader.feed(&chunk[..len], |input| {
+                    let (id, kind) = slots.oldest().ok_or_else(|| format!("an answer to no request: {:?}", name(input)))?;
+                    let (answer, used) = match decode(protocol, input, kind) {
+                        Decoded::More => return Ok(0),
+                        Decoded::Answer(answer, used) => (Ok(answer), used),
+                        Decoded::Odd(reason, used) => (Err(reason), used),
+                        Decoded::Broken(reason) => return Err(format!("{reason}: {:?}", name(input))),
+                    };
+                    settle(books.answer(slots, id, answer, now));
+                    Ok(used)
+                })
             }
         }
     }
@@ -382,7 +407,7 @@ impl<'a> Worker<'a> {
         }
         if self.shared.reconnects {
             if self.lost_since_ns.is_none() {
-                eprintln!("connection {} lost ({reason}); trying to reconnect", self.conns[at].number);
+                tell(&format!("connection {} lost ({reason}); trying to reconnect", self.conns[at].number));
             }
             self.lost_since_ns.get_or_insert(now_ns);
             self.retry_ns = now_ns + RECONNECT_NS;
@@ -435,7 +460,7 @@ impl<'a> Worker<'a> {
             return self.source.is_empty() && self.inflight() == 0;
         }
         let until_ns = self.books.window.until_ns;
-        now_ns >= until_ns && ((self.inflight() == 0 && self.backlog == 0) || now_ns >= until_ns + GRACE_NS)
+        now_ns >= until_ns && ((self.inflight() == 0 && self.backlog == 0) || now_ns >= until_ns + self.shared.grace.as_nanos() as u64)
     }
 
     /// Counts what was never answered and what was planned but never sent.
@@ -444,7 +469,7 @@ impl<'a> Worker<'a> {
         let window = self.books.window;
         for conn in &mut self.conns {
             for slot in conn.slots.drain() {
-                self.books.abandon(&slot, "no answer", ledger_ms);
+                self.books.abandon(&slot, NO_ANSWER, ledger_ms);
             }
             self.books.tally.unsent += conn.backlog.iter().filter(|planned| window.contains(planned.at_ns)).count() as u64;
         }

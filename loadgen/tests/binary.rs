@@ -65,3 +65,21 @@ fn a_signal_ends_a_run_with_its_report_and_its_journal() {
     assert!(out.contains("100 answers judged, 0 wrong, 0 lost"), "{out}");
     std::fs::remove_file(&journal).unwrap();
 }
+
+#[test]
+fn a_search_prints_its_steps_and_draws_them() {
+    let server = Server::start(Fault::None, 1);
+    let (html, json) = (file("html"), file("find.json"));
+    let files = format!("--html {} --json {}", html.display(), json.display());
+    // A bound that no rate breaks, so that it ends where the rate is not reached.
+    let flags =
+        format!("--find-p99-us 60000000 --rate 500 --warmup 0.05 --seconds 0.2 --keys 100 --conns 2 --dist hotspot:0.1,0.9 {files}");
+    let (code, out, err) = finish(start(&server, &flags));
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(out.contains("\nstep ") && out.contains("\nfound ") && err.lines().any(|line| line.starts_with("bracket ")), "{out}{err}");
+    let text = std::fs::read_to_string(&json).unwrap();
+    assert!(text.contains("\"find\": {\"p99_us\": 60000000.000") && text.contains("\"steps\": [{"), "{text}");
+    let page = std::fs::read_to_string(&html).unwrap();
+    assert!(page.contains("<h2>Search</h2>") && page.matches("<svg").count() == 4 && page.ends_with("</html>\n"), "{page}");
+    [html, json].iter().for_each(|path| std::fs::remove_file(path).unwrap());
+}

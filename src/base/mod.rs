@@ -4,6 +4,7 @@ pub mod checksum;
 pub mod codec;
 pub mod map;
 pub mod metrics;
+pub mod prefetch;
 pub mod prng;
 pub mod record;
 pub mod time;

@@ -5,9 +5,10 @@
 
 use super::answer::{Answer, ClientError, NamespaceInfo, OwnedPage, OwnedValue, ServerInfo, TimeToLive, VersionedBytes};
 use super::core::{Core, Event, backoff};
+use super::request::{self, ClientConfig, DeleteOptions, IN_FLIGHT_MAX, NAMESPACE_AT_FIRST, Outcome, PutOptions, READ_BYTES, gone, ms};
 use crate::base::map::{Map, Seeded};
 use crate::base::prng::Prng;
-use crate::base::record::{NAMESPACE_DEFAULT, NamespaceId, Version, core_of, token_of, vnode_of};
+use crate::base::record::{NamespaceId, Version};
 use crate::base::time::Mono;
 use crate::wire::command::*;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -15,73 +16,10 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-/// Requests of one connection in flight.
-const IN_FLIGHT_MAX: usize = 1024;
 /// Output that may wait before a pipeline reads answers again.
 const OUTPUT_BYTES_MAX: usize = 256 * 1024;
-const READ_BYTES: usize = 256 * 1024;
 /// A send that is stuck this long looks whether the server waits for us to read.
 const STUCK: Duration = Duration::from_millis(20);
-
-/// How to reach a server and how patient to be.
-#[derive(Clone, Debug)]
-pub struct ClientConfig {
-    /// `host:port`, tried in turn.
-    pub addresses: Vec<String>,
-    pub credential: Vec<u8>,
-    pub client_name: String,
-    /// By name.
-    pub namespace: String,
-    pub connect_timeout: Duration,
-    /// Of one try.
-    pub request_timeout: Duration,
-    /// Further tries of what may safely be tried again.
-    pub retries: u32,
-    /// Asks to be told the version of each write before it is stored, so that an unanswered one can be retried. Costs a frame a write.
-    pub announce: bool,
-    pub backoff_min: Duration,
-    pub backoff_max: Duration,
-    /// Everything over one connection, whatever core the server hands it to.
-    pub single_connection: bool,
-}
-
-impl Default for ClientConfig {
-    fn default() -> ClientConfig {
-        ClientConfig {
-            addresses: vec!["127.0.0.1:7400".into()],
-            credential: Vec::new(),
-            client_name: "ringkv-rust".into(),
-            namespace: "default".into(),
-            connect_timeout: Duration::from_secs(2),
-            request_timeout: Duration::from_secs(5),
-            retries: 2,
-            announce: false,
-            backoff_min: Duration::from_millis(20),
-            backoff_max: Duration::from_secs(2),
-            single_connection: false,
-        }
-    }
-}
-
-/// What a put may carry beside key and value.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PutOptions {
-    /// `None` takes the namespace's default.
-    pub ttl: Option<Duration>,
-    pub condition: Condition,
-    /// From an earlier try.
-    pub version: Option<Version>,
-}
-
-/// What a delete may carry beside its key.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct DeleteOptions {
-    pub condition: Condition,
-    /// From an earlier try.
-    pub version: Option<Version>,
-}
-
-type Outcome = Result<Answer, ClientError>;
 
 /// One open connection.
 struct Connection {
@@ -117,28 +55,20 @@ pub struct Client {
     next_address: usize,
 }
 
-fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A time to live in whole milliseconds; one that is there is at least 1.
-fn ttl_ms(ttl: Option<Duration>) -> u64 {
-    ttl.map_or(0, |ttl| ms(ttl).max(1))
-}
-
 fn is_timeout(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 
-fn gone(error: impl std::fmt::Display) -> ClientError {
-    ClientError::Disconnected(error.to_string())
-}
-
-const UNEXPECTED: ClientError = ClientError::Protocol("an answer of another kind than asked");
-
 impl Connection {
-    /// Connects and says hello.
+    /// Connects and says hello to `core`, or where it is gone, to any.
     fn open(address: &str, core: u16, config: &ClientConfig, start: Instant) -> Result<(Connection, ServerInfo), ClientError> {
+        match Connection::open_to(address, core, config, start) {
+            Err(refused) if request::has_no_such_core(core, &refused) => Connection::open_to(address, CORE_ANY, config, start),
+            outcome => outcome,
+        }
+    }
+
+    fn open_to(address: &str, core: u16, config: &ClientConfig, start: Instant) -> Result<(Connection, ServerInfo), ClientError> {
         let mut error = gone("the address names no host");
         for target in address.to_socket_addrs().map_err(gone)? {
             match TcpStream::connect_timeout(&target, config.connect_timeout) {
@@ -163,19 +93,10 @@ impl Connection {
             last_received: mono(start),
             lost: false,
         };
-        let hello = Hello {
-            version_min: PROTOCOL_VERSION_MIN,
-            version_max: PROTOCOL_VERSION,
-            core,
-            credential: &config.credential,
-            client_name: &config.client_name,
-        };
         let now = mono(start);
-        let id = connection.core.submit(now, now.plus(config.connect_timeout), 0, Command::Hello(hello))?;
-        match connection.wait(id, start, config.request_timeout)? {
-            Answer::Hello(info) if info.cores > 0 && info.vnodes.is_power_of_two() && info.vnodes > 1 => Ok((connection, *info)),
-            _ => Err(UNEXPECTED),
-        }
+        let id = connection.core.submit(now, now.plus(config.connect_timeout), 0, config.hello(core))?;
+        let server = ServerInfo::of_hello(connection.wait(id, start, config.request_timeout)?)?;
+        Ok((connection, server))
     }
 
     /// Sends and reads until `id` is answered, one way or the other.
@@ -307,7 +228,7 @@ impl Client {
                 match Connection::open(address, CORE_ANY, &config, start) {
                     Ok((connection, server)) => {
                         let slots = Vec::new();
-                        let namespace = NAMESPACE_DEFAULT;
+                        let namespace = NAMESPACE_AT_FIRST;
                         let mut client = Client { config, start, prng, server, namespace, slots, next_address: index };
                         client.adopt(connection);
                         client.find_namespace()?;
@@ -323,20 +244,17 @@ impl Client {
 
     /// Makes slots for the server's cores, the first connection in the slot of its core.
     fn adopt(&mut self, connection: Connection) {
-        let count = if self.config.single_connection { 1 } else { usize::from(self.server.cores) };
+        let count = self.config.connections(&self.server);
         self.slots.resize_with(count, Slot::default);
         let at = usize::from(self.server.core) % count;
         self.slots[at] = Slot { connection: Some(connection), ..Slot::default() };
     }
 
     fn find_namespace(&mut self) -> Result<(), ClientError> {
-        if self.config.namespace == "default" {
-            return Ok(());
+        if !self.config.is_default_namespace() {
+            let rows = self.namespaces()?;
+            self.namespace = self.config.find_namespace(&rows)?;
         }
-        let found = self.namespaces()?.into_iter().find(|row| row.name == self.config.namespace);
-        let code = ErrorCode::NoSuchNamespace;
-        let missing = || ClientError::Failed { code, message: format!("no namespace is called '{}'", self.config.namespace) };
-        self.namespace = found.ok_or_else(missing)?.id;
         Ok(())
     }
 
@@ -350,19 +268,8 @@ impl Client {
         self.namespace
     }
 
-    fn slot_of_key(&self, key: &[u8]) -> usize {
-        let vnode = vnode_of(token_of(key), self.server.vnodes);
-        usize::from(core_of(vnode, self.server.cores)) % self.slots.len()
-    }
-
     fn slot_of(&self, command: &Command<'_>) -> usize {
-        let first = match command {
-            Command::MultiGet { keys } => keys.first().copied(),
-            Command::MultiPut(multi) => multi.items.first().map(|item| item.key),
-            Command::Scan(scan) => return usize::from(core_of(scan.vnode, self.server.cores)) % self.slots.len(),
-            other => other.key(),
-        };
-        first.map_or(0, |key| self.slot_of_key(key))
+        usize::from(self.server.core_of(command)) % self.slots.len()
     }
 
     /// Opens the connection of a slot where there is none, waiting out the backoff. The slot to use: the server may have other cores now.
@@ -424,7 +331,7 @@ impl Client {
 
     /// Tries a command, and again where that cannot act twice.
     fn call(&mut self, command: Command<'_>) -> Outcome {
-        let command = self.prepared(command);
+        let command = self.config.prepared(command);
         let give_up = self.give_up();
         let first = self.try_once(command.clone(), give_up);
         self.retry(command, first, give_up)
@@ -435,36 +342,14 @@ impl Client {
         mono(self.start).plus(self.config.request_timeout.saturating_mul(self.config.retries.saturating_add(1)))
     }
 
-    fn prepared<'a>(&self, mut command: Command<'a>) -> Command<'a> {
-        if let Some(write) = write_of(&mut command) {
-            write.announce |= self.config.announce;
-        }
-        command
-    }
-
     fn retry(&mut self, mut command: Command<'_>, mut outcome: Outcome, give_up: Mono) -> Outcome {
         for attempt in 1..=self.config.retries {
-            if mono(self.start) >= give_up {
+            if mono(self.start) >= give_up || !request::may_try_again(&mut command, &outcome) {
                 break;
-            }
-            match &outcome {
-                Err(ClientError::Unknown { version: Some(version) }) => match write_of(&mut command) {
-                    Some(write) => write.version = Some(*version),
-                    None => break,
-                },
-                Err(error) if error.is_harmless() => {}
-                _ => break,
             }
             std::thread::sleep(backoff(attempt, self.config.backoff_min, self.config.backoff_max, self.prng.unit()));
             let next = self.try_once(command.clone(), give_up);
-            // Only a success tells more than what the first try left unknown: a refusal now says nothing about it.
-            outcome = match (outcome, next) {
-                (Err(ClientError::Unknown { .. }), Err(ClientError::Unknown { version: Some(version) })) => {
-                    Err(ClientError::Unknown { version: Some(version) })
-                }
-                (Err(unknown @ ClientError::Unknown { .. }), Err(_)) => Err(unknown),
-                (_, next) => next,
-            };
+            outcome = request::after_another(outcome, next);
         }
         outcome
     }
@@ -473,7 +358,7 @@ impl Client {
     fn run(&mut self, commands: Vec<Command<'_>>) -> Vec<Outcome> {
         let (start, patience, give_up) = (self.start, self.config.request_timeout, self.give_up());
         let by = mono(start).plus(patience);
-        let commands: Vec<_> = commands.into_iter().map(|command| self.prepared(command)).collect();
+        let commands: Vec<_> = commands.into_iter().map(|command| self.config.prepared(command)).collect();
         let mut outcomes: Vec<Option<Outcome>> = commands.iter().map(|_| None).collect();
         let mut queues: Vec<Queue> = Vec::new();
         for (index, command) in commands.iter().enumerate() {
@@ -554,16 +439,6 @@ impl Queue {
     }
 }
 
-fn write_of<'c>(command: &'c mut Command<'_>) -> Option<&'c mut WriteOptions> {
-    match command {
-        Command::Put(put) => Some(&mut put.write),
-        Command::Delete(delete) => Some(&mut delete.write),
-        Command::MultiPut(multi) => Some(&mut multi.write),
-        Command::Expire { write, .. } | Command::Persist { write, .. } => Some(write),
-        _ => None,
-    }
-}
-
 /// The commands, one method each. Errors are `ClientError`'s; a write's result is its version.
 impl Client {
     /// Any command; for what the methods below do not cover.
@@ -577,21 +452,17 @@ impl Client {
     }
 
     pub fn ping(&mut self) -> Result<(), ClientError> {
-        expect(self.call(Command::Ping)?, |answer| matches!(answer, Answer::Pong).then_some(()))
+        request::pong(self.call(Command::Ping)?)
     }
 
     /// Lines of `key:value` about the node.
     pub fn info(&mut self) -> Result<String, ClientError> {
-        expect(self.call(Command::Info)?, text_of)
+        request::text(self.call(Command::Info)?)
     }
 
     /// `None` where the key is absent.
     pub fn get(&mut self, key: &[u8]) -> Result<Option<OwnedValue>, ClientError> {
-        expect(self.call(Command::Get { key })?, |answer| match answer {
-            Answer::Value(value) => Some(Some(value)),
-            Answer::Absent => Some(None),
-            _ => None,
-        })
+        request::value(self.call(Command::Get { key })?)
     }
 
     pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<Version, ClientError> {
@@ -600,9 +471,7 @@ impl Client {
 
     /// A put with a time to live, a condition, or the version of an earlier try.
     pub fn put_with(&mut self, key: &[u8], value: &[u8], options: PutOptions) -> Result<Version, ClientError> {
-        let write = WriteOptions { version: options.version, announce: false };
-        let put = Put { key, value, ttl_ms: ttl_ms(options.ttl), condition: options.condition, write };
-        expect(self.call(Command::Put(put))?, done_of)
+        request::done(self.call(request::put(key, value, options))?)
     }
 
     /// Also succeeds where there was no such key.
@@ -612,89 +481,53 @@ impl Client {
 
     /// A delete with a condition, or the version of an earlier try.
     pub fn delete_with(&mut self, key: &[u8], options: DeleteOptions) -> Result<Version, ClientError> {
-        let write = WriteOptions { version: options.version, announce: false };
-        expect(self.call(Command::Delete(Delete { key, condition: options.condition, write }))?, done_of)
+        request::done(self.call(request::delete(key, options))?)
     }
 
     /// Gives a key a time to live. `None` where the key is absent.
     pub fn expire(&mut self, key: &[u8], ttl: Duration) -> Result<Option<Version>, ClientError> {
-        let command = Command::Expire { key, ttl_ms: ttl_ms(Some(ttl)), write: WriteOptions::default() };
-        expect(self.call(command)?, done_or_absent)
+        request::done_or_absent(self.call(request::expire(key, ttl))?)
     }
 
     /// Takes a key's time to live away. `None` where the key is absent.
     pub fn persist(&mut self, key: &[u8]) -> Result<Option<Version>, ClientError> {
-        expect(self.call(Command::Persist { key, write: WriteOptions::default() })?, done_or_absent)
+        request::done_or_absent(self.call(request::persist(key))?)
     }
 
     pub fn ttl(&mut self, key: &[u8]) -> Result<TimeToLive, ClientError> {
-        expect(self.call(Command::Ttl { key })?, |answer| match answer {
-            Answer::Ttl(None) => Some(TimeToLive::Never),
-            Answer::Ttl(Some(remaining)) => Some(TimeToLive::Remaining(remaining)),
-            Answer::Absent => Some(TimeToLive::Absent),
-            _ => None,
-        })
+        request::time_to_live(self.call(Command::Ttl { key })?)
     }
 
     /// Values in the order of the keys. Split by core and in parts of at most the server's bound; not one snapshot across them.
     pub fn multi_get(&mut self, keys: &[&[u8]]) -> Result<Vec<Option<VersionedBytes>>, ClientError> {
-        let parts = self.parts(keys.iter().copied());
+        let parts = self.server.parts(keys.iter().copied());
         let lists: Vec<Vec<&[u8]>> = parts.iter().map(|part| part.iter().map(|&index| keys[index]).collect()).collect();
         let outcomes = self.run(lists.iter().map(|keys| Command::MultiGet { keys: List::Borrowed(keys) }).collect());
-        let mut values = vec![None; keys.len()];
-        for (part, outcome) in parts.iter().zip(outcomes) {
-            let part_values = expect(outcome?, |answer| match answer {
-                Answer::Values(values) if values.len() == part.len() => Some(values),
-                _ => None,
-            })?;
-            part.iter().zip(part_values).for_each(|(&index, value)| values[index] = value);
-        }
-        Ok(values)
+        request::join_values(keys.len(), &parts, outcomes)
     }
 
     /// Several puts, each item's version in the order of the items. Split by core; what goes to one core goes in requests of at most the
     /// server's bound of keys, and such a request is atomic. Where parts fail, the first error comes back and others may have been stored.
     pub fn multi_put(&mut self, items: &[PutItem<'_>]) -> Result<Vec<Version>, ClientError> {
-        let parts = self.parts(items.iter().map(|item| item.key));
+        let parts = self.server.parts(items.iter().map(|item| item.key));
         let lists: Vec<Vec<PutItem<'_>>> = parts.iter().map(|part| part.iter().map(|&index| items[index]).collect()).collect();
-        let write = WriteOptions::default();
-        let command = |items| Command::MultiPut(MultiPut { items: List::Borrowed(items), write });
-        let outcomes = self.run(lists.iter().map(|items| command(items)).collect());
-        let mut versions = vec![Version::ZERO; items.len()];
-        for (part, outcome) in parts.iter().zip(outcomes) {
-            let version = expect(outcome?, done_of)?;
-            part.iter().for_each(|&index| versions[index] = version);
-        }
-        Ok(versions)
-    }
-
-    /// Indexes of keys by core, in parts of what one request may name.
-    fn parts<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) -> Vec<Vec<usize>> {
-        let mut by_core: Vec<Vec<usize>> = vec![Vec::new(); usize::from(self.server.cores)];
-        for (index, key) in keys.enumerate() {
-            let vnode = vnode_of(token_of(key), self.server.vnodes);
-            by_core[usize::from(core_of(vnode, self.server.cores))].push(index);
-        }
-        let bound = (self.server.limits.multi_keys_max as usize).max(1);
-        by_core.iter().flat_map(|indexes| indexes.chunks(bound).map(<[usize]>::to_vec)).collect()
+        let outcomes = self.run(lists.iter().map(|items| request::multi_put(items)).collect());
+        request::join_versions(items.len(), &parts, outcomes)
     }
 
     /// One page of a vnode's keys; an empty cursor starts, and an empty one in the page says that the vnode is through.
     pub fn scan(&mut self, vnode: u32, cursor: &[u8], limit: u32, with_values: bool) -> Result<OwnedPage, ClientError> {
-        expect(self.call(Command::Scan(Scan { vnode, cursor, limit, with_values }))?, |answer| match answer {
-            Answer::Page(page) => Some(page),
-            _ => None,
-        })
+        request::page(self.call(Command::Scan(Scan { vnode, cursor, limit, with_values }))?)
     }
 
     pub fn namespaces(&mut self) -> Result<Vec<NamespaceInfo>, ClientError> {
-        expect(self.call(Command::NamespaceList)?, namespaces_of)
+        request::namespaces(self.call(Command::NamespaceList)?)
     }
 
     /// A zero TTL is none.
     pub fn namespace_create(&mut self, name: &str, default_ttl: Duration, durability: Durability) -> Result<NamespaceInfo, ClientError> {
         let command = Command::NamespaceCreate { name, default_ttl_ms: ms(default_ttl), durability };
-        expect(self.call(command)?, |answer| namespaces_of(answer)?.pop())
+        request::namespace(self.call(command)?)
     }
 
     /// `None` leaves as it is.
@@ -705,33 +538,13 @@ impl Client {
         durability: Option<Durability>,
     ) -> Result<NamespaceInfo, ClientError> {
         let command = Command::NamespaceAlter { name, default_ttl_ms: default_ttl.map(ms), durability };
-        expect(self.call(command)?, |answer| namespaces_of(answer)?.pop())
+        request::namespace(self.call(command)?)
     }
 
     /// A snapshot on the node under this name; lines of `key:value` about it.
     pub fn snapshot(&mut self, name: &str) -> Result<String, ClientError> {
-        expect(self.call(Command::Snapshot { name })?, text_of)
+        request::text(self.call(Command::Snapshot { name })?)
     }
-}
-
-fn expect<T>(answer: Answer, f: impl FnOnce(Answer) -> Option<T>) -> Result<T, ClientError> {
-    f(answer).ok_or(UNEXPECTED)
-}
-
-fn done_of(answer: Answer) -> Option<Version> {
-    if let Answer::Done(version) = answer { Some(version) } else { None }
-}
-
-fn done_or_absent(answer: Answer) -> Option<Option<Version>> {
-    if answer == Answer::Absent { Some(None) } else { done_of(answer).map(Some) }
-}
-
-fn text_of(answer: Answer) -> Option<String> {
-    if let Answer::Text(text) = answer { Some(text) } else { None }
-}
-
-fn namespaces_of(answer: Answer) -> Option<Vec<NamespaceInfo>> {
-    if let Answer::Namespaces(rows) = answer { Some(rows) } else { None }
 }
 
 /// Commands gathered to be run together.
@@ -752,12 +565,11 @@ impl<'a> Pipeline<'_, 'a> {
     }
 
     pub fn put(&mut self, key: &'a [u8], value: &'a [u8]) -> usize {
-        let write = WriteOptions::default();
-        self.add(Command::Put(Put { key, value, ttl_ms: 0, condition: Condition::Always, write }))
+        self.add(request::put(key, value, PutOptions::default()))
     }
 
     pub fn delete(&mut self, key: &'a [u8]) -> usize {
-        self.add(Command::Delete(Delete { key, condition: Condition::Always, write: WriteOptions::default() }))
+        self.add(request::delete(key, DeleteOptions::default()))
     }
 
     /// Sends all, waits for all. Commands on one key are executed in no promised order.

@@ -1,8 +1,13 @@
-//! The native client: `core` is the protocol without I/O, `blocking` a face over std's sockets. Pulls in no server code.
+//! The native client: `core` is the protocol without I/O, `request` what its faces share, `blocking` a face over std's sockets, `tokio`
+//! (feature `tokio`) one over tokio's. Pulls in no server code.
 
 pub mod answer;
 pub mod blocking;
 pub mod core;
+mod request;
+#[cfg(feature = "tokio")]
+pub mod tokio;
 
 pub use answer::{Answer, ClientError, KeyInfo, NamespaceInfo, OwnedPage, OwnedValue, ServerInfo, TimeToLive, VersionedBytes};
-pub use blocking::{Client, ClientConfig, DeleteOptions, Pipeline, PutOptions};
+pub use blocking::{Client, Pipeline};
+pub use request::{ClientConfig, DeleteOptions, PutOptions};

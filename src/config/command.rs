@@ -17,6 +17,8 @@ pub enum Command {
     Client(Client),
     /// Read every byte of a data folder that no node holds, and check it.
     Verify(PathBuf),
+    /// Say what this host, and the file system of a data folder, give a node.
+    Probe(Option<PathBuf>),
     Sim(SimRun),
 }
 
@@ -189,6 +191,8 @@ enum Verb {
     },
     /// Check a data folder that no node holds
     Verify { dir: PathBuf },
+    /// Print what this host gives a node: io_uring, limits, clocks, and with a data folder its direct I/O
+    Probe { dir: Option<PathBuf> },
     /// Run the simulator
     Sim(SimRun),
 }
@@ -243,6 +247,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, 
     };
     let (target, word) = match verb {
         Verb::Verify { dir } => return Ok(Parsed::Done(Command::Verify(dir))),
+        Verb::Probe { dir } => return Ok(Parsed::Done(Command::Probe(dir))),
         Verb::Sim(run) => return Ok(Parsed::Done(Command::Sim(run))),
         Verb::Put { key, value, ttl, if_absent, if_present, if_version, target } => {
             let condition = match (if_absent, if_present, if_version) {

@@ -4,11 +4,10 @@ use super::cache::{Cache, CacheKey, CacheValue};
 use super::format::parse_cell;
 use crate::base::codec::Malformed;
 use crate::base::record::Cell;
-use std::borrow::Borrow;
 use std::ops::Range;
 use std::rc::Rc;
 
-/// A block's content, its trailer checked and cut off. Also a lone cell's bytes, for a cache of cells.
+/// A block's content, its trailer checked and cut off. Also a lone cell's bytes.
 #[derive(Debug)]
 pub struct Block {
     bytes: Box<[u8]>,
@@ -48,35 +47,6 @@ impl CacheKey for BlockKey {
 /// A core's cache of blocks.
 pub type BlockCache = Cache<BlockKey, Rc<Block>>;
 
-/// Names a cell in a cache of cells: its encoded place. Looked up by `&[u8]`.
-#[derive(Debug, PartialEq, Eq, Hash)]
-pub struct PlaceKey(Box<[u8]>);
-
-impl From<&[u8]> for PlaceKey {
-    fn from(place: &[u8]) -> PlaceKey {
-        PlaceKey(place.into())
-    }
-}
-
-impl Borrow<[u8]> for PlaceKey {
-    fn borrow(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl CacheKey for PlaceKey {
-    fn group(&self) -> u64 {
-        0
-    }
-
-    fn heap_bytes(&self) -> usize {
-        self.0.len().next_multiple_of(16) + size_of::<usize>()
-    }
-}
-
-/// A core's cache of cells; the values are `CellBuf::copied`. Who writes a cell replaces or removes it here.
-pub type CellCache = Cache<PlaceKey, CellBuf>;
-
 /// An encoded cell that keeps the bytes it lies in alive. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct CellBuf {
@@ -115,12 +85,6 @@ impl CellBuf {
     }
 }
 
-impl CacheValue for CellBuf {
-    fn heap_bytes(&self) -> usize {
-        self.block.heap_bytes()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,14 +92,14 @@ mod tests {
     use crate::engine::format::put_cell;
 
     #[test]
-    fn a_cell_is_cached_under_its_place_and_asked_for_without_a_copy() {
-        let cache = CellCache::new(1 << 20, 1);
-        let mut bytes = Vec::new();
+    fn a_cell_keeps_its_block_and_what_is_none_is_refused() {
+        let mut bytes = vec![0xEE];
         put_cell(&mut bytes, &Cell::value(Version::put(1, 0), b"v"));
-        cache.insert(PlaceKey::from(&b"place"[..]), CellBuf::copied(&bytes).unwrap());
-        assert_eq!(cache.get(&b"place"[..]).unwrap().cell(), Cell::value(Version::put(1, 0), b"v"));
-        assert!(cache.get(&b"other"[..]).is_none());
-        assert!(cache.remove(&b"place"[..]).is_some() && cache.get(&b"place"[..]).is_none());
+        let block = Block::copied(&bytes);
+        let cell = CellBuf::new(block.clone(), 1..bytes.len()).unwrap();
+        drop(block);
+        assert_eq!(cell.cell(), Cell::value(Version::put(1, 0), b"v"));
+        assert!(CellBuf::new(Block::copied(&bytes), 1..bytes.len() + 1).is_err());
         assert!(CellBuf::copied(&[0xFF]).is_err());
     }
 }

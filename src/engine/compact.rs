@@ -161,7 +161,7 @@ impl Tables {
             let inputs = tree.tables().filter(|table| around.inputs.contains(&table.record.id));
             inputs.map(|table| (table.record.entries as f64 * share(table)) as u64).sum()
         };
-        let mut output = Output::new(self, merge.level, merge.run, seqs, entries);
+        let mut output = self.output((merge.level, merge.run), seqs, entries);
         let mut written_bytes = 0;
         loop {
             match self.fill(&mut steps, &mut output, &around).await {

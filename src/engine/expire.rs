@@ -240,18 +240,19 @@ impl Tables {
         let vnode = vnode_of(token, self.config.vnodes);
         let hash = prefix_hash(prefix_of(place));
         let mut is_before = true;
-        for step in tree.plan(place, vnode, drop_seq, |table| Tables::newest_in(table, namespace, vnode)) {
-            if step.newest_from_here < version {
+        let newest = |table: &Table| Tables::newest_in(table, namespace, vnode);
+        for (run, other) in tree.lookup(place, vnode, drop_seq, 0) {
+            if tree.newest_from(run, Tables::newest_of) < version || tree.newest_of_vnode(run, place, vnode, drop_seq, newest) < version {
                 break;
             }
-            if Rc::ptr_eq(step.table, table) {
+            if Rc::ptr_eq(other, table) {
                 is_before = false;
                 continue;
             }
-            if !step.table.table.may_hold(hash) {
+            if !other.table.may_hold(hash) {
                 continue;
             }
-            let found = step.table.table.get(place, &self.cache).await?;
+            let found = other.table.get(place, &self.cache).await?;
             if found.is_some_and(|cell| cell.cell().newest() > version || is_before && cell.cell().newest() == version) {
                 return Ok(true);
             }

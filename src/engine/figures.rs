@@ -40,6 +40,10 @@ static TABLE_MEMORY_BYTES: Meaning = gauge("table_memory_bytes", "Memory of filt
 static CACHE_BYTES: Meaning = gauge("cache_bytes", "Memory of the block cache.");
 static CACHE_HITS: Meaning = counter("cache_hits_total", "Blocks found in the cache.");
 static CACHE_MISSES: Meaning = counter("cache_misses_total", "Blocks not found in the cache.");
+static CELL_CACHE_BYTES: Meaning = gauge("cell_cache_bytes", "Memory of the cache of single cells.");
+static CELL_CACHE_ENTRIES: Meaning = gauge("cell_cache_entries", "Cells in that cache.");
+static CELL_CACHE_HITS: Meaning = counter("cell_cache_hits_total", "Lookups that the cache of cells answered.");
+static CELL_CACHE_MISSES: Meaning = counter("cell_cache_misses_total", "Lookups that it did not.");
 static WAL_GROUPS: Meaning = counter("wal_groups_total", "Groups written to the log, one durable write each.");
 static WAL_RECORDS: Meaning = counter("wal_records_total", "Records written to the log.");
 static WAL_BYTES: Meaning = counter("wal_written_bytes_total", "Bytes of groups written to the log.");
@@ -78,6 +82,10 @@ impl Engine {
             (&CACHE_BYTES, stats.cache.bytes as u64),
             (&CACHE_HITS, stats.cache.hits),
             (&CACHE_MISSES, stats.cache.misses),
+            (&CELL_CACHE_BYTES, stats.cells.bytes as u64),
+            (&CELL_CACHE_ENTRIES, stats.cells.entries as u64),
+            (&CELL_CACHE_HITS, stats.cells.hits),
+            (&CELL_CACHE_MISSES, stats.cells.misses),
             (&WAL_GROUPS, wal.groups),
             (&WAL_RECORDS, wal.records),
             (&WAL_BYTES, wal.written_bytes),

@@ -89,12 +89,32 @@ pub struct Run<T> {
     pub id: u64,
     pub level: Level,
     pub tables: Vec<Rc<TableRef<T>>>,
+    /// The first bytes of the tables' starts, side by side: a search that touches no table but the one it finds.
+    heads: Vec<u128>,
+}
+
+/// A place's first bytes as a number that compares as they do.
+fn head(place: &[u8]) -> u128 {
+    let mut bytes = [0; 16];
+    let len = place.len().min(16);
+    bytes[..len].copy_from_slice(&place[..len]);
+    u128::from_be_bytes(bytes)
 }
 
 impl<T> Run<T> {
+    fn new(id: u64, level: Level, tables: Vec<Rc<TableRef<T>>>) -> Run<T> {
+        let heads = tables.iter().map(|table| head(table.start())).collect();
+        Run { id, level, tables, heads }
+    }
+
     /// The table that may hold a place.
     pub fn find(&self, place: &[u8]) -> Option<&Rc<TableRef<T>>> {
-        let after = self.tables.partition_point(|table| table.start() <= place);
+        let head = head(place);
+        let mut after = self.heads.partition_point(|&other| other <= head);
+        // Of equal heads the rest decides.
+        while after > 0 && self.heads[after - 1] == head && self.tables[after - 1].start() > place {
+            after -= 1;
+        }
         self.tables[..after].last().filter(|table| table.covers(place))
     }
 
@@ -106,19 +126,13 @@ impl<T> Run<T> {
     }
 }
 
-/// One step of a read.
-#[derive(Debug)]
-pub struct Step<'a, T> {
-    pub table: &'a Rc<TableRef<T>>,
-    /// The greatest version of the key's vnode in this table and all that are still to come.
-    pub newest_from_here: Version,
-}
-
 /// An immutable tree.
 #[derive(Debug)]
 pub struct Tree<T> {
     /// Newest first: level 0, level 1, last.
     pub runs: Vec<Run<T>>,
+    /// For each run the greatest version in it and all older ones. See `newest_from`.
+    newest: OnceCell<Vec<Version>>,
 }
 
 /// What was found is newer than anything of this version or an older one, in its value and in its expiry: nothing there can change it.
@@ -126,10 +140,14 @@ pub fn is_settled(found: &Cell<'_>, newest_elsewhere: Version) -> bool {
     found.version.min(found.expiry.version) > newest_elsewhere
 }
 
+fn greatest(versions: impl Iterator<Item = Version>) -> Version {
+    versions.max().unwrap_or(Version::ZERO)
+}
+
 impl<T> Tree<T> {
     /// A tree without tables.
     pub fn empty() -> Tree<T> {
-        Tree { runs: Vec::new() }
+        Tree { runs: Vec::new(), newest: OnceCell::new() }
     }
 
     fn new(tables: impl Iterator<Item = Rc<TableRef<T>>>) -> Tree<T> {
@@ -139,26 +157,37 @@ impl<T> Tree<T> {
         }
         let runs = runs.into_iter().flat_map(|((level, Reverse(id)), mut tables)| {
             tables.sort_unstable_by(|a, b| a.start().cmp(b.start()));
-            lanes(tables).into_iter().map(move |tables| Run { id, level, tables })
+            lanes(tables).into_iter().map(move |tables| Run::new(id, level, tables))
         });
-        Tree { runs: runs.collect() }
+        Tree { runs: runs.collect(), newest: OnceCell::new() }
     }
 
-    /// The tables that may hold `place`, which is one of `vnode`, in the order in which to look, with what is still to be expected.
-    /// `newest` gives the greatest
-    /// version of the place's vnode in a table, None where it holds nothing of it. Tables void by `drop_seq` are left out.
-    /// A read stops before a step when what it found `is_settled` against `newest_from_here`.
-    pub fn plan(&self, place: &[u8], vnode: u32, drop_seq: u64, newest: impl Fn(&T) -> Option<Version>) -> Vec<Step<'_, T>> {
-        let tables = self.runs.iter().filter_map(|run| run.find(place));
-        let tables = tables.filter(|table| !table.is_void(drop_seq) && table.record.is_valid(place, vnode));
-        let steps = tables.filter_map(|table| Some(Step { table, newest_from_here: newest(&table.table)? }));
-        let mut steps: Vec<_> = steps.collect();
-        let mut greatest = Version::ZERO;
-        for step in steps.iter_mut().rev() {
-            greatest = greatest.max(step.newest_from_here);
-            step.newest_from_here = greatest;
-        }
-        steps
+    /// The tables that may hold `place`, which is one of `vnode`, in the order in which to look, each with the number of its run. Tables
+    /// void by `drop_seq` are left out. A read stops before a run when what it found `is_settled` against what is still to be expected:
+    /// `newest_from`, and where that does not decide, `newest_of_vnode`.
+    pub fn lookup(&self, place: &[u8], vnode: u32, drop_seq: u64, first_run: usize) -> impl Iterator<Item = (usize, &Rc<TableRef<T>>)> {
+        let tables = self.runs.iter().enumerate().skip(first_run).filter_map(move |(at, run)| Some((at, run.find(place)?)));
+        tables.filter(move |(_, table)| !table.is_void(drop_seq) && table.record.is_valid(place, vnode))
+    }
+
+    /// The greatest version in this run and all older ones. Runs are in order of age, so this is nearly always enough. `newest` gives the
+    /// greatest version of any cell in a table.
+    #[inline]
+    pub fn newest_from(&self, run: usize, newest: impl Fn(&T) -> Version) -> Version {
+        let of_runs = self.newest.get_or_init(|| {
+            let mut of_runs: Vec<_> = self.runs.iter().map(|run| greatest(run.tables.iter().map(|table| newest(&table.table)))).collect();
+            for at in (1..of_runs.len()).rev() {
+                of_runs[at - 1] = of_runs[at - 1].max(of_runs[at]);
+            }
+            of_runs
+        });
+        of_runs.get(run).copied().unwrap_or(Version::ZERO)
+    }
+
+    /// The greatest version of the place's vnode in this run and all older ones, where the place may lie. `newest` gives the greatest of
+    /// that vnode in a table, None where it holds nothing of it.
+    pub fn newest_of_vnode(&self, run: usize, place: &[u8], vnode: u32, drop_seq: u64, newest: impl Fn(&T) -> Option<Version>) -> Version {
+        greatest(self.lookup(place, vnode, drop_seq, run).filter_map(|(_, table)| newest(&table.table)))
     }
 
     /// Every table, newest run first.
@@ -359,7 +388,7 @@ mod tests {
     }
 
     fn numbers(tree: &Tree<u64>, place: &str, drop_seq: u64) -> Vec<u64> {
-        tree.plan(place.as_bytes(), 0, drop_seq, |_| Some(Version::ZERO)).iter().map(|step| *step.table.table).collect()
+        tree.lookup(place.as_bytes(), 0, drop_seq, 0).map(|(_, table)| *table.table).collect()
     }
 
     #[test]
@@ -371,6 +400,13 @@ mod tests {
         assert_eq!(numbers(&tree, "ff", 0), [4, 3]);
         assert_eq!(numbers(&tree, "zz", 0), [0u64; 0]);
         assert_eq!(numbers(&tree, "d", 4), [5, 4], "what was written before a drop is void");
+        let common = "a head of sixteen bytes and more: ";
+        let (levels, mut state) = (Levels::default(), State::default());
+        let records = [1, 2, 3].map(|n| record(n, Level::Last, 1, &format!("{common}{n}a"), &format!("{common}{n}z")));
+        apply(&levels, &mut state, &records.map(Edit::AddTable)).unwrap();
+        for (place, expected) in [("2a", &[2][..]), ("2m", &[2]), ("3z", &[3]), ("1", &[]), ("2zz", &[])] {
+            assert_eq!(numbers(&levels.current(), &format!("{common}{place}"), 0), expected, "{place}");
+        }
         assert_eq!(tree.runs[3].overlapping(b"f", Some(b"g")).len(), 1);
         assert_eq!(tree.runs[3].overlapping(b"f", None).len(), 2);
         assert_eq!(tree.runs[3].overlapping(b"q", None).len(), 0);
@@ -380,9 +416,10 @@ mod tests {
     fn a_read_knows_the_greatest_version_still_to_come_and_stops_only_above_it() {
         let (levels, _) = example();
         let tree = levels.current();
-        let steps = tree.plan(b"d", 0, 0, |&number| (number != 3).then(|| Version::put([0, 9, 0, 0, 4, 7][number as usize], 0)));
-        let bounds: Vec<_> = steps.iter().map(|step| step.newest_from_here.hlc()).collect();
-        assert_eq!(bounds, [9, 9, 9]);
+        let newest = |number: u64| Version::put([0, 6, 12, 3, 4, 7][number as usize], 0);
+        let of_vnode = |run| tree.newest_of_vnode(run, b"d", 0, 0, |&number| (number != 3).then(|| newest(number))).hlc();
+        assert_eq!([0, 1, 2, 3, 4].map(of_vnode), [7, 6, 6, 6, 0]);
+        assert_eq!([0, 1, 2, 3, 4].map(|run| tree.newest_from(run, |&number| newest(number)).hlc()), [12, 12, 12, 12, 0]);
         let put = Cell::value(Version::put(10, 0), b"");
         assert!(is_settled(&put, Version::put(9, 0)) && !is_settled(&put, Version::put(10, 0)));
         let expire = Cell::expire(Version::put(20, 0), 5);

@@ -376,9 +376,19 @@ impl Memtable {
         self.vnode_entries(namespace, vnode, prefix).take_while(move |(place, _)| place.starts_with(prefix))
     }
 
+    /// The vnodes that something was put into, each once for every namespace.
+    pub fn vnodes(&self) -> impl Iterator<Item = u32> {
+        self.chains.keys().map(|&(_, vnode)| vnode)
+    }
+
     /// Everything, in order of places, for a flush. Sorts one vnode at a time.
     pub fn sorted(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let mut keys: Vec<_> = self.chains.keys().copied().collect();
+        self.sorted_of(|_| true)
+    }
+
+    /// The same, of some vnodes only.
+    pub fn sorted_of(&self, wanted: impl Fn(u32) -> bool) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let mut keys: Vec<_> = self.chains.keys().copied().filter(|&(_, vnode)| wanted(vnode)).collect();
         keys.sort_unstable();
         keys.into_iter().flat_map(|(namespace, vnode)| self.vnode_entries(namespace, vnode, &[]))
     }

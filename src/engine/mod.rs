@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod block;
 pub mod cache;
+pub mod cell_cache;
 pub mod compact;
 pub mod expire;
 pub mod figures;
@@ -15,6 +16,9 @@ pub mod manifest;
 mod manifest_tests;
 pub mod memtable;
 pub mod merge;
+mod moving;
+#[cfg(test)]
+mod moving_tests;
 pub mod pick;
 pub mod recover;
 pub mod snapshot;
@@ -47,6 +51,7 @@ mod wal_tests;
 
 pub use batch::{Batch, KeyRef};
 pub use store::{Engine, EngineConfig};
+pub use store_read::Ahead;
 
 use crate::base::codec::Malformed;
 

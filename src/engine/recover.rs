@@ -7,9 +7,9 @@
 //! ```
 //!
 //! Data belongs to vnodes, not to cores. With another core count each shard builds a folder of the next generation: the tables that
-//! hold vnodes of its own (shared with other shards, read under their bounds), and what the old logs hold of its vnodes, flushed. Nothing
-//! of the old generation is changed meanwhile. When all shards are done, `commit` switches `LAYOUT`; a crash before leaves the old
-//! generation in force and the half-built one is removed at the next start.
+//! hold vnodes of its own (shared with other shards, read under their bounds), and what the old logs hold of its vnodes, flushed
+//! (`moving`). Nothing of the old generation is changed meanwhile. When all shards are done, `commit` switches `LAYOUT`; a crash before
+//! leaves the old generation in force and the half-built one is removed at the next start.
 
 use super::EngineError;
 use super::format::Identity;
@@ -17,6 +17,7 @@ use super::format::layout::{BadLayout, Layout, layout_block, parse_layout};
 use super::format::manifest::{Level, Part, TableId, TableRecord};
 use super::levels::TableFile;
 use super::manifest::{self, State, read_file};
+use super::moving::Moving;
 use super::vnode_set::VnodeSet;
 use crate::base::codec::Malformed;
 use crate::io::Io;
@@ -52,6 +53,8 @@ pub struct NodeStore {
     /// The generation and cores that the data is still ordered by.
     previous: Option<(u64, u16)>,
     core_of: CoreOf,
+    /// Until `commit`, where the data is ordered by other cores.
+    moving: Mutex<Option<Arc<Moving>>>,
     /// Until `commit`: every file that a manifest in force names. Shards take theirs.
     files: Mutex<BTreeMap<TableId, Arc<TableFile>>>,
     committed: AtomicBool,
@@ -105,7 +108,8 @@ impl NodeStore {
         if found.is_none() {
             write_layout(io, data, &layout).await?;
         }
-        let files = Mutex::new(collect_files(io, data, found.as_ref()).await?);
+        let (files, states) = collect_files(io, data, found.as_ref()).await?;
+        let moving = previous.map(|_| Arc::new(Moving::new(states)));
         let committed = AtomicBool::new(previous.is_none());
         let data = data.to_owned();
         Ok(Arc::new(NodeStore {
@@ -113,7 +117,8 @@ impl NodeStore {
             layout,
             previous,
             core_of: config.core_of,
-            files,
+            moving: Mutex::new(moving),
+            files: Mutex::new(files),
             committed,
             complete: AtomicBool::new(false),
             is_folder_lost: Arc::default(),
@@ -137,6 +142,7 @@ impl NodeStore {
             }
         }
         self.committed.store(true, Ordering::Release);
+        self.moving.lock().expect("nobody panics with it").take();
         // From here on the shards alone hold the files, and who lets go last removes.
         self.files.lock().expect("nobody panics with it").clear();
         self.complete.store(true, Ordering::Release);
@@ -151,6 +157,11 @@ impl NodeStore {
     /// `commit` has ended: shards may give back files.
     pub(super) fn is_complete(&self) -> bool {
         self.complete.load(Ordering::Acquire)
+    }
+
+    /// The move that is under way, until `commit`.
+    pub(super) fn moving(&self) -> Option<Arc<Moving>> {
+        self.moving.lock().expect("nobody panics with it").clone()
     }
 
     /// Raised by the first shard whose sync of the folder of tables failed.
@@ -359,10 +370,13 @@ async fn remove_folder(io: &Io, dir: &Path) -> Result<(), EngineError> {
     Ok(io.remove_dir(dir).await?)
 }
 
-/// Every file that a manifest in force names; the others in the folder of tables are removed.
-async fn collect_files(io: &Io, data: &Path, layout: Option<&Layout>) -> Result<BTreeMap<TableId, Arc<TableFile>>, EngineError> {
+/// The table files of a node.
+type Files = BTreeMap<TableId, Arc<TableFile>>;
+
+/// Every file that a manifest in force names, and what the manifests say; the others in the folder of tables are removed.
+async fn collect_files(io: &Io, data: &Path, layout: Option<&Layout>) -> Result<(Files, Vec<State>), EngineError> {
     let tables = data.join(TABLES);
-    let mut files = BTreeMap::new();
+    let (mut files, mut states) = (Files::new(), Vec::new());
     for core in 0..layout.map_or(0, |layout| layout.cores) {
         let layout = layout.expect("it has cores");
         let dir = shard_dir(data, layout.generation, core);
@@ -370,6 +384,9 @@ async fn collect_files(io: &Io, data: &Path, layout: Option<&Layout>) -> Result<
             manifest::settle(io, &dir).await?;
             let (state, _, _) = manifest::load(io, &dir, layout.identity).await?;
             files.extend(state.tables.keys().map(|&id| (id, TableFile::new(&tables, id))));
+            states.push(state);
+        } else {
+            states.push(State::default());
         }
     }
     let mut there = std::collections::BTreeSet::new();
@@ -381,6 +398,6 @@ async fn collect_files(io: &Io, data: &Path, layout: Option<&Layout>) -> Result<
     }
     match files.iter().find(|(id, _)| !there.contains(id)) {
         Some((_, file)) => Err(EngineError::corrupt(&file.path.display().to_string(), 0, Malformed("the table is gone"))),
-        None => Ok(files),
+        None => Ok((files, states)),
     }
 }

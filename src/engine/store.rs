@@ -6,7 +6,7 @@
 //! version bounds say that nothing older can matter.
 
 use super::batch::{Batch, KeyRef};
-use super::block::CellCache;
+use super::cell_cache::CellCache;
 use super::expire::Lags;
 use super::memtable::{self, Memtable, MemtableConfig};
 use super::pick::Policy;
@@ -112,7 +112,8 @@ pub(super) struct Core {
     pub(super) wal: Wal,
     pub(super) tables: Tables,
     pub(super) mems: RefCell<Mems>,
-    /// Heads, joined over all tables. A flush takes out what it writes; merges change no meaning.
+    /// Heads, joined over all tables, of places that no memtable holds: a write takes its place out, so what is here is all there is.
+    /// Flushes and merges change no meaning.
     pub(super) cells: CellCache,
     pub(super) clock: RefCell<HybridClock>,
     /// Namespaces that were ever written here.
@@ -228,6 +229,7 @@ impl Engine {
             let mut mems = core.mems.borrow_mut();
             let mut cells = batch.cells();
             while let Some(cell) = cells.next_cell().expect("a batch that was encoded here") {
+                core.cells.remove(cell.place);
                 mems.active.insert(cell.place, &cell.cell, seq);
                 let namespace = super::format::place_namespace_token(cell.place).0;
                 if !core.namespaces.borrow().contains(&namespace) {

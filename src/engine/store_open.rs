@@ -1,31 +1,32 @@
 //! Opening an engine: the manifest's tables, the log's records, the clock above everything that was ever stamped; with another core count
-//! first the move from the old folders. And closing it.
+//! first the move from the old folders (`moving`). And closing it.
 
 use super::cache::Cache;
-use super::format::manifest::{Edit, VnodeRecord};
+use super::cell_cache::CellCache;
+use super::format::manifest::Edit;
 use super::format::wal::{Record, VnodesRecord, parse_record};
 use super::manifest::{self, Manifest, State};
 use super::memtable::Memtable;
+use super::moving::vnode_edits;
 use super::recover::NodeStore;
 use super::store::{Core, Counters, Engine, EngineConfig, Mems, Sealed, memtable_config};
 use super::tables::{Tables, TablesConfig};
 use super::wal::{Wal, WalConfig, WalReport};
 use super::wal_replay::WalReader;
 use super::{EngineError, Planted, Seq};
-use crate::base::record::{NamespaceId, Version, vnode_of};
+use crate::base::record::{NamespaceId, Version};
 use crate::base::time::HybridClock;
 use crate::io::signal::Signal;
 use crate::io::{Class, Io};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
 /// What opening found.
 #[derive(Clone, Debug, Default)]
 pub struct OpenReport {
-    /// This shard's log; of the old shards' logs the sums.
+    /// This shard's log; from `read_old_logs` what it read of the old shards' logs.
     pub wal: WalReport,
     pub manifest_torn: bool,
     pub tables: usize,
@@ -36,32 +37,29 @@ pub struct OpenReport {
 }
 
 /// What replaying fills.
-struct Replayed {
-    active: Memtable,
-    newest: Version,
+pub(super) struct Replayed {
+    pub(super) active: Memtable,
+    pub(super) newest: Version,
     namespaces: BTreeSet<NamespaceId>,
-    vnodes: Vec<VnodesRecord>,
+    pub(super) vnodes: Vec<VnodesRecord>,
     last: Seq,
 }
 
 impl Replayed {
-    fn new(config: &EngineConfig, vnodes: u32) -> Replayed {
+    pub(super) fn new(config: &EngineConfig, vnodes: u32) -> Replayed {
         let active = Memtable::new(memtable_config(config, vnodes));
         Replayed { active, newest: Version::ZERO, namespaces: BTreeSet::new(), vnodes: Vec::new(), last: 0 }
     }
 
-    /// Joins a record in, as far as it is about vnodes that `ours` says. `seq` is the one that it counts under here.
-    fn take(&mut self, seq: Seq, record: &[u8], vnodes: u32, ours: &dyn Fn(u32) -> bool) -> Result<(), EngineError> {
+    /// Joins a record in.
+    pub(super) fn take(&mut self, seq: Seq, record: &[u8]) -> Result<(), EngineError> {
         let damaged = |what| EngineError::corrupt("a record of the log", seq, what);
         match parse_record(record).map_err(damaged)? {
             Record::Batch(mut batch) => {
                 while let Some(cell) = batch.next_cell().map_err(damaged)? {
-                    let (namespace, token) = super::format::place_namespace_token(cell.place);
-                    if ours(vnode_of(token, vnodes)) {
-                        self.newest = self.newest.max(cell.cell.newest());
-                        self.active.insert(cell.place, &cell.cell, seq);
-                        self.namespaces.insert(namespace);
-                    }
+                    self.newest = self.newest.max(cell.cell.newest());
+                    self.active.insert(cell.place, &cell.cell, seq);
+                    self.namespaces.insert(super::format::place_namespace_token(cell.place).0);
                 }
             }
             Record::Vnodes(record) => self.vnodes.push(record),
@@ -71,21 +69,27 @@ impl Replayed {
         Ok(())
     }
 
-    /// Flushes what was replayed so far if the memtable is full, or at any rate.
-    async fn flush(&mut self, tables: &Tables, config: &EngineConfig, released: Option<Seq>) -> Result<bool, EngineError> {
-        let is_due = self.active.bytes() >= config.memtable_bytes;
-        if self.active.is_empty() || !(is_due || released.is_some()) {
-            return Ok(false);
-        }
-        let next = Memtable::new(memtable_config(config, tables.config().vnodes));
-        let full = std::mem::replace(&mut self.active, next);
-        tables.flush(&full, released.unwrap_or(self.last)).await?;
-        Ok(true)
+    /// The memtable, if it is so full that it must be flushed before more is taken.
+    pub(super) fn full(&mut self, config: &EngineConfig, vnodes: u32) -> Option<Memtable> {
+        let next = || Memtable::new(memtable_config(config, vnodes));
+        (self.active.bytes() >= config.memtable_bytes && !self.active.is_empty()).then(|| std::mem::replace(&mut self.active, next()))
     }
 }
 
 impl Engine {
-    /// Opens shard `config.core` of a node's folder. Writes are taken only after `NodeStore::commit`.
+    /// Reads shard `config.core`'s share of the old logs where the data moves to another list of cores; nothing to do otherwise. Every
+    /// shard does before any opens.
+    ///
+    /// # Errors
+    /// Damage, with file and offset; a later format; `DiskFull`; of the disk. Nothing of the old order has changed.
+    pub async fn read_old_logs(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig) -> Result<OpenReport, EngineError> {
+        match store.moving() {
+            Some(moving) => Box::pin(moving.read(io, store, config)).await,
+            None => Ok(OpenReport::default()),
+        }
+    }
+
+    /// Opens shard `config.core` of a node's folder, after `read_old_logs`. Writes are taken only after `NodeStore::commit`.
     ///
     /// # Errors
     /// Damage, with file and offset; a later format; of the disk.
@@ -93,8 +97,9 @@ impl Engine {
         assert!(config.core < store.cores());
         let dir = store.shard_dir(config.core);
         let mut report = OpenReport::default();
-        if store.previous_cores().is_some() {
-            Box::pin(move_in(io, store, &config, &dir, &mut report)).await?;
+        if let Some(moving) = store.moving() {
+            report.moved = true;
+            manifest::write_new(io, &dir, store.identity(), &moving.state(store, config.core)).await?;
         } else if !manifest::exists(io, &dir).await? {
             manifest::write_new(io, &dir, store.identity(), &State::default()).await?;
         }
@@ -107,8 +112,11 @@ impl Engine {
         let mut reader = WalReader::open(io, &dir, store.identity(), released, planted).await?;
         let mut replayed = Replayed::new(&config, store.vnodes());
         let vnodes = store.vnodes();
-        while reader.next_group(&mut |seq, record| replayed.take(seq, record, vnodes, &|_| true)).await? {
-            report.flushes += u64::from(replayed.flush(&tables, &config, None).await?);
+        while reader.next_group(&mut |seq, record| replayed.take(seq, record)).await? {
+            if let Some(full) = replayed.full(&config, vnodes) {
+                tables.flush(&full, replayed.last).await?;
+                report.flushes += 1;
+            }
         }
         let edits: Vec<Edit> = replayed.vnodes.iter().flat_map(|one| vnode_edits(one, vnodes, &|_| true)).collect();
         if !edits.is_empty() {
@@ -125,9 +133,7 @@ impl Engine {
             planted: config.planted,
         };
         let (wal, wal_report) = Wal::start(io, &dir, wal_config, reader).await?;
-        if !report.moved {
-            report.wal = wal_report;
-        }
+        report.wal = wal_report;
         let engine = Engine { core: Rc::new(assemble(io, store, config, wal, tables, replayed, ceiling)) };
         engine.start();
         Ok((engine, report))
@@ -181,7 +187,7 @@ fn assemble(io: &Io, store: &Arc<NodeStore>, config: EngineConfig, wal: Wal, tab
         wal,
         tables,
         mems: RefCell::new(Mems { active: replayed.active, sealed: VecDeque::<Sealed>::new() }),
-        cells: Cache::new(config.cache_bytes / 2, config.hash_seed),
+        cells: CellCache::new(config.cache_bytes / 2, config.hash_seed),
         namespaces: RefCell::new(namespaces),
         has_floors: Cell::new(has_floors),
         disk_full: Cell::new(false),
@@ -195,8 +201,9 @@ fn assemble(io: &Io, store: &Arc<NodeStore>, config: EngineConfig, wal: Wal, tab
     }
 }
 
-async fn open_tables(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, manifest: Manifest) -> Result<Tables, EngineError> {
-    let tables_config = TablesConfig {
+/// How this shard keeps tables.
+pub(super) fn tables_config(store: &NodeStore, config: &EngineConfig) -> TablesConfig {
+    TablesConfig {
         dir: store.tables_dir(),
         shard: config.core,
         vnodes: store.vnodes(),
@@ -205,54 +212,10 @@ async fn open_tables(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, man
         block_bytes: config.block_bytes,
         planted: config.planted,
         is_folder_lost: store.is_folder_lost(),
-    };
+    }
+}
+
+async fn open_tables(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, manifest: Manifest) -> Result<Tables, EngineError> {
     let cache = Rc::new(Cache::new(config.cache_bytes / 2, config.hash_seed));
-    Tables::open(io, tables_config, manifest, cache, Rc::default(), |id| store.file(id)).await
-}
-
-/// Builds this shard's folder of the new generation from the old shards' manifests, tables and logs.
-async fn move_in(io: &Io, store: &Arc<NodeStore>, config: &EngineConfig, dir: &Path, report: &mut OpenReport) -> Result<(), EngineError> {
-    let (mut states, mut readers) = (Vec::new(), Vec::new());
-    for old in store.previous_dirs() {
-        let state = if manifest::exists(io, &old).await? { manifest::load(io, &old, store.identity()).await?.0 } else { State::default() };
-        readers.push(WalReader::open(io, &old, store.identity(), state.released, None).await?);
-        states.push(state);
-    }
-    // The new log goes on above every old sequence, so that what an old table or record says of sequences stays below.
-    let base = readers.iter().map(|reader| reader.plan.last).max().unwrap_or(0);
-    let state = store.inherit(config.core, &states, base);
-    let manifest = Manifest::create(io, dir, store.identity(), &state).await?;
-    let tables = open_tables(io, store, config, manifest).await?;
-    let mut replayed = Replayed::new(config, store.vnodes());
-    let (vnodes, old_cores) = (store.vnodes(), states.len() as u16);
-    let mut clock = state.clock_ceiling;
-    for (from, reader) in (0..old_cores).zip(&mut readers) {
-        let ours = |vnode: u32| store.owner(vnode) == config.core;
-        while reader.next_group(&mut |_, record| replayed.take(base, record, vnodes, &ours)).await? {
-            report.flushes += u64::from(replayed.flush(&tables, config, None).await?);
-        }
-        let records = std::mem::take(&mut replayed.vnodes);
-        let belongs = |vnode: u32| store.previous_owner(vnode) == from && store.owner(vnode) == config.core;
-        let edits = records.iter().flat_map(|one| vnode_edits(one, vnodes, &belongs)).collect::<Vec<_>>();
-        if !edits.is_empty() {
-            tables.manifest().commit(edits, |_| ()).await?;
-        }
-        clock = clock.max(reader.ceiling);
-        report.wal.records += reader.records;
-        report.wal.bytes += reader.bytes;
-        report.wal.torn_groups += u32::from(reader.plan.torn.is_some());
-        report.wal.torn_blocks += reader.plan.torn.map_or(0, |(_, blocks)| blocks);
-    }
-    report.flushes += u64::from(replayed.flush(&tables, config, Some(base)).await?);
-    let ceiling = clock.max(replayed.newest.hlc());
-    tables.manifest().commit(vec![Edit::ClockCeiling(ceiling)], |_| ()).await?;
-    // The engine opens what was made here anew.
-    tables.levels.forget();
-    report.moved = true;
-    Ok(())
-}
-
-fn vnode_edits(one: &VnodesRecord, vnodes: u32, belongs: &dyn Fn(u32) -> bool) -> Vec<Edit> {
-    let edit = |vnode: u32, record: VnodeRecord| Edit::Vnodes { namespace: one.namespace, first: vnode, last: vnode, record };
-    (one.first..=one.last.min(vnodes - 1)).filter(|&vnode| belongs(vnode)).map(|vnode| edit(vnode, one.record)).collect()
+    Tables::open(io, tables_config(store, config), manifest, cache, Rc::default(), |id| store.file(id)).await
 }

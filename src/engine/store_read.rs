@@ -1,22 +1,30 @@
 //! Reading: what memory can answer at once (`peek`), what may need the disk (`read`), and strings with their chunks (`read_value`).
 
 use super::batch::{KeyRef, key_prefix};
-use super::block::{CellBuf, PlaceKey};
+use super::block::CellBuf;
 use super::filter::prefix_hash;
 use super::format::{place_namespace_token, put_cell};
-use super::levels::{Tree, is_settled};
+use super::levels::{TableRef, Tree, is_settled};
 use super::store::{Core, Engine, NeedsDisk, add};
 use super::table::{Peeked, Table};
 use super::tables::Tables;
 use super::{EngineError, Seq};
 use crate::base::codec::Malformed;
-use crate::base::record::{Body, Cell, Kind, Version, join, vnode_of};
+use crate::base::record::{Body, Cell, Kind, NamespaceId, Token, Version, join, vnode_of};
 use crate::base::time::WallMs;
 use crate::limits::CHUNK_BYTES;
 use std::rc::Rc;
 
 /// How often a large string is begun anew that is overwritten while it is read.
 const ATTEMPTS_MAX: usize = 64;
+
+/// What `Engine::prefetch` loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ahead {
+    Index,
+    /// Once the index is there.
+    Entry,
+}
 
 /// What is stored at a place, all tables and memtables joined.
 #[derive(Clone, Debug, Default)]
@@ -87,39 +95,41 @@ impl Core {
         if seq > self.wal.durable() { seq } else { 0 }
     }
 
-    /// The steps of a read, newest first, with the versions that are still to be expected.
-    fn steps<'t>(&self, tree: &'t Tree<Table>, place: &[u8]) -> Vec<super::levels::Step<'t, Table>> {
-        let (namespace, token) = place_namespace_token(place);
-        let vnode = vnode_of(token, self.store.vnodes());
-        let drop_seq = self.tables.manifest().state().vnodes.get(namespace, vnode).drop_seq;
-        tree.plan(place, vnode, drop_seq, |table| Tables::newest_in(table, namespace, vnode))
+    fn peek_place<R>(&self, place: &[u8], f: impl FnOnce(Option<&Cell<'_>>, Seq) -> R) -> Result<R, NeedsDisk> {
+        // Handed on to whichever place knows the answer; only one does.
+        let mut f = Some(f);
+        let mut answer = |cell: Option<&Cell<'_>>, seq| f.take().expect("called once")(cell, seq);
+        if let Some(given) = self.cells.with(place, |cell| answer(Some(cell), 0)) {
+            return Ok(given);
+        }
+        let (given, found) = self.in_memory(place, |above, seq| {
+            let below = self.peek_tables(place, above)?;
+            let joined = join_some(above, below.as_ref().map(CellBuf::cell));
+            Ok((answer(joined.as_ref(), self.settled(seq)), below.filter(|_| above.is_none())))
+        })?;
+        if let Some(cell) = found {
+            self.remember(place, &cell, &self.tables.tree());
+        }
+        Ok(given)
     }
 
     /// What tables say of a place, as far as memory knows, joined over `above`.
     fn peek_tables(&self, place: &[u8], above: Option<Cell<'_>>) -> Result<Option<CellBuf>, NeedsDisk> {
         let tree = self.tables.tree();
-        if tree.runs.is_empty() {
-            return Ok(None);
-        }
+        let lookup = Lookup::new(self, &tree, place);
         let mut below: Option<CellBuf> = None;
         let mut hash = None;
-        let steps = self.steps(&tree, place);
-        let is_above_all = |cell: &Cell<'_>| steps.first().is_none_or(|step| is_settled(cell, step.newest_from_here));
-        if above.as_ref().is_some_and(is_above_all) {
+        if above.is_some_and(|cell| lookup.is_settled(0, &cell)) {
             return Ok(None);
         }
-        if let Some(cell) = self.cells.get(place) {
-            return Ok(Some(cell));
-        }
-        for step in steps {
-            let found = join_some(above, below.as_ref().map(CellBuf::cell));
-            if found.is_some_and(|cell| is_settled(&cell, step.newest_from_here)) {
+        for (run, table) in lookup.tables() {
+            if below.is_some() && join_some(above, below.as_ref().map(CellBuf::cell)).is_some_and(|cell| lookup.is_settled(run, &cell)) {
                 break;
             }
-            if !step.table.table.may_hold(*hash.get_or_insert_with(|| prefix_hash(key_prefix(place)))) {
+            if !table.table.may_hold(*hash.get_or_insert_with(|| prefix_hash(key_prefix(place)))) {
                 continue;
             }
-            match step.table.table.peek(place, &self.tables.cache).map_err(|_| NeedsDisk)? {
+            match table.table.peek(place, &self.tables.cache).map_err(|_| NeedsDisk)? {
                 Peeked::Hit(cell) => below = Some(join_bufs(below.take(), cell)),
                 Peeked::Absent => {}
                 Peeked::NeedsRead => return Err(NeedsDisk),
@@ -131,50 +141,88 @@ impl Core {
     /// Everything that is stored at a place.
     pub(super) async fn read_place(&self, place: &[u8]) -> Result<ReadCell, EngineError> {
         add(&self.counters.reads, 1);
+        if let Some(cell) = self.cells.with(place, copied) {
+            return Ok(ReadCell { cell: Some(cell), settled: 0 });
+        }
         // Memory and tree are looked at in one instant: what a flush moves meanwhile is seen once, here or there.
         let (above, seq) = self.in_memory(place, |cell, seq| (cell.map(|cell| copied(&cell)), seq));
         let tree = self.tables.tree();
+        let lookup = Lookup::new(self, &tree, place);
         let mut found = above.clone();
         let mut hash = None;
-        let mut steps = self.steps(&tree, place);
-        let is_above_all = |cell: &CellBuf| steps.first().is_none_or(|step| is_settled(&cell.cell(), step.newest_from_here));
-        if !found.as_ref().is_some_and(is_above_all)
-            && let Some(cell) = self.cells.get(place)
-        {
-            found = Some(join_bufs(found.take(), cell));
-            steps.clear();
-        }
-        let from_tables = above.is_none() && !steps.is_empty();
-        for step in steps {
-            if found.as_ref().is_some_and(|cell| is_settled(&cell.cell(), step.newest_from_here)) {
+        for (run, table) in lookup.tables() {
+            if found.as_ref().is_some_and(|cell| lookup.is_settled(run, &cell.cell())) {
                 break;
             }
-            if !step.table.table.may_hold(*hash.get_or_insert_with(|| prefix_hash(key_prefix(place)))) {
+            if !table.table.may_hold(*hash.get_or_insert_with(|| prefix_hash(key_prefix(place)))) {
                 continue;
             }
-            if let Some(cell) = step.table.table.get(place, &self.tables.cache).await? {
+            if let Some(cell) = table.table.get(place, &self.tables.cache).await? {
                 found = Some(join_bufs(found.take(), cell));
             }
         }
-        if let Some(cell) = found.as_ref().filter(|_| from_tables && Rc::ptr_eq(&tree, &self.tables.tree())) {
-            self.remember(place, cell);
+        if let Some(cell) = found.as_ref().filter(|_| above.is_none()) {
+            self.remember(place, cell, &tree);
         }
         Ok(ReadCell { cell: found, settled: self.settled(seq) })
     }
 
-    /// Keeps a head that was joined over all tables of the current tree. Elements stay in their blocks.
-    fn remember(&self, place: &[u8], cell: &CellBuf) {
-        if place.len() == key_prefix(place).len() + 1 && place.last() == Some(&(Kind::Head as u8)) {
-            let alone = CellBuf::copied(cell.bytes()).expect("a cell that was read");
-            self.cells.insert(PlaceKey::from(place), alone);
+    /// Keeps a head that was joined over all tables of `tree`, unless something was written there meanwhile, or moved. Elements stay in
+    /// their blocks.
+    fn remember(&self, place: &[u8], cell: &CellBuf, tree: &Rc<Tree<Table>>) {
+        let is_head = place.len() == key_prefix(place).len() + 1 && place.last() == Some(&(Kind::Head as u8));
+        if is_head && Rc::ptr_eq(tree, &self.tables.tree()) && self.in_memory(place, |cell, _| cell.is_none()) {
+            self.cells.insert(place, cell.bytes());
+        }
+    }
+}
+
+/// Where the tables of one tree may hold a place.
+struct Lookup<'a> {
+    tree: &'a Tree<Table>,
+    place: &'a [u8],
+    namespace: NamespaceId,
+    vnode: u32,
+    drop_seq: Seq,
+}
+
+impl<'a> Lookup<'a> {
+    fn new(core: &'a Core, tree: &'a Tree<Table>, place: &'a [u8]) -> Lookup<'a> {
+        let (namespace, token) = place_namespace_token(place);
+        let vnode = vnode_of(token, core.store.vnodes());
+        let drop_seq = core.tables.manifest().state().vnodes.get(namespace, vnode).drop_seq;
+        Lookup { tree, place, namespace, vnode, drop_seq }
+    }
+
+    /// Newest run first.
+    fn tables(&self) -> impl Iterator<Item = (usize, &'a Rc<TableRef<Table>>)> {
+        self.tree.lookup(self.place, self.vnode, self.drop_seq, 0)
+    }
+
+    /// Nothing in this run or an older one can change what was found.
+    fn is_settled(&self, run: usize, found: &Cell<'_>) -> bool {
+        is_settled(found, self.tree.newest_from(run, Tables::newest_of)) || {
+            let newest = |table: &Table| Tables::newest_in(table, self.namespace, self.vnode);
+            is_settled(found, self.tree.newest_of_vnode(run, self.place, self.vnode, self.drop_seq, newest))
         }
     }
 }
 
 impl Engine {
-    /// The head of a key, if memory alone decides: memtables, blocks in the cache, filters, version bounds. `f` gets the joined cell and
-    /// the
-    /// log sequence that must be durable before it may be shown (0: it is).
+    /// Begins to load what `peek` looks at first. For several keys: all of `Ahead::Index` first, then all of `Ahead::Entry`, then the peeks,
+    /// so that their misses overlap.
+    #[inline]
+    pub fn prefetch(&self, namespace: NamespaceId, token: Token, ahead: Ahead) {
+        let cells = &self.core.cells;
+        let hash = cells.hash(namespace, token);
+        match ahead {
+            Ahead::Index => cells.prefetch_index(hash),
+            Ahead::Entry => cells.prefetch_entry(hash),
+        }
+    }
+
+    /// The head of a key, if memory alone decides: cells in the cache, memtables, blocks in the cache, filters, version bounds. `f` gets the
+    /// joined cell and the log sequence that must be durable before it may be shown (0: it is).
     ///
     /// # Errors
     /// A block must be read first: `read`.
@@ -184,11 +232,7 @@ impl Engine {
         let mut place = core.scratch.take();
         place.clear();
         super::format::put_place(&mut place, key.namespace, key.token, key.key, Kind::Head, b"");
-        let given = core.in_memory(&place, |above, seq| {
-            let below = core.peek_tables(&place, above)?;
-            let joined = join_some(above, below.as_ref().map(CellBuf::cell));
-            Ok(f(joined.as_ref(), core.settled(seq)))
-        });
+        let given = core.peek_place(&place, f);
         core.scratch.replace(place);
         given
     }

@@ -72,6 +72,9 @@ impl Node {
         let store = NodeStore::open(io, data, node).await?;
         let (mut engines, mut torn) = (Vec::new(), 0);
         for core in 0..cores {
+            torn += Engine::read_old_logs(io, &store, &config(core, planted)).await?.wal.torn_groups;
+        }
+        for core in 0..cores {
             let (engine, report) = Engine::open(io, &store, config(core, planted)).await?;
             torn += report.wal.torn_groups;
             engines.push(engine);

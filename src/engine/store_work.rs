@@ -79,13 +79,6 @@ async fn flush_oldest(core: &Core) -> Result<bool, EngineError> {
         return Ok(false);
     };
     core.tables.flush(&table, last).await?;
-    // The sealed memtable hides what the cache holds of its places until all of that is gone.
-    for (place, _) in table.sorted() {
-        core.cells.remove(place);
-        if core.io.slice_is_over() {
-            core.io.yield_now().await;
-        }
-    }
     core.mems.borrow_mut().sealed.pop_front();
     add(&core.counters.flushes, 1);
     add(&core.counters.flushed_bytes, table.live_bytes() as u64);

@@ -4,8 +4,8 @@
 use super::block::BlockCache;
 use super::expire::DiskExpiry;
 use super::filter::{bits_for_false_positives, prefix_hash};
-use super::format::key_prefix_len;
 use super::format::manifest::{Edit, Level, TableId, TableRecord};
+use super::format::{Identity, key_prefix_len};
 use super::levels::{Levels, Release, TableFile, TableRef, Tree};
 use super::manifest::{Manifest, is_full};
 use super::memtable::Memtable;
@@ -96,7 +96,7 @@ impl Tables {
         let mut opened = Vec::with_capacity(state.tables.len());
         for record in state.tables.values() {
             let file = file(record.id);
-            opened.push((record.id, open_table(io, &manifest, &file, &stats).await?, file));
+            opened.push((record.id, open_table(io, manifest.identity(), &file, &stats).await?, file));
         }
         levels.adopt(&state, opened)?;
         let expiry = DiskExpiry::new(io.wall_ms());
@@ -130,7 +130,12 @@ impl Tables {
         self.tree().level0_runs() >= self.config.policy.stall_runs()
     }
 
-    /// The greatest version of a vnode in a table, for `Tree::plan`.
+    /// The greatest version of any cell in a table, for `Tree::newest_from`.
+    pub fn newest_of(table: &Table) -> Version {
+        table.info().versions.1
+    }
+
+    /// The greatest version of a vnode in a table, for `Tree::newest_of_vnode`.
     pub fn newest_in(table: &Table, namespace: NamespaceId, vnode: u32) -> Option<Version> {
         table.version_bounds(namespace, vnode).map(|(_, greatest)| greatest)
     }
@@ -142,8 +147,8 @@ impl Tables {
     pub async fn flush(&self, memtable: &Memtable, released: Seq) -> Result<(), EngineError> {
         let run = self.manifest.draw_run();
         let seqs = memtable.seqs().unwrap_or((0, 0));
-        let mut output = Output::new(self, Level::Zero, run, seqs, memtable.len() as u64);
-        if let Err(error) = self.write_memtable(memtable, &mut output).await {
+        let mut output = self.output((Level::Zero, run), seqs, memtable.len() as u64);
+        if let Err(error) = output.write_entries(memtable.sorted()).await {
             output.abandon().await;
             return Err(or_full(error));
         }
@@ -156,17 +161,13 @@ impl Tables {
         Ok(())
     }
 
-    async fn write_memtable(&self, memtable: &Memtable, output: &mut Output<'_>) -> Result<(), EngineError> {
-        for (place, cell) in memtable.sorted() {
-            if output.is_above(TABLE_BYTES_MAX / 2) {
-                output.cut().await?;
-            }
-            output.add(place, cell).await?;
-            if self.io.slice_is_over() {
-                self.io.yield_now().await;
-            }
-        }
-        output.cut().await
+    /// For the tables of a run; `entries` is about how many it will have.
+    pub(super) fn output(&self, run: (Level, u64), seqs: (Seq, Seq), entries: u64) -> Output<'_> {
+        let Tables { io, config, manifest, stats, .. } = self;
+        let shop = Workshop { io, config, identity: manifest.identity(), numbers: manifest, stats };
+        let tree = self.tree();
+        let last = tree.tables().filter(|table| table.record.level == Level::Last).map(|table| table.record.entries).sum();
+        Output::new(shop, run, seqs, entries, last)
     }
 
     /// Commits edits that add tables and makes the tree follow. The deadlines of the new ones are counted from `counted_ms` on.
@@ -313,13 +314,40 @@ pub fn cache_id(id: TableId) -> u64 {
     u64::from(id.shard) << 48 | id.number
 }
 
-async fn open_table(io: &Io, manifest: &Manifest, file: &TableFile, stats: &Rc<TableStats>) -> Result<Rc<Table>, EngineError> {
-    Table::open(io, &file.path, manifest.identity(), cache_id(file.id), stats).await
+async fn open_table(io: &Io, identity: Identity, file: &TableFile, stats: &Rc<TableStats>) -> Result<Rc<Table>, EngineError> {
+    Table::open(io, &file.path, identity, cache_id(file.id), stats).await
+}
+
+/// Who numbers tables.
+pub(super) trait TableNumbers {
+    fn draw_table(&self) -> u64;
+}
+
+impl TableNumbers for Manifest {
+    fn draw_table(&self) -> u64 {
+        Manifest::draw_table(self)
+    }
+}
+
+impl TableNumbers for Cell<u64> {
+    fn draw_table(&self) -> u64 {
+        self.replace(self.get() + 1)
+    }
+}
+
+/// What it takes to make a table.
+#[derive(Clone, Copy)]
+pub(super) struct Workshop<'a> {
+    pub io: &'a Io,
+    pub config: &'a TablesConfig,
+    pub identity: Identity,
+    pub numbers: &'a dyn TableNumbers,
+    pub stats: &'a Rc<TableStats>,
 }
 
 /// What a flush or a merge writes: tables of one run, one after another.
 pub(super) struct Output<'a> {
-    tables: &'a Tables,
+    shop: Workshop<'a>,
     level: Level,
     run: u64,
     seqs: (Seq, Seq),
@@ -329,12 +357,11 @@ pub(super) struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    /// `entries` is about how many the whole run will have.
-    pub fn new(tables: &'a Tables, level: Level, run: u64, seqs: (Seq, Seq), entries: u64) -> Output<'a> {
-        let tree = tables.tree();
-        let last = tree.tables().filter(|table| table.record.level == Level::Last).map(|table| table.record.entries).sum();
-        let filter_bits_per_key = bits_for_false_positives(tables.config.policy.false_positives(level, entries, last));
-        Output { tables, level, run, seqs, filter_bits_per_key, writer: None, done: Vec::new() }
+    /// `entries` is about how many the whole run will have, `last_entries` how many the last level has.
+    pub fn new(shop: Workshop<'a>, (level, run): (Level, u64), seqs: (Seq, Seq), entries: u64, last_entries: u64) -> Output<'a> {
+        let false_positives = shop.config.policy.false_positives(level, entries, last_entries);
+        let filter_bits_per_key = bits_for_false_positives(false_positives);
+        Output { shop, level, run, seqs, filter_bits_per_key, writer: None, done: Vec::new() }
     }
 
     /// The table under way has so many bytes.
@@ -345,11 +372,11 @@ impl<'a> Output<'a> {
     /// Adds an entry; places rise.
     pub async fn add(&mut self, place: &[u8], cell: &[u8]) -> Result<(), EngineError> {
         if self.writer.is_none() {
-            let Tables { io, config, manifest, .. } = self.tables;
-            let id = TableId { shard: config.shard, number: manifest.draw_table() };
+            let Workshop { io, config, identity, numbers, .. } = self.shop;
+            let id = TableId { shard: config.shard, number: numbers.draw_table() };
             let file = TableFile::new(&config.dir, id);
             let options = TableOptions {
-                identity: manifest.identity(),
+                identity,
                 table_id: cache_id(id),
                 vnodes: config.vnodes,
                 filter_bits_per_key: self.filter_bits_per_key,
@@ -367,19 +394,33 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
+    /// Writes the entries of a memtable, or some of them, in their order.
+    pub async fn write_entries(&mut self, entries: impl Iterator<Item = (&[u8], &[u8])>) -> Result<(), EngineError> {
+        for (place, cell) in entries {
+            if self.is_above(TABLE_BYTES_MAX / 2) {
+                self.cut().await?;
+            }
+            self.add(place, cell).await?;
+            if self.shop.io.slice_is_over() {
+                self.shop.io.yield_now().await;
+            }
+        }
+        self.cut().await
+    }
+
     /// Ends the table under way; it is durable when this returns.
     pub async fn cut(&mut self) -> Result<(), EngineError> {
         let Some((writer, mut record, file)) = self.writer.take() else { return Ok(()) };
         let info = writer.finish().await?;
         (record.bytes, record.entries, record.vnodes) = (info.bytes, info.counts.entries, info.vnodes);
-        let Tables { io, config, manifest, stats, .. } = self.tables;
+        let Workshop { io, config, identity, stats, .. } = self.shop;
         let synced = io.sync_dir(&config.dir).await;
         config.is_folder_lost.fetch_or(synced.is_err(), Ordering::AcqRel);
         synced?;
         if config.is_folder_lost.load(Ordering::Acquire) {
             return Err(EngineError::Stopped("a sync of the folder of tables failed".to_owned()));
         }
-        let table = open_table(io, manifest, &file, stats).await?;
+        let table = open_table(io, identity, &file, stats).await?;
         self.done.push(NewTable { record, table, file });
         Ok(())
     }
@@ -396,7 +437,7 @@ impl<'a> Output<'a> {
             file
         });
         for file in self.done.drain(..).map(|new| new.file).chain(under_way) {
-            drop(self.tables.io.remove(&file.path).await);
+            drop(self.shop.io.remove(&file.path).await);
         }
     }
 }

@@ -141,12 +141,15 @@ impl Shard {
         let (namespace, token) = place_namespace_token(place);
         let vnode = vnode_of(token, VNODES);
         let drop_seq = self.tables.manifest().state().vnodes.get(namespace, vnode).drop_seq;
-        for step in tree.plan(place, vnode, drop_seq, |table| Tables::newest_in(table, namespace, vnode)) {
-            if found.as_ref().is_some_and(|found| is_settled(&parse_cell(found).unwrap(), step.newest_from_here)) {
+        let newest = |table: &Table| Tables::newest_in(table, namespace, vnode);
+        for (run, table) in tree.lookup(place, vnode, drop_seq, 0) {
+            let newest_from_here = tree.newest_of_vnode(run, place, vnode, drop_seq, newest);
+            assert!(newest_from_here <= tree.newest_from(run, Tables::newest_of));
+            if found.as_ref().is_some_and(|found| is_settled(&parse_cell(found).unwrap(), newest_from_here)) {
                 break;
             }
-            if step.table.table.may_hold(super::filter::prefix_hash(prefix_of(place)))
-                && let Some(cell) = step.table.table.get(place, &self.tables.cache).await?
+            if table.table.may_hold(super::filter::prefix_hash(prefix_of(place)))
+                && let Some(cell) = table.table.get(place, &self.tables.cache).await?
             {
                 found = Some(joined(found, cell.bytes()));
             }

@@ -50,6 +50,9 @@ async fn traffic(io: Io, cores: u16, seed: u64, writes: u32, close: bool) -> Res
     let store = NodeStore::open(&io, Path::new(DATA), NodeConfig { cores, vnodes: VNODES, identity: Some(IDENTITY), core_of }).await?;
     let mut engines = Vec::new();
     for core in 0..cores {
+        Engine::read_old_logs(&io, &store, &config(core)).await?;
+    }
+    for core in 0..cores {
         engines.push(Engine::open(&io, &store, config(core)).await?.0);
     }
     store.commit(&io).await?;

@@ -84,6 +84,18 @@ impl WalReader {
         Ok(WalReader { io, segments, plan, ceiling: 0, records: 0, bytes: 0, released, next, payload, buf, buf_of })
     }
 
+    /// Of so many parts of the groups, of about equal length, only one is read.
+    pub fn keep_part(&mut self, part: u32, parts: u32) {
+        let (part, parts) = (u64::from(part), u64::from(parts));
+        let blocks: u64 = self.plan.groups.iter().map(|group| u64::from(group.blocks)).sum();
+        let mut before = 0;
+        self.plan.groups.retain(|group| {
+            let begins_in = before * parts / blocks;
+            before += u64::from(group.blocks);
+            begins_in == part
+        });
+    }
+
     /// Hands the records of the next group on. False: there is none.
     ///
     /// # Errors

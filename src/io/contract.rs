@@ -35,15 +35,12 @@ pub(super) const SCENARIOS: &[(&str, Scenario)] = &[
     ("a connection can be handed over with what it had received", |io, _| Box::pin(hand_over(io))),
     ("timers fire in order", |io, _| Box::pin(timers(io))),
     ("a limit of time ends a wait", |io, _| Box::pin(limits_of_time(io))),
-    ("no class starves", |io, _| Box::pin(no_class_starves(io))),
+    ("classes get their shares", |io, _| Box::pin(shares(io))),
     ("tasks of a class take turns", |io, _| Box::pin(fifo(io))),
     ("a task runs on without its handle", |io, _| Box::pin(dropped_handle(io))),
     ("the inbox is noticed", |io, _| Box::pin(inbox(io))),
     ("shutdown drops tasks and ends operations", |io, dir| Box::pin(shutdown(io, dir))),
 ];
-
-/// What holds exactly only where time passes by what a core does, and not by what else runs on its CPU.
-pub(super) const TIMED: (&str, Scenario) = ("classes get their shares", |io, _| Box::pin(shares(io)));
 
 fn pattern(bytes: usize, seed: u64) -> Vec<u8> {
     let mut prng = crate::base::prng::Prng::new(seed);
@@ -415,8 +412,22 @@ async fn limits_of_time(io: Io) {
     assert!(io.within(Duration::from_millis(1), std::future::pending::<()>()).await.is_none());
 }
 
-/// How often each class was polled when one of them has been often.
-async fn polls_a_class(io: Io) -> [u64; 3] {
+/// Shares are counted by the clock, and a loaded machine takes the thread away in the middle of some task, which then pays for it: of
+/// several looks one without such a theft is enough.
+async fn shares(io: Io) {
+    let mut counts = [0; 3];
+    for _ in 0..10 {
+        counts = polls_by_class(&io).await;
+        assert!(counts[2] > 100, "the background starves: {counts:?}");
+        if counts[0] > 2 * counts[1] && counts[1] > 2 * counts[2] {
+            return;
+        }
+    }
+    panic!("shares near 16:4:1: {counts:?}");
+}
+
+/// How often tasks of each class were polled until one class had 16,000.
+async fn polls_by_class(io: &Io) -> [u64; 3] {
     let counts = Rc::new([Cell::new(0u64), Cell::new(0), Cell::new(0)]);
     let stop = Rc::new(Cell::new(false));
     for class in [Class::Background, Class::Replication, Class::Foreground] {
@@ -437,17 +448,6 @@ async fn polls_a_class(io: Io) -> [u64; 3] {
         io.sleep(Duration::from_millis(1)).await;
     }
     [counts[0].get(), counts[1].get(), counts[2].get()]
-}
-
-async fn no_class_starves(io: Io) {
-    let counts = polls_a_class(io).await;
-    assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
-}
-
-async fn shares(io: Io) {
-    let counts = polls_a_class(io).await;
-    assert!(counts[2] > 100, "the background starves: {counts:?}");
-    assert!(counts[0] > 2 * counts[1] && counts[1] > 2 * counts[2], "shares near 16:4:1: {counts:?}");
 }
 
 async fn fifo(io: Io) {

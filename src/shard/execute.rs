@@ -3,7 +3,7 @@
 
 use super::namespaces::{Durability, Namespace};
 use super::{Shard, Ticket};
-use crate::base::record::{Body, Cell, Kind, Version};
+use crate::base::record::{Body, Cell, Kind, Token, Version};
 use crate::base::time::{Mono, WallMs, hlc_ms};
 use crate::engine::{Batch, EngineError, KeyRef};
 use crate::limits::{CHUNK_BYTES, CLOCK_SKEW_MS_MAX};
@@ -21,15 +21,16 @@ pub enum Step {
     Wait,
 }
 
-/// Carries out what this core owns, if memory is enough.
-pub fn execute(shard: &Shard, ticket: &Ticket, request: &Request<'_>) -> Step {
+/// Carries out what this core owns, if memory is enough. `token`: of the command's one key.
+pub fn execute(shard: &Shard, ticket: &Ticket, request: &Request<'_>, token: Token) -> Step {
+    let key_ref = |key| KeyRef { namespace: request.namespace, token, key };
     match &request.command {
         Command::Ping => answer(shard, ticket, &Reply::Pong),
         Command::Info => answer(shard, ticket, &Reply::Text(&(shard.node.info)())),
-        Command::Get { key } => get(shard, ticket, request, key),
-        Command::Ttl { key } => ttl(shard, ticket, request, key),
-        Command::Put(put) => plain_put(shard, ticket, request, put),
-        Command::Delete(delete) => plain_delete(shard, ticket, request, delete),
+        Command::Get { key } => read_in_memory(shard, ticket, request, key_ref(key), value_reply),
+        Command::Ttl { key } => read_in_memory(shard, ticket, request, key_ref(key), |cell, now_ms| Some(ttl_reply(cell, now_ms))),
+        Command::Put(put) => plain_put(shard, ticket, request, key_ref(put.key), put),
+        Command::Delete(delete) => plain_delete(shard, ticket, request, key_ref(delete.key), delete),
         Command::MultiPut(put) => multi_put(shard, ticket, request, put),
         Command::NamespaceList => namespace_list(shard, ticket),
         Command::MultiGet { .. }
@@ -69,14 +70,6 @@ pub fn shown_after(durability: Durability, settled: u64) -> u64 {
     if durability == Durability::Interval { 0 } else { settled }
 }
 
-fn get(shard: &Shard, ticket: &Ticket, request: &Request<'_>, key: &[u8]) -> Step {
-    read_in_memory(shard, ticket, request, key, value_reply)
-}
-
-fn ttl(shard: &Shard, ticket: &Ticket, request: &Request<'_>, key: &[u8]) -> Step {
-    read_in_memory(shard, ticket, request, key, |cell, now_ms| Some(ttl_reply(cell, now_ms)))
-}
-
 /// The reply to a ttl.
 pub fn ttl_reply(cell: Option<&Cell<'_>>, now_ms: WallMs) -> Reply<'static> {
     match cell.filter(|cell| cell.is_live(now_ms)) {
@@ -89,12 +82,12 @@ fn read_in_memory(
     shard: &Shard,
     ticket: &Ticket,
     request: &Request<'_>,
-    key: &[u8],
+    key: KeyRef<'_>,
     reply: impl for<'a> FnOnce(Option<&Cell<'a>>, WallMs) -> Option<Reply<'a>>,
 ) -> Step {
     let Some(namespace) = shard.namespace_durability(request.namespace) else { return Step::Wait };
     let now_ms = shard.io.wall_ms();
-    let peeked = shard.engine.peek(shard.key(request.namespace, key), |cell, settled| match reply(cell, now_ms) {
+    let peeked = shard.engine.peek(key, |cell, settled| match reply(cell, now_ms) {
         None => Step::Wait,
         Some(reply) => {
             shard.answer_when(ticket, shown_after(namespace, settled), shard.deadline(request.deadline_ms), &reply, None);
@@ -110,8 +103,7 @@ fn is_blind(condition: Condition, write: WriteOptions) -> bool {
     condition == Condition::Always && !write.announce
 }
 
-fn plain_put(shard: &Shard, ticket: &Ticket, request: &Request<'_>, put: &Put<'_>) -> Step {
-    let key = shard.key(request.namespace, put.key);
+fn plain_put(shard: &Shard, ticket: &Ticket, request: &Request<'_>, key: KeyRef<'_>, put: &Put<'_>) -> Step {
     if !is_blind(put.condition, put.write) || shard.locks.is_held(key.token) || shard.engine.is_behind() {
         return Step::Wait;
     }
@@ -122,8 +114,7 @@ fn plain_put(shard: &Shard, ticket: &Ticket, request: &Request<'_>, put: &Put<'_
     Step::Done
 }
 
-fn plain_delete(shard: &Shard, ticket: &Ticket, request: &Request<'_>, delete: &Delete<'_>) -> Step {
-    let key = shard.key(request.namespace, delete.key);
+fn plain_delete(shard: &Shard, ticket: &Ticket, request: &Request<'_>, key: KeyRef<'_>, delete: &Delete<'_>) -> Step {
     if !is_blind(delete.condition, delete.write) || shard.locks.is_held(key.token) || shard.engine.is_behind() {
         return Step::Wait;
     }

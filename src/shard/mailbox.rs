@@ -34,6 +34,8 @@ pub enum Mail {
     Namespaces(Arc<NamespaceTable>),
     /// The data folder is open: open your part of it.
     Open(Arc<NodeStore>),
+    /// The sender has read its share of the old cores' logs; from core 0: all have.
+    LogsRead,
     /// The sender's part is open, or why not.
     Opened(Result<(), String>),
     /// Everyone is open: serve.

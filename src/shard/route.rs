@@ -5,23 +5,54 @@ use super::gather::{Gather, Whole};
 use super::mailbox::Holds;
 use super::perform;
 use super::{Origin, Shard, Ticket};
-use crate::base::record::{NAMESPACE_SYSTEM, Version, core_of, token_of};
+use crate::base::record::{NAMESPACE_SYSTEM, Token, Version, core_of, token_of};
+use crate::engine::Ahead;
 use crate::io::Class;
 use crate::io::signal::Signal;
 use crate::limits::{KEY_BYTES_MAX, MULTI_KEYS_MAX, VALUE_BYTES_MAX};
 use crate::wire::command::{Command, ErrorCode, MultiPut, PutItem, Request, WriteOptions};
-use crate::wire::native::{decode_request, encode_request};
+use crate::wire::native::{WireError, decode_request, encode_request};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+/// A request's frame, taken apart.
+pub struct Asked<'a> {
+    kind: u16,
+    body: &'a [u8],
+    request: Result<Request<'a>, WireError>,
+    /// Of its key; 0 where it has none or several.
+    token: Token,
+}
+
+impl<'a> Asked<'a> {
+    pub fn new(kind: u16, body: &'a [u8]) -> Asked<'a> {
+        let request = decode_request(kind, body);
+        let key = request.as_ref().ok().and_then(|request| request.command.key());
+        Asked { kind, body, token: key.map_or(0, token_of), request }
+    }
+
+    /// What a lookup in memory will touch begins to load.
+    pub fn prefetch(&self, shard: &Shard, ahead: Ahead) {
+        if let Ok(Request { namespace, command: Command::Get { .. } | Command::Put(_), .. }) = self.request {
+            shard.engine.prefetch(namespace, self.token, ahead);
+        }
+    }
+}
+
 impl Shard {
-    /// One request frame, from a client of this core or from another core. Its answer goes to `ticket`, now or later.
+    /// One request frame from another core. Its answer goes to `ticket`, now or later.
     pub fn handle(self: &Rc<Shard>, ticket: Ticket, kind: u16, body: &[u8]) {
+        self.handle_asked(ticket, Asked::new(kind, body));
+    }
+
+    /// One request, from a client of this core or from another core.
+    pub fn handle_asked(self: &Rc<Shard>, ticket: Ticket, asked: Asked<'_>) {
+        let Asked { kind, body, request, token } = asked;
         self.stats.request(kind);
         if self.is_closing() {
             return self.fail(&ticket, ErrorCode::ShuttingDown, "this node is shutting down");
         }
-        let request = match decode_request(kind, body) {
+        let request = match request {
             Ok(request) => request,
             Err(error) => return self.fail(&ticket, error.code, error.what),
         };
@@ -34,9 +65,9 @@ impl Shard {
             Command::Snapshot { .. } if self.is_part(&ticket) => self.core(),
             // What the whole node has one of.
             Command::NamespaceCreate { .. } | Command::NamespaceAlter { .. } | Command::Snapshot { .. } => 0,
-            command => command.key().map_or(self.core(), |key| self.owner(token_of(key))),
+            command => command.key().map_or(self.core(), |_| self.owner(token)),
         };
-        if owner == self.core() { self.run_here(ticket, &request, kind, body) } else { self.pass_on(owner, ticket, kind, body) }
+        if owner == self.core() { self.run_here(ticket, &request, token, kind, body) } else { self.pass_on(owner, ticket, kind, body) }
     }
 
     /// What is wrong with any request of this kind, whoever carries it out.
@@ -70,8 +101,8 @@ impl Shard {
         Ok(())
     }
 
-    fn run_here(self: &Rc<Shard>, ticket: Ticket, request: &Request<'_>, kind: u16, body: &[u8]) {
-        if let Step::Wait = execute::execute(self, &ticket, request) {
+    fn run_here(self: &Rc<Shard>, ticket: Ticket, request: &Request<'_>, token: Token, kind: u16, body: &[u8]) {
+        if let Step::Wait = execute::execute(self, &ticket, request, token) {
             perform::spawn(self, ticket, kind, body.to_vec(), self.deadline(request.deadline_ms));
         }
     }
@@ -117,7 +148,7 @@ impl Shard {
         encode_request(&mut frame, part as u64, request);
         let body = &frame[crate::wire::frame::HEADER_BYTES..];
         let kind = request.command.kind();
-        if core == self.core() { self.run_here(ticket, request, kind, body) } else { self.pass_on(core, ticket, kind, body) }
+        if core == self.core() { self.run_here(ticket, request, 0, kind, body) } else { self.pass_on(core, ticket, kind, body) }
     }
 
     /// A request about the whole node was taken apart by core 0, and this is one core's part of it.
@@ -153,8 +184,8 @@ impl Shard {
         }
         let owners: Vec<u16> = (0..self.node.cores).filter(|&core| !places[usize::from(core)].is_empty()).collect();
         match owners[..] {
-            [] => return self.run_here(ticket, request, kind, body),
-            [owner] if owner == self.core() => return self.run_here(ticket, request, kind, body),
+            [] => return self.run_here(ticket, request, 0, kind, body),
+            [owner] if owner == self.core() => return self.run_here(ticket, request, 0, kind, body),
             [owner] => return self.pass_on(owner, ticket, kind, body),
             _ => {}
         }

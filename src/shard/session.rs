@@ -3,7 +3,9 @@
 
 use super::conn::Conn;
 use super::mailbox::Mail;
+use super::route::Asked;
 use super::{Origin, Shard, Ticket};
+use crate::engine::Ahead;
 use crate::io::{Class, Io, Listener, Parcel, Socket};
 use crate::limits::{CORE_CONNECTIONS_MAX, DEADLINE_MS_DEFAULT, FRAME_BYTES_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX};
 use crate::wire::command::{
@@ -16,6 +18,9 @@ use std::time::Duration;
 
 /// A buffer that grew for one large answer is not kept for small ones.
 const SPARE_BYTES_MAX: usize = 256 * 1024;
+
+/// Requests of a pipeline whose lookups are prefetched together.
+const REQUESTS_AHEAD: usize = 16;
 
 /// Takes connections in until the shard closes.
 pub async fn listen(shard: Rc<Shard>, listener: Listener) {
@@ -214,26 +219,35 @@ async fn read(shard: &Rc<Shard>, socket: &Socket, conn: &Rc<Conn>, rest: Vec<u8>
 
 /// The requests that a chunk completes. False: the framing is lost, and the client was told.
 async fn take_in(shard: &Rc<Shard>, conn: &Rc<Conn>, reader: &mut FrameReader, chunk: &[u8]) -> bool {
-    for frame in reader.feed(chunk) {
-        let frame = match frame {
-            Ok(frame) => frame,
-            Err(error) => {
-                say_goodbye(shard, conn, &error).await;
+    let mut frames = reader.feed(chunk);
+    loop {
+        // What a lookup touches is loaded for some requests at a time: a miss costs as much as all else that a small request does.
+        let ahead: [_; REQUESTS_AHEAD] =
+            std::array::from_fn(|_| frames.next().map(|frame| frame.map(|frame| (frame, Asked::new(frame.kind, frame.body)))));
+        for step in [Ahead::Index, Ahead::Entry] {
+            ahead.iter().flatten().flatten().for_each(|(_, asked)| asked.prefetch(shard, step));
+        }
+        for next in ahead {
+            let (frame, asked) = match next {
+                Some(Ok(next)) => next,
+                Some(Err(error)) => {
+                    say_goodbye(shard, conn, &error).await;
+                    return false;
+                }
+                None => return true,
+            };
+            if !conn.has_room() || !shard.admit.may_keep(frame.body.len()) {
+                shard.settle();
+                conn.room().await;
+                shard.admit.room_to_keep(frame.body.len()).await;
+            }
+            if conn.closed.get() {
                 return false;
             }
-        };
-        if !conn.has_room() || !shard.admit.may_keep(frame.body.len()) {
-            shard.settle();
-            conn.room().await;
-            shard.admit.room_to_keep(frame.body.len()).await;
+            conn.begin_request();
+            shard.handle_asked(Ticket { origin: Origin::Connection(conn.clone()), id: frame.id }, asked);
         }
-        if conn.closed.get() {
-            return false;
-        }
-        conn.begin_request();
-        shard.handle(Ticket { origin: Origin::Connection(conn.clone()), id: frame.id }, frame.kind, frame.body);
     }
-    true
 }
 
 async fn say_goodbye(shard: &Rc<Shard>, conn: &Rc<Conn>, error: &FrameError) {

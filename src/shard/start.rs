@@ -20,6 +20,7 @@ use crate::io::signal::Signal;
 use crate::io::{Class, Io, SocketAddr};
 use crate::limits::VNODES_DEFAULT;
 use std::cell::{Cell, RefCell};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -123,6 +124,11 @@ pub enum StartFailure {
     Engine(EngineError),
     /// The address that could not be bound.
     Listen(SocketAddr, std::io::Error),
+    /// The disk has no room for moving the data from so many cores to so many; nothing has changed.
+    NoRoom {
+        before: u16,
+        cores: u16,
+    },
     /// What is configured is not what the data folder is made for.
     Contradiction(String),
     /// Another core failed first.
@@ -140,6 +146,11 @@ impl std::fmt::Display for StartFailure {
         match self {
             StartFailure::Engine(error) => error.fmt(f),
             StartFailure::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
+            StartFailure::NoRoom { before, cores } => write!(
+                f,
+                "the disk is full: moving the data from {before} cores to {cores} takes room for what the logs hold; nothing has changed, \
+                 so make room, or start with {before} cores as before"
+            ),
             StartFailure::Contradiction(why) | StartFailure::Other(why) => f.write_str(why),
         }
     }
@@ -201,16 +212,14 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
         }
     };
     let config = EngineConfig { core: io.core() as u16, planted: plan.planted, ..plan.engine.clone() };
-    let (engine, _report) = Engine::open(io, &layout, config).await?;
+    let engine = open_engine(io, mailbox, &layout, config).await?;
     wait_for_wall_clock(io, &engine).await;
     let shard = Rc::new(assemble(io, mailbox, plan, engine, &layout));
     if io.core() == 0 {
         for _ in others.clone() {
-            if let Err(why) = next_opened(io, mailbox).await {
-                return Err(StartFailure::Other(why));
-            }
+            next_step(io, mailbox, |mail| matches!(mail, Mail::Opened(Ok(())))).await?;
         }
-        layout.commit(io).await?;
+        layout.commit(io).await.map_err(|error| no_room(error, layout.previous_cores(), layout.cores()))?;
         let table = load_namespaces(&shard, plan.durability).await?;
         shard.publish_namespaces(Arc::new(table));
         others.for_each(|core| mailbox.send(core, Mail::Serve));
@@ -228,6 +237,43 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
     }
     mailbox.wake();
     Ok(shard)
+}
+
+/// This core's engine. Where the data comes from another list of cores, all shards read their shares of the old logs before any opens.
+async fn open_engine(io: &Io, mailbox: &Mailbox, layout: &Arc<NodeStore>, config: EngineConfig) -> Result<Engine, StartFailure> {
+    let before = layout.previous_cores();
+    if before.is_none() {
+        return Ok(Engine::open(io, layout, config).await?.0);
+    }
+    let in_words = |error| no_room(error, before, layout.cores());
+    Engine::read_old_logs(io, layout, &config).await.map_err(in_words)?;
+    let others = 1..usize::from(layout.cores());
+    if io.core() == 0 {
+        for _ in others.clone() {
+            next_step(io, mailbox, |mail| matches!(mail, Mail::LogsRead)).await?;
+        }
+        others.for_each(|core| mailbox.send(core, Mail::LogsRead));
+    } else {
+        mailbox.send(0, Mail::LogsRead);
+    }
+    mailbox.wake();
+    if io.core() != 0 {
+        next_step(io, mailbox, |mail| matches!(mail, Mail::LogsRead)).await?;
+    }
+    Ok(Engine::open(io, layout, config).await.map_err(in_words)?.0)
+}
+
+/// A move that a full disk ends has changed nothing, and says what can be done.
+fn no_room(error: EngineError, before: Option<u16>, cores: u16) -> StartFailure {
+    let is_full = match &error {
+        EngineError::DiskFull => true,
+        EngineError::Io(error) => matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded),
+        _ => false,
+    };
+    match before.filter(|_| is_full) {
+        Some(before) => StartFailure::NoRoom { before, cores },
+        None => StartFailure::Engine(error),
+    }
 }
 
 /// The engine's clock starts above everything that it may have told before, a little ahead of the wall clock; deadlines count from it.
@@ -274,10 +320,13 @@ async fn next_mail(io: &Io, mailbox: &Mailbox) -> (usize, Mail) {
     }
 }
 
-async fn next_opened(io: &Io, mailbox: &Mailbox) -> Result<(), String> {
+/// Waits for the mail that says that a step of the start is done.
+async fn next_step(io: &Io, mailbox: &Mailbox, is_it: impl Fn(&Mail) -> bool) -> Result<(), StartFailure> {
     loop {
-        if let (_, Mail::Opened(outcome)) = next_mail(io, mailbox).await {
-            return outcome;
+        match next_mail(io, mailbox).await.1 {
+            Mail::Opened(Err(why)) => return Err(StartFailure::Other(why)),
+            mail if is_it(&mail) => return Ok(()),
+            _ => {}
         }
     }
 }
@@ -397,7 +446,7 @@ fn take_mail(shard: &Rc<Shard>) -> MailEnd {
                 }
                 Mail::Namespaces(table) => shard.set_namespaces(table),
                 Mail::Opened(Err(_)) => end = MailEnd::Failed,
-                Mail::Open(_) | Mail::Opened(Ok(())) | Mail::Serve => {}
+                Mail::Open(_) | Mail::LogsRead | Mail::Opened(Ok(())) | Mail::Serve => {}
             }
         }
     }

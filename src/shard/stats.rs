@@ -107,6 +107,8 @@ pub struct Board {
 struct Rows {
     reports: Vec<(u16, Report)>,
     stopped: Vec<(u16, String)>,
+    /// How often each core published.
+    beats: Vec<u64>,
 }
 
 impl Board {
@@ -121,6 +123,18 @@ impl Board {
         rows.reports.retain(|(other, _)| *other != core);
         rows.reports.push((core, report));
         rows.reports.sort_by_key(|(core, _)| *core);
+        let at = usize::from(core);
+        if rows.beats.len() <= at {
+            rows.beats.resize(at + 1, 0);
+        }
+        rows.beats[at] += 1;
+    }
+
+    /// How often each of `cores` has published: a count that stands still is a core that does not turn.
+    pub fn beats(&self, cores: usize) -> Vec<u64> {
+        let mut beats = self.rows().beats.clone();
+        beats.resize(cores, 0);
+        beats
     }
 
     /// A shard acknowledges nothing any more.

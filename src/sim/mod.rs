@@ -117,7 +117,7 @@ pub fn run(asked: &SimRun, say: &mut dyn FnMut(&str)) -> i32 {
             say(&format!("the planted bug {planted:?} was not found in {count} seeds"));
             exit::FAILED
         }
-        None if asked.seed.is_none() && !summary.is_complete(say) => exit::FAILED,
+        None if asked.seed.is_none() && !summary.is_complete(asked.cores.is_none(), say) => exit::FAILED,
         None => exit::CLEAN,
     }
 }
@@ -194,13 +194,14 @@ impl Summary {
         }
     }
 
-    /// A kind of fault that never happened was not tested.
-    fn is_complete(&self, say: &mut dyn FnMut(&str)) -> bool {
+    /// A kind of fault that never happened was not tested. `moves`: the list of cores could change.
+    fn is_complete(&self, moves: bool, say: &mut dyn FnMut(&str)) -> bool {
         let happened =
             |counts: &BTreeMap<String, u64>, name: &str| counts.iter().any(|(what, count)| *count > 0 && what.trim_end() == name);
         // A site is named with the kind of file where that is told.
         let at_site = |name: &str| self.crash_sites.keys().any(|site| site.starts_with(name));
-        let faults = FAULTS_WANTED.iter().filter(|name| !happened(&self.faults, name));
+        let moves = if moves { scenario::MOVES } else { &[] };
+        let faults = FAULTS_WANTED.iter().chain(moves).filter(|name| !happened(&self.faults, name));
         let missing: Vec<_> = faults.chain(SITES_WANTED.iter().filter(|name| !at_site(name))).collect();
         missing.iter().for_each(|name| say(&format!("never happened: {name}")));
         self.thin.iter().for_each(|line| say(line));

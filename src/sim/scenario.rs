@@ -33,6 +33,15 @@ const PORT: u16 = 7400;
 /// Few, so that each holds several keys.
 pub(super) const VNODES: u32 = 16;
 
+/// What a run counts beside the faults of its world: a node served with another list of cores; it fell before it did; another list was
+/// given before the move had ended; the move found no room.
+pub const CORES_CHANGED: &str = "core list changed";
+pub const CRASH_WHILE_MOVING: &str = "crash while data moves";
+pub const CORES_CHANGED_AGAIN: &str = "core list changed while data moves";
+pub const FULL_WHILE_MOVING: &str = "ENOSPC while data moves";
+/// All of these.
+pub const MOVES: &[&str] = &[CORES_CHANGED, CRASH_WHILE_MOVING, CORES_CHANGED_AGAIN, FULL_WHILE_MOVING];
+
 /// What is asked of a run.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -90,6 +99,8 @@ pub(super) struct Run {
     pub(super) shared: Rc<Shared>,
     pub(super) outcome: Outcome,
     cores: u16,
+    /// Cores of the last node that served: what the data is ordered by, unless a move was done and the power failed before it served.
+    served: u16,
     hash_seed: u64,
     /// The faults of this run.
     drawn: Faults,
@@ -135,12 +146,21 @@ impl Run {
         let cores = setup.cores.unwrap_or(prng.between(1, 5) as u16);
         let hash_seed = prng.next_u64();
         let outcome = Outcome { seed: setup.seed, ..Outcome::default() };
-        Run { world, node, prng, setup: setup.clone(), shared: Rc::new(shared), outcome, cores, hash_seed, drawn }
+        Run { world, node, prng, setup: setup.clone(), shared: Rc::new(shared), outcome, cores, served: cores, hash_seed, drawn }
     }
 
     pub(super) fn note(&mut self, what: impl Into<String>) {
         let line = format!("{:>12.6} s  {}", self.world.now().0 as f64 / 1e9, what.into());
         self.outcome.timeline.push(line);
+    }
+
+    fn happened(&mut self, what: &str) {
+        *self.outcome.faults.entry(what.to_owned()).or_default() += 1;
+    }
+
+    /// The next start is one with another list of cores.
+    fn is_moving(&self) -> bool {
+        self.cores != self.served
     }
 
     fn fail(&mut self, what: impl Into<String>) {
@@ -292,6 +312,10 @@ impl Run {
         let (ready, world, node) = (life.ready.clone(), self.world.clone(), self.node);
         self.world.run_until(STUCK, || ready.load(Ordering::Acquire) || !world.is_up(node) || world.cores(node) == 0);
         if ready.load(Ordering::Acquire) && self.world.is_up(self.node) {
+            if self.is_moving() {
+                self.happened(CORES_CHANGED);
+                self.served = cores;
+            }
             return Ok(life);
         }
         let said = life.tasks.drain(..).filter_map(|task| task.take_result()).filter_map(Result::err);
@@ -405,36 +429,58 @@ impl Run {
             self.shared.falls.borrow_mut().push((self.world.now(), self.world.wall_ms(self.node)));
             self.world.set_wall_offset_ms(self.node, offset);
         }
-        if self.setup.cores.is_none() && self.prng.one_in(3) {
-            self.cores = self.prng.between(1, 5) as u16;
-        }
-        let cores = self.cores;
-        self.note(format!("starts with {cores} cores"));
+        self.draw_cores();
         self.world.crash_at_op(self.node, u64::MAX, CrashSite::Before);
-        for _ in 0..self.prng.below(3) {
+        for _ in 0..self.prng.below(4) {
+            let (is_moving, cores) = (self.is_moving(), self.cores);
             let site = [CrashSite::Before, CrashSite::During, CrashSite::After][self.prng.below(3) as usize];
-            let at = self.prng.between(1, 60);
+            let at = self.prng.between(1, if is_moving { 300 } else { 60 });
             let from = self.world.disk_ops(self.node);
             self.world.crash_at_op(self.node, from + at, site);
-            match self.boot() {
+            let is_full = is_moving && self.setup.faults.full && self.prng.one_in(4);
+            if is_full {
+                self.world.set_capacity(self.node, self.world.disk_bytes(self.node) + self.prng.below(800) * 1024);
+            }
+            let booted = self.boot();
+            self.world.set_capacity(self.node, u64::MAX);
+            match booted {
                 Ok(life) => return Some(life),
                 Err(None) => {
                     self.note("the power failed while it started");
+                    if is_moving {
+                        self.happened(CRASH_WHILE_MOVING);
+                    }
                     self.outcome.crashes += 1;
-                    self.power_lost();
                 }
                 Err(Some(why)) => {
-                    if !self.is_io_error(&why) {
+                    let no_room = is_full && is_full_disk(&why);
+                    if !no_room && !self.is_io_error(&why) {
                         self.fail(format!("the node does not start: {why}"));
                         return None;
                     }
+                    if no_room {
+                        self.happened(FULL_WHILE_MOVING);
+                    }
                     self.note(format!("did not start: {why}"));
                     self.world.crash(self.node);
-                    self.power_lost();
                 }
+            }
+            self.power_lost();
+            self.draw_cores();
+            if is_moving && self.cores != cores {
+                self.happened(CORES_CHANGED_AGAIN);
             }
         }
         self.boot_surely()
+    }
+
+    /// Perhaps the next start is one with other cores.
+    fn draw_cores(&mut self) {
+        if self.setup.cores.is_none() && self.prng.one_in(2) {
+            self.cores = self.prng.between(1, 5) as u16;
+        }
+        let (cores, served) = (self.cores, self.served);
+        self.note(if cores == served { format!("starts with {cores} cores") } else { format!("starts with {cores} cores after {served}") });
     }
 
     /// An injected error of the disk, rather than damage.
@@ -482,6 +528,15 @@ impl Run {
         self.outcome.errors = self.shared.errors.borrow().iter().map(|(code, count)| (format!("{code:?}"), *count)).collect();
         self.outcome.fingerprint = self.world.fingerprint();
         self.outcome
+    }
+}
+
+/// What a start says when the disk has no room for a move.
+fn is_full_disk(why: &StartFailure) -> bool {
+    match why {
+        StartFailure::NoRoom { .. } | StartFailure::Engine(EngineError::DiskFull) => true,
+        StartFailure::Engine(EngineError::Io(error)) => error.kind() == std::io::ErrorKind::StorageFull,
+        _ => false,
     }
 }
 

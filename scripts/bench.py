@@ -1,0 +1,420 @@
+"""Races ringkv against its peers: scripts/bench.sh builds the binaries and calls this.
+
+Server and load have a CPU each, the same for all; peers and ringkv run in turn in one run, and what counts is the ratio. Every peer has the
+settings that its users run it with, named in the table. A peer that is not installed makes its rows say so.
+"""
+import json
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+
+import measure
+from measure import (
+    KEY_BYTES, MIB, NODE_CPU, SCALE, VALUE_BYTES, WORK, Missing, Node, bounded, cpu_seconds, load, result, run_rows, say, scaled,
+)
+
+PASSES = 3
+SECONDS = max(0.5, 4 * min(1, SCALE))
+
+
+class Peer:
+    """Another server, on the node's CPU. It ends with the row."""
+
+    running = []
+
+    def __init__(self, name, scheme, words, port, version):
+        self.name, self.port, self.version = name, port, version
+        self.target = "%s://127.0.0.1:%d" % (scheme, port)
+        self.data = os.path.join(WORK, "peer-%s" % name.replace(" ", "-"))
+        shutil.rmtree(self.data, ignore_errors=True)
+        os.makedirs(self.data)
+        with open(os.path.join(self.data, "log"), "wb") as log:
+            words = ["taskset", "-c", str(NODE_CPU), *words]
+            self.process = subprocess.Popen(words, cwd=self.data, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.pid = self.process.pid
+        Peer.running.append(self)
+        for _ in range(200):
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                return
+            except OSError:
+                time.sleep(0.05)
+        raise RuntimeError("%s did not start; see %s/log" % (name, self.data))
+
+    def cpu_seconds(self):
+        return cpu_seconds(self.pid)
+
+    def stop(self):
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        Peer.running.remove(self)
+        shutil.rmtree(self.data, ignore_errors=True)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def version_of(*words):
+    """What a program says of itself, or Missing."""
+    try:
+        said = subprocess.run(words, capture_output=True, timeout=20, check=False)
+    except FileNotFoundError:
+        raise Missing("%s is not installed" % words[0]) from None
+    found = re.search(r"\d+\.\d+(\.\d+)?", (said.stdout + said.stderr).decode())
+    return found[0] if found else "?"
+
+
+def redis(durable=False):
+    port, version = free_port(), version_of("redis-server", "--version")
+    words = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", "."]
+    words += ["--appendonly", "yes", "--appendfsync", "always", "--no-appendfsync-on-rewrite", "no"] if durable else ["--appendonly", "no"]
+    return Peer("redis durable" if durable else "redis", "redis", words, port, "Redis " + version)
+
+
+def memcached():
+    port, version = free_port(), version_of("memcached", "--version")
+    words = ["memcached", "-p", str(port), "-U", "0", "-l", "127.0.0.1", "-t", "1", "-m", "2048", "-c", "4096", "-u", "root"]
+    return Peer("memcached", "memcached-meta", words, port, "memcached " + version)
+
+
+def end_peers():
+    for peer in list(Peer.running):
+        peer.stop()
+
+
+def requests(report):
+    return sum(op["count"] for op in report["ops"].values())
+
+
+def cpu_of(server, *flags):
+    """One pass of a load: µs of the server's CPU a request, requests a second."""
+    before = server.cpu_seconds()
+    report = load(server, *flags)
+    spent = server.cpu_seconds() - before
+    if report["errors"]:
+        say("             errors: %s" % report["errors"])
+    return 1e6 * spent / requests(report), report["rate_reached"]
+
+
+def spread(passes):
+    return "%.2f (%.2f to %.2f)" % (statistics.median(passes), min(passes), max(passes))
+
+
+# ----------------------------------------------------------------------------------------------------------------------------------
+# cpu: what a request costs the server.
+
+CPU_KEYS = ["--key-size", str(KEY_BYTES), "--value", "100"]
+CPU_GOALS = {(50, 1): 0.80, (50, 16): 0.40, (50, 100): 0.25, (500, 1): 0.80}
+
+
+def cpu_flags(conns, pipeline, mix):
+    keys = ["--keys", str(scaled(1_000_000, 10_000)), *CPU_KEYS, "--dist", "uniform"]
+    times = ["--warmup", "0.5", "--seconds", str(SECONDS)]
+    return ["--closed", "--conns", str(conns), "--pipeline", str(pipeline), "--mix", mix, *keys, *times]
+
+
+def cpu():
+    servers = {}
+    for name, start in (("redis", redis), ("memcached", memcached)):
+        try:
+            servers[name] = start()
+        except Missing as why:
+            say("             %s" % why)
+    servers["ringkv"] = Node("bench-cpu", "--memory", "2GiB", fresh=True)
+    for server in servers.values():
+        load(server, "--fill", "--conns", "50", "--pipeline", "16", "--keys", str(scaled(1_000_000, 10_000)), *CPU_KEYS)
+    # Once over all, so that nobody is measured on a cold cache.
+    for server in servers.values():
+        load(server, *cpu_flags(50, 16, "get=100"))
+    for kind in ("get", "put"):
+        for (conns, pipeline), goal in CPU_GOALS.items():
+            cpu_case(servers, kind, conns, pipeline, goal if kind == "get" else None)
+    for server in servers.values():
+        server.stop()
+    shutil.rmtree(os.path.join(WORK, "bench-cpu"), ignore_errors=True)
+
+
+def cpu_case(servers, kind, conns, pipeline, goal):
+    costs, rates = {name: [] for name in servers}, {name: [] for name in servers}
+    for _ in range(PASSES):
+        for name, server in servers.items():
+            cost, rate = cpu_of(server, *cpu_flags(conns, pipeline, "%s=100" % kind))
+            costs[name].append(cost)
+            rates[name].append(rate)
+    what = "%s 100 B, %d connections, P=%d: " % (kind, conns, pipeline)
+    for name in servers:
+        rate = statistics.median(rates[name])
+        label = getattr(servers[name], "version", name)
+        result("cpu", what + label, "", "%s µs, %.0f/s" % (spread(costs[name]), rate), None, costs=costs[name], rates=rates[name])
+    peers = [statistics.median(costs[name]) for name in servers if name != "ringkv"]
+    if peers:
+        ratio = statistics.median(costs["ringkv"]) / min(peers)
+        note = "" if kind == "get" else " (durable, the peers' are not)"
+        bounded("cpu", what + "server CPU over the best peer's" + note, ratio, high=goal, unit=" ×")
+
+
+# ----------------------------------------------------------------------------------------------------------------------------------
+# hop: a request that another core owns.
+
+
+def hop():
+    if measure.LOAD_CPU is None:
+        raise Missing("two CPUs are needed")
+    cores = "%s,%s" % (NODE_CPU, measure.LOAD_CPU)
+    node, costs = Node("bench-hop", "--memory", "1GiB", cores=cores, fresh=True), {}
+    keys = ["--keys", str(scaled(100_000, 10_000)), *CPU_KEYS]
+    load(node, "--fill", "--conns", "50", "--pipeline", "16", *keys)
+    flags = ["--closed", "--conns", "50", "--pipeline", "16", "--mix", "get=100", *keys, "--warmup", "0.5", "--seconds", str(SECONDS)]
+    share = []
+    for _ in range(PASSES):
+        for route in ("--routed", "--any"):
+            before = node.cpu_seconds()
+            report = load(node, *flags, route)
+            costs.setdefault(route, []).append(1e6 * (node.cpu_seconds() - before) / requests(report))
+            share.append(report["hops"] / requests(report))
+    node.stop()
+    shutil.rmtree(os.path.join(WORK, "bench-hop"), ignore_errors=True)
+    direct, mixed = (statistics.median(costs[route]) for route in ("--routed", "--any"))
+    # Over any connection only some hop: what one that does costs follows from their share.
+    hopped = direct + (mixed - direct) / max(share)
+    what = "get 100 B, P=16, to the owning core / over any (%.0f %% hop)" % (100 * max(share))
+    result("hop", what, "", "%s / %s µs" % tuple(map(spread, costs.values())), None)
+    bounded("hop", "CPU of a request that hops over a direct one's", hopped / direct, high=1.5, unit=" ×")
+    peer = redis()
+    load(peer, "--fill", "--conns", "50", "--pipeline", "16", *keys)
+    cost = statistics.median(cpu_of(peer, *flags)[0] for _ in range(PASSES))
+    peer.stop()
+    bounded("hop", "the same over %s" % peer.version, hopped / cost, high=0.8, unit=" ×")
+
+
+# ----------------------------------------------------------------------------------------------------------------------------------
+# million: the owner's promise.
+
+
+def million():
+    node = Node("bench-million", "--memory", "4GiB", fresh=True)
+    keys = ["--keys", str(scaled(10_000_000, 100_000)), *CPU_KEYS]
+    load(node, "--fill", "--conns", "50", "--pipeline", "16", *keys)
+    rate = str(scaled(1_000_000, 10_000))
+    mix = ["--mix", "get=91,put=9", "--dist", "zipf:0.99", "--conns", "50", *keys]
+    # What is asked for often comes into memory.
+    load(node, "--closed", *mix, "--pipeline", "100", "--warmup", "0", "--seconds", "15")
+    before = node.cpu_seconds()
+    report = load(node, "--rate", rate, *mix, "--warmup", "3", "--seconds", "20", "--html", os.path.join(WORK, "million.html"))
+    spent = node.cpu_seconds() - before
+    ops = report["ops"]
+    p99 = max(op["p99_us"] for op in ops.values())
+    result("million", "open loop at %s/s, 91 %% get 9 %% durable put: rate reached" % rate, "", "%.0f/s" % report["rate_reached"], None)
+    result("million", "server CPU", "", "%.2f µs a request" % (1e6 * spent / requests(report)), None)
+    for kind, op in ops.items():
+        quantiles = tuple(op[name] for name in ("p50_us", "p99_us", "p999_us", "max_us"))
+        result("million", "%s p50 / p99 / p99.9 / max" % kind, "", "%.0f / %.0f / %.0f / %.0f µs" % quantiles, None)
+    reached = report["rate_reached"] >= 0.98 * float(rate)
+    result("million", "p99 of the slower kind", "< 1000 µs", "%.0f µs" % p99, p99 < 1000 and reached, limit=report["generator_limit"])
+    if report["generator_limit"]:
+        result("million", "limit", "", report["generator_limit"], None)
+    found = load(node, "--find-p99-us", "1000", *mix, "--warmup", "1", "--seconds", "5")
+    best = "%.0f/s" % found["find"]["rate"] if found["find"]["rate"] else "none"
+    result("million", "the highest rate that holds a p99 of 1 ms", "", "%s (%s)" % (best, found["find"]["limit"]), None)
+    node.stop()
+    shutil.rmtree(os.path.join(WORK, "bench-million"), ignore_errors=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------------------
+# durable: every answer after its sync.
+
+
+def durable():
+    flags = ["--closed", "--conns", "50", "--pipeline", "16", "--mix", "put=100", "--keys", str(scaled(1_000_000, 10_000)), *CPU_KEYS]
+    flags += ["--warmup", "1", "--seconds", str(SECONDS)]
+    peer, node = redis(durable=True), Node("bench-durable", "--memory", "2GiB", fresh=True)
+    rows = {peer.version: (peer, []), "ringkv": (node, [])}
+    for _ in range(PASSES):
+        for server, reports in rows.values():
+            reports.append(load(server, *flags))
+    middle = {}
+    for name, (_, reports) in rows.items():
+        rate = statistics.median(report["rate_reached"] for report in reports)
+        p99 = statistics.median(report["ops"]["put"]["p99_us"] for report in reports)
+        middle[name] = (rate, p99)
+        result("durable", "put, 50 connections, P=16, sync before the answer: " + name, "", "%.0f/s, p99 %.0f µs" % (rate, p99), None)
+    peer.stop()
+    node.stop()
+    shutil.rmtree(os.path.join(WORK, "bench-durable"), ignore_errors=True)
+    (their_rate, their_p99), (our_rate, our_p99) = middle.values()
+    bounded("durable", "rate over %s appendfsync always" % peer.version, our_rate / their_rate, low=1.5, unit=" ×")
+    bounded("durable", "p99 over theirs", our_p99 / their_p99, high=0.5, unit=" ×")
+
+
+# ----------------------------------------------------------------------------------------------------------------------------------
+# disk: data much larger than memory. One fill each.
+
+DISK_KEYS = scaled(16_000_000, 50_000)
+DISK_MEMORY_MIB = 512
+
+
+def db_bench(*flags, seconds_max=3600):
+    """RocksDB's own benchmark, in its process, on the node's CPU: seconds, operations a second, CPU seconds."""
+    folder = os.path.join(WORK, "bench-rocksdb")
+    half = str(DISK_MEMORY_MIB // 2 * MIB)
+    words = ["taskset", "-c", str(NODE_CPU), "db_bench", "--db=" + folder, "--key_size=%d" % KEY_BYTES, "--value_size=%d" % VALUE_BYTES,
+             "--num=%d" % DISK_KEYS, "--cache_size=" + half, "--write_buffer_size=%d" % (64 * MIB), "--bloom_bits=10",
+             "--compression_type=none",
+             "--use_direct_reads=true", "--use_direct_io_for_flush_and_compaction=true", "--cache_index_and_filter_blocks=false",
+             "--max_background_jobs=2", "--threads=1", "--statistics=false", *flags]
+    try:
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    except FileNotFoundError:
+        raise Missing("db_bench (rocksdb-tools) is not installed") from None
+    out, err = process.communicate(timeout=seconds_max)
+    found = re.search(r"^(\w+)\s*:\s*([\d.]+) micros/op (\d+) ops/sec", out.decode(), re.M)
+    if not found:
+        raise RuntimeError("db_bench said nothing of use: %s" % err.decode()[-300:])
+    return float(found[3])
+
+
+def children_seconds():
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def disk():
+    keys = ["--keys", str(DISK_KEYS), "--key-size", str(KEY_BYTES), "--value", str(VALUE_BYTES)]
+    rocks = None
+    try:
+        version = version_of("db_bench", "--version")
+        before = children_seconds()
+        rate = db_bench("--benchmarks=filluniquerandom")
+        rocks = {"fill": rate, "cpu": 1e6 * (children_seconds() - before) / DISK_KEYS, "version": version}
+        rocks["missing"] = db_bench("--benchmarks=readmissing", "--use_existing_db=true", "--reads=%d" % scaled(2_000_000, 20_000))
+    except Missing as why:
+        say("             %s" % why)
+    shutil.rmtree(os.path.join(WORK, "bench-rocksdb"), ignore_errors=True)
+    node = Node("bench-disk", "--memory", "%dMiB" % DISK_MEMORY_MIB, fresh=True)
+    before = node.cpu_seconds()
+    report = load(node, "--fill", "--conns", "50", "--pipeline", "16", *keys, seconds_max=3600)
+    cost, rate = 1e6 * (node.cpu_seconds() - before) / DISK_KEYS, report["rate_reached"]
+    result("disk", "fill of %d keys × 1 KiB in random order, durable" % DISK_KEYS, "", "%.0f/s, %.2f µs CPU" % (rate, cost), None)
+    if rocks:
+        result("disk", "RocksDB filluniquerandom (log not synced)", "", "%.0f/s, %.2f µs CPU" % (rocks["fill"], rocks["cpu"]), None)
+        bounded("disk", "CPU an insert over RocksDB's", cost / rocks["cpu"], high=0.7, unit=" ×")
+        bounded("disk", "fill rate over RocksDB's", rate / rocks["fill"], low=1.0, unit=" ×")
+    time.sleep(5)
+    disk_gets(node, keys)
+    flags = ["--closed", "--conns", "1", "--pipeline", "100", "--mix", "get=100", "--warmup", "2", "--seconds", str(2 * SECONDS)]
+    # Keys one byte longer than those that were put.
+    absent = ["--keys", str(DISK_KEYS), "--key-size", str(KEY_BYTES + 1), "--value", str(VALUE_BYTES)]
+    report = load(node, *flags, *absent)
+    result("disk", "absent keys, P=100", "", "%.0f/s" % report["rate_reached"], None)
+    if rocks:
+        ratio = report["rate_reached"] / rocks["missing"]
+        bounded("disk", "over RocksDB's readmissing in its process (%.0f/s)" % rocks["missing"], ratio, low=1.0, unit=" ×")
+    node.stop()
+    shutil.rmtree(os.path.join(WORK, "bench-disk"), ignore_errors=True)
+
+
+def fio_reads(path, seconds):
+    """4 KiB random reads at depth 32 of a file as large as the data: a second."""
+    words = ["taskset", "-c", str(NODE_CPU), "fio", "--name=read", "--filename=" + path, "--size=%d" % (DISK_KEYS * VALUE_BYTES)]
+    words += ["--rw=randread", "--bs=4k", "--iodepth=32", "--ioengine=io_uring", "--direct=1", "--time_based", "--runtime=%d" % seconds]
+    words += ["--output-format=json"]
+    try:
+        done = subprocess.run(words, capture_output=True, timeout=900, check=True)
+    except FileNotFoundError:
+        raise Missing("fio is not installed") from None
+    return json.loads(done.stdout)["jobs"][0]["read"]["iops"]
+
+
+def disk_gets(node, keys):
+    file, fio, ours = os.path.join(WORK, "bench-fio"), [], []
+    flags = ["--closed", "--conns", "32", "--pipeline", "1", "--mix", "get=100", *keys, "--dist", "uniform", "--warmup", "1"]
+    seconds = max(1, int(SECONDS))
+    for _ in range(PASSES):
+        try:
+            fio.append(fio_reads(file, seconds))
+        except Missing as why:
+            say("             %s" % why)
+        ours.append(load(node, *flags, "--seconds", str(seconds)))
+    if os.path.exists(file):
+        os.remove(file)
+    rate = statistics.median(report["rate_reached"] for report in ours)
+    p99 = statistics.median(report["ops"]["get"]["p99_us"] for report in ours)
+    result("disk", "get from disk, depth 32", "", "%.0f/s, p99 %.0f µs" % (rate, p99), None)
+    if fio:
+        iops = statistics.median(fio)
+        bounded("disk", "over fio's 4 KiB random reads (%.0f/s)" % iops, rate / iops, low=0.8, unit=" ×")
+
+
+# ----------------------------------------------------------------------------------------------------------------------------------
+# overwrite: a steady load for ten minutes.
+
+
+def overwrite():
+    seconds = max(5, int(600 * min(1, SCALE)))
+    node = Node("bench-overwrite", "--memory", "512MiB", fresh=True)
+    keys = ["--keys", str(scaled(4_000_000, 50_000)), "--key-size", str(KEY_BYTES), "--value", str(VALUE_BYTES)]
+    load(node, "--fill", "--conns", "50", "--pipeline", "16", *keys, seconds_max=3600)
+    highest = load(node, "--closed", "--conns", "50", "--pipeline", "16", "--mix", "put=100", *keys, "--warmup", "1", "--seconds", "20")
+    time.sleep(10)
+    quiet = load(node, "--rate", "2000", "--conns", "20", "--pipeline", "16", "--mix", "get=100", *keys, "--warmup", "1", "--seconds", "10")
+    rate = 0.8 * highest["rate_reached"]
+    flags = ["--rate", str(int(rate)), "--conns", "50", "--pipeline", "16", "--mix", "get=5,put=95", *keys]
+    report = load(node, *flags, "--warmup", "2", "--seconds", str(seconds), seconds_max=seconds + 120)
+    node.stop()
+    shutil.rmtree(os.path.join(WORK, "bench-overwrite"), ignore_errors=True)
+    ops = report["ops"]
+    what = "%d s at 80 %% of the highest rate (%.0f/s): rate reached" % (seconds, highest["rate_reached"])
+    result("overwrite", what, "", "%.0f/s" % report["rate_reached"], None)
+    gap = report.get("longest_gap_ms")
+    if gap is not None:
+        bounded("overwrite", "longest gap without an answer", gap, high=50, unit=" ms")
+    bounded("overwrite", "put p99.9", ops["put"]["p999_us"] / 1000, high=10, unit=" ms")
+    before, during = quiet["ops"]["get"]["p99_us"], ops["get"]["p99_us"]
+    bounded("overwrite", "get p99 over quiet (%.0f µs)" % before, during / before, high=2, unit=" ×")
+
+
+# ----------------------------------------------------------------------------------------------------------------------------------
+# memory: what a cached string takes.
+
+
+def memory():
+    keys, budget = scaled(4_000_000, 50_000), "1GiB"
+    node = Node("bench-memory", "--memory", budget, fresh=True)
+    flags = ["--keys", str(keys), *CPU_KEYS]
+    load(node, "--fill", "--conns", "50", "--pipeline", "16", *flags)
+    load(node, "--closed", "--conns", "50", "--pipeline", "16", "--mix", "get=100", *flags, "--warmup", "0", "--seconds", str(5 * SECONDS))
+    metrics = node.settled_metrics()
+    entries, held = metrics.sum("cell_cache_entries"), metrics.sum("cell_cache_bytes")
+    node.stop()
+    shutil.rmtree(os.path.join(WORK, "bench-memory"), ignore_errors=True)
+    bounded("memory", "a cached string of 16 B key and 100 B value (%d of them)" % entries, held / entries, high=160, unit=" B", digits=0)
+
+
+ROWS = {row.__name__: row for row in (cpu, hop, million, durable, memory, disk, overwrite)}
+FOLDERS = ("bench-cpu", "bench-hop", "bench-million", "bench-durable", "bench-disk", "bench-rocksdb", "bench-overwrite", "bench-memory")
+
+
+def main():
+    try:
+        # Ten minutes long: only by name.
+        if not sys.argv[1:]:
+            sys.argv += [name for name in ROWS if name != "overwrite"]
+        return run_rows(ROWS, FOLDERS, "bench.json")
+    finally:
+        end_peers()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

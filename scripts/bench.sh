@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Races ringkv against Redis, memcached, RocksDB and the bare disk on this machine, server and load on a CPU each, and prints the ratios.
+#
+#   scripts/bench.sh [ROW...]      rows: cpu hop million durable memory disk overwrite (all but the last, which takes a quarter of an hour)
+#
+# Peers are Debian's packages redis-server, memcached, rocksdb-tools and fio; a row whose peer is missing says so. Writes
+# target/figures/bench.json, and for `million` the report target/figures/million.html. Exit code 0 only if every goal was reached.
+#
+#   RINGKV_SCALE     shrinks keys and times for a quick look: 0.02 is enough to see every row run (1)
+#   RINGKV_FIGURES   folder for the data (target/figures); it must lie on the disk that is to be measured, with some 40 GiB free
+set -euo pipefail
+cd "$(dirname "$0")/.."
+command -v python3 >/dev/null || { echo "bench.sh needs python3" >&2; exit 2; }
+cargo build --locked --release --quiet -p ringkv -p loadgen
+PYTHONDONTWRITEBYTECODE=1 exec python3 scripts/bench.py "$@"

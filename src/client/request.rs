@@ -1,0 +1,325 @@
+//! What every face of the client shares: how patient it is, how a command is made and where it goes, how its answer is read, and when
+//! it may be tried again. No I/O, no clock.
+
+use super::answer::{Answer, ClientError, NamespaceInfo, OwnedPage, OwnedValue, ServerInfo, TimeToLive, VersionedBytes};
+use crate::base::record::{NAMESPACE_DEFAULT, NamespaceId, Version, core_of, token_of, vnode_of};
+use crate::wire::command::*;
+use std::time::Duration;
+
+/// Requests of one connection in flight.
+pub(super) const IN_FLIGHT_MAX: usize = 1024;
+/// What one read from a socket takes at most.
+pub(super) const READ_BYTES: usize = 256 * 1024;
+
+pub(super) const UNEXPECTED: ClientError = ClientError::Protocol("an answer of another kind than asked");
+
+pub(super) type Outcome = Result<Answer, ClientError>;
+
+/// How to reach a server and how patient to be.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// `host:port`, tried in turn.
+    pub addresses: Vec<String>,
+    pub credential: Vec<u8>,
+    pub client_name: String,
+    /// By name.
+    pub namespace: String,
+    pub connect_timeout: Duration,
+    /// Of one try.
+    pub request_timeout: Duration,
+    /// Further tries of what may safely be tried again.
+    pub retries: u32,
+    /// Asks to be told the version of each write before it is stored, so that an unanswered one can be retried. Costs a frame a write.
+    pub announce: bool,
+    pub backoff_min: Duration,
+    pub backoff_max: Duration,
+    /// Everything over one connection, whatever core the server hands it to.
+    pub single_connection: bool,
+}
+
+impl Default for ClientConfig {
+    fn default() -> ClientConfig {
+        ClientConfig {
+            addresses: vec!["127.0.0.1:7400".into()],
+            credential: Vec::new(),
+            client_name: "ringkv-rust".into(),
+            namespace: "default".into(),
+            connect_timeout: Duration::from_secs(2),
+            request_timeout: Duration::from_secs(5),
+            retries: 2,
+            announce: false,
+            backoff_min: Duration::from_millis(20),
+            backoff_max: Duration::from_secs(2),
+            single_connection: false,
+        }
+    }
+}
+
+impl ClientConfig {
+    /// The first command of a connection to `core`.
+    pub(super) fn hello(&self, core: u16) -> Command<'_> {
+        Command::Hello(Hello {
+            version_min: PROTOCOL_VERSION_MIN,
+            version_max: PROTOCOL_VERSION,
+            core,
+            credential: &self.credential,
+            client_name: &self.client_name,
+        })
+    }
+
+    /// How many connections a client of this server has.
+    pub(super) fn connections(&self, server: &ServerInfo) -> usize {
+        if self.single_connection { 1 } else { usize::from(server.cores) }
+    }
+
+    /// A command as it is sent.
+    pub(super) fn prepared<'a>(&self, mut command: Command<'a>) -> Command<'a> {
+        if let Some(write) = write_of(&mut command) {
+            write.announce |= self.announce;
+        }
+        command
+    }
+
+    /// The namespace in use, among all; not asked where it is the default one.
+    pub(super) fn find_namespace(&self, rows: &[NamespaceInfo]) -> Result<NamespaceId, ClientError> {
+        let found = rows.iter().find(|row| row.name == self.namespace).map(|row| row.id);
+        let message = || format!("no namespace is called '{}'", self.namespace);
+        found.ok_or_else(|| ClientError::Failed { code: ErrorCode::NoSuchNamespace, message: message() })
+    }
+
+    pub(super) fn is_default_namespace(&self) -> bool {
+        self.namespace == "default"
+    }
+}
+
+/// The namespace that a client has until it has asked for another by name.
+pub(super) const NAMESPACE_AT_FIRST: NamespaceId = NAMESPACE_DEFAULT;
+
+/// What a put may carry beside key and value.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PutOptions {
+    /// `None` takes the namespace's default.
+    pub ttl: Option<Duration>,
+    pub condition: Condition,
+    /// From an earlier try.
+    pub version: Option<Version>,
+}
+
+/// What a delete may carry beside its key.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DeleteOptions {
+    pub condition: Condition,
+    /// From an earlier try.
+    pub version: Option<Version>,
+}
+
+pub(super) fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A time to live in whole milliseconds; one that is there is at least 1.
+fn ttl_ms(ttl: Option<Duration>) -> u64 {
+    ttl.map_or(0, |ttl| ms(ttl).max(1))
+}
+
+pub(super) fn gone(error: impl std::fmt::Display) -> ClientError {
+    ClientError::Disconnected(error.to_string())
+}
+
+/// Whether a server refused a hello to this core because it has fewer cores now: one to any core tells how many.
+pub(super) fn has_no_such_core(core: u16, refused: &ClientError) -> bool {
+    core != CORE_ANY && matches!(refused, ClientError::Failed { code: ErrorCode::BadRequest, .. })
+}
+
+// Commands of the typed methods.
+
+pub(super) fn put<'a>(key: &'a [u8], value: &'a [u8], options: PutOptions) -> Command<'a> {
+    let write = WriteOptions { version: options.version, announce: false };
+    Command::Put(Put { key, value, ttl_ms: ttl_ms(options.ttl), condition: options.condition, write })
+}
+
+pub(super) fn delete(key: &[u8], options: DeleteOptions) -> Command<'_> {
+    let write = WriteOptions { version: options.version, announce: false };
+    Command::Delete(Delete { key, condition: options.condition, write })
+}
+
+pub(super) fn expire(key: &[u8], ttl: Duration) -> Command<'_> {
+    Command::Expire { key, ttl_ms: ttl_ms(Some(ttl)), write: WriteOptions::default() }
+}
+
+pub(super) fn persist(key: &[u8]) -> Command<'_> {
+    Command::Persist { key, write: WriteOptions::default() }
+}
+
+pub(super) fn multi_put<'a>(items: &'a [PutItem<'a>]) -> Command<'a> {
+    Command::MultiPut(MultiPut { items: List::Borrowed(items), write: WriteOptions::default() })
+}
+
+// Where a command goes.
+
+impl ServerInfo {
+    /// A hello's answer that a client can work with.
+    pub(super) fn of_hello(answer: Answer) -> Result<ServerInfo, ClientError> {
+        match answer {
+            Answer::Hello(info) if info.cores > 0 && info.vnodes.is_power_of_two() && info.vnodes > 1 => Ok(*info),
+            _ => Err(UNEXPECTED),
+        }
+    }
+
+    fn core_of_key(&self, key: &[u8]) -> u16 {
+        core_of(vnode_of(token_of(key), self.vnodes), self.cores)
+    }
+
+    /// The core that a command is for: its key's, or of several the first one's. The first, where it has none.
+    pub(super) fn core_of(&self, command: &Command<'_>) -> u16 {
+        let first = match command {
+            Command::MultiGet { keys } => keys.first().copied(),
+            Command::MultiPut(multi) => multi.items.first().map(|item| item.key),
+            Command::Scan(scan) => return core_of(scan.vnode, self.cores),
+            other => other.key(),
+        };
+        first.map_or(0, |key| self.core_of_key(key))
+    }
+
+    /// Indexes of keys by core, in parts of what one request may name.
+    pub(super) fn parts<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) -> Vec<Vec<usize>> {
+        let mut by_core: Vec<Vec<usize>> = vec![Vec::new(); usize::from(self.cores)];
+        for (index, key) in keys.enumerate() {
+            by_core[usize::from(self.core_of_key(key))].push(index);
+        }
+        let bound = (self.limits.multi_keys_max as usize).max(1);
+        by_core.iter().flat_map(|indexes| indexes.chunks(bound).map(<[usize]>::to_vec)).collect()
+    }
+}
+
+/// The values of a multi-get's parts, in the order of its keys.
+pub(super) fn join_values(keys: usize, parts: &[Vec<usize>], outcomes: Vec<Outcome>) -> Result<Vec<Option<VersionedBytes>>, ClientError> {
+    let mut values = vec![None; keys];
+    for (part, outcome) in parts.iter().zip(outcomes) {
+        let found = expect(outcome?, |answer| match answer {
+            Answer::Values(values) if values.len() == part.len() => Some(values),
+            _ => None,
+        })?;
+        part.iter().zip(found).for_each(|(&index, value)| values[index] = value);
+    }
+    Ok(values)
+}
+
+/// The versions of a multi-put's parts, in the order of its items.
+pub(super) fn join_versions(items: usize, parts: &[Vec<usize>], outcomes: Vec<Outcome>) -> Result<Vec<Version>, ClientError> {
+    let mut versions = vec![Version::ZERO; items];
+    for (part, outcome) in parts.iter().zip(outcomes) {
+        let version = done(outcome?)?;
+        part.iter().for_each(|&index| versions[index] = version);
+    }
+    Ok(versions)
+}
+
+// When it is tried again.
+
+fn write_of<'c>(command: &'c mut Command<'_>) -> Option<&'c mut WriteOptions> {
+    match command {
+        Command::Put(put) => Some(&mut put.write),
+        Command::Delete(delete) => Some(&mut delete.write),
+        Command::MultiPut(multi) => Some(&mut multi.write),
+        Command::Expire { write, .. } | Command::Persist { write, .. } => Some(write),
+        _ => None,
+    }
+}
+
+/// Whether a command with this outcome may be tried again, as it is then: a read, what certainly did nothing, or a write under the
+/// version that it is known to have.
+pub(super) fn may_try_again(command: &mut Command<'_>, outcome: &Outcome) -> bool {
+    match outcome {
+        Err(ClientError::Unknown { version: Some(version) }) => write_of(command).map(|write| write.version = Some(*version)).is_some(),
+        Err(error) => error.is_harmless(),
+        Ok(_) => false,
+    }
+}
+
+/// What is known after a further try. Only a success tells more than what the first left unknown: a refusal now says nothing about it.
+pub(super) fn after_another(outcome: Outcome, next: Outcome) -> Outcome {
+    match (outcome, next) {
+        (Err(ClientError::Unknown { .. }), Err(ClientError::Unknown { version: Some(version) })) => {
+            Err(ClientError::Unknown { version: Some(version) })
+        }
+        (Err(unknown @ ClientError::Unknown { .. }), Err(_)) => Err(unknown),
+        (_, next) => next,
+    }
+}
+
+// How an answer is read.
+
+fn expect<T>(answer: Answer, f: impl FnOnce(Answer) -> Option<T>) -> Result<T, ClientError> {
+    f(answer).ok_or(UNEXPECTED)
+}
+
+pub(super) fn pong(answer: Answer) -> Result<(), ClientError> {
+    expect(answer, |answer| matches!(answer, Answer::Pong).then_some(()))
+}
+
+pub(super) fn text(answer: Answer) -> Result<String, ClientError> {
+    expect(answer, |answer| if let Answer::Text(text) = answer { Some(text) } else { None })
+}
+
+pub(super) fn value(answer: Answer) -> Result<Option<OwnedValue>, ClientError> {
+    expect(answer, |answer| match answer {
+        Answer::Value(value) => Some(Some(value)),
+        Answer::Absent => Some(None),
+        _ => None,
+    })
+}
+
+pub(super) fn done(answer: Answer) -> Result<Version, ClientError> {
+    expect(answer, |answer| if let Answer::Done(version) = answer { Some(version) } else { None })
+}
+
+pub(super) fn done_or_absent(answer: Answer) -> Result<Option<Version>, ClientError> {
+    if answer == Answer::Absent { Ok(None) } else { done(answer).map(Some) }
+}
+
+pub(super) fn time_to_live(answer: Answer) -> Result<TimeToLive, ClientError> {
+    expect(answer, |answer| match answer {
+        Answer::Ttl(None) => Some(TimeToLive::Never),
+        Answer::Ttl(Some(remaining)) => Some(TimeToLive::Remaining(remaining)),
+        Answer::Absent => Some(TimeToLive::Absent),
+        _ => None,
+    })
+}
+
+pub(super) fn page(answer: Answer) -> Result<OwnedPage, ClientError> {
+    expect(answer, |answer| if let Answer::Page(page) = answer { Some(page) } else { None })
+}
+
+pub(super) fn namespaces(answer: Answer) -> Result<Vec<NamespaceInfo>, ClientError> {
+    expect(answer, |answer| if let Answer::Namespaces(rows) = answer { Some(rows) } else { None })
+}
+
+pub(super) fn namespace(answer: Answer) -> Result<NamespaceInfo, ClientError> {
+    namespaces(answer)?.pop().ok_or(UNEXPECTED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_cannot_act_twice_is_tried_again() {
+        let (v, w) = (Version(7), Version(8));
+        let unknown = |version| Err(ClientError::Unknown { version });
+        let mut write = put(b"k", b"v", PutOptions::default());
+        assert!(!may_try_again(&mut write, &unknown(None)));
+        assert!(may_try_again(&mut write, &Err(ClientError::TimedOut)), "a write that timed out before it left");
+        assert!(may_try_again(&mut write, &unknown(Some(v))));
+        assert!(matches!(&write, Command::Put(put) if put.write.version == Some(v)), "the same write");
+        let refused = ClientError::Failed { code: ErrorCode::Overloaded, message: String::new() };
+        for outcome in [Ok(Answer::Pong), Err(refused.clone()), Err(ClientError::NotMet { present: None }), Err(ClientError::Full)] {
+            assert!(!may_try_again(&mut write, &outcome), "{outcome:?}");
+        }
+        assert!(!may_try_again(&mut Command::Ping, &unknown(Some(v))));
+        assert_eq!(after_another(unknown(Some(v)), Err(refused.clone())), unknown(Some(v)), "a refusal tells nothing of the first try");
+        assert_eq!(after_another(unknown(None), unknown(Some(w))), unknown(Some(w)));
+        assert_eq!(after_another(unknown(Some(v)), Ok(Answer::Done(v))), Ok(Answer::Done(v)));
+        assert_eq!(after_another(Err(ClientError::TimedOut), Err(refused.clone())), Err(refused));
+    }
+}

@@ -1,0 +1,567 @@
+//! A core's cache of single cells: what a get asks first.
+//!
+//! Entries lie one behind another in chunks of a log, so a cell costs its bytes, 8 of header and some 8 of index, and a hit touches one line
+//! of the index and the entry. The index is set-associative: a bucket is one cache line of twelve (tag, address) pairs, and what finds no
+//! place in its bucket or the neighbour replaces another entry, so it never grows, never rehashes, and keys chosen to collide cost only each other.
+//!
+//! Eviction is S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023): a small log through which newcomers pass,
+//! a main log for what was asked for again, and ghosts: fingerprints of what left the small log lately. The oldest chunk of a log is looked
+//! through entry by entry as room is needed: what was used is copied to the front of the main log, the rest is forgotten. An entry is alive
+//! while the index names its address.
+
+use super::cache::CacheStats;
+use super::format::{parse_cell, place_namespace_token};
+use crate::base::prefetch::prefetch;
+use crate::base::record::{Cell, NamespaceId, Token};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+
+/// The small log's share of the budget: 1 / this.
+const SMALL_SHARE: usize = 10;
+const USES_MAX: u16 = 3;
+/// More uses than this in the small log lead to the main one.
+const USES_TO_STAY: u16 = 1;
+/// Entries of the main log that are kept a call, so that one insertion does not turn the whole of it.
+const KEPT_MAX: usize = 64;
+
+/// Words of a bucket: 3 of tags, four a word; 12 addresses; how many of its entries lie with the neighbour.
+const BUCKET_WORDS: usize = 16;
+const SLOTS: usize = 12;
+const ADDRS: usize = 3;
+const SPILLED: usize = 15;
+const LINE_BYTES: usize = 64;
+/// The index is made for entries of this size: with larger ones it has room to spare, with smaller ones it is what bounds their number.
+const ENTRY_BYTES_USUAL: usize = 128;
+
+/// hash u32 | tail length u16, its two top bits the uses | cell length u16 | tail: the place without its token | cell.
+const HEADER_BYTES: usize = 8;
+const USES_SHIFT: u32 = 14;
+const TAIL_BYTES_MAX: usize = (1 << USES_SHIFT) - 1;
+const UNIT_BYTES: usize = 4;
+const CHUNK_BYTES_MAX: usize = 256 * 1024;
+const CHUNK_BYTES_MIN: usize = 1024;
+
+/// Never an entry's address: no chunk is that full.
+const NOWHERE: u32 = u32::MAX;
+
+/// A log of chunks, oldest first.
+#[derive(Debug, Default)]
+struct Log {
+    chunks: VecDeque<u32>,
+    /// Bytes used of the newest chunk.
+    head: usize,
+    /// Bytes looked through of the oldest one.
+    tail: usize,
+    /// Bytes between tail and head.
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Buckets, each on a cache line of its own, from `lines_at` on.
+    lines: Vec<u32>,
+    lines_at: usize,
+    buckets: u32,
+    ghosts: Vec<u16>,
+    chunks: Vec<Box<[u8]>>,
+    free: Vec<u32>,
+    chunk_bytes: usize,
+    small: Log,
+    main: Log,
+    /// Bytes that both logs may hold.
+    log_bytes_max: usize,
+    entries: usize,
+    scratch: Vec<u8>,
+    stats: CacheStats,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct CellCache {
+    state: RefCell<State>,
+    seed: u64,
+}
+
+/// A place's hash, for `prefetch_index`, `prefetch_entry` and `get`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CellHash(u32);
+
+impl CellHash {
+    /// Of bits that do not choose the bucket. Never 0, which marks an empty slot.
+    fn tag(self) -> u8 {
+        (self.0 as u8).max(1)
+    }
+
+    /// What a ghost remembers. Never 0.
+    fn ghost(self) -> u16 {
+        (self.0 as u16).max(1)
+    }
+
+    /// One of `count` places, by the upper bits.
+    fn of(self, count: usize) -> usize {
+        ((u64::from(self.0) * count as u64) >> 32) as usize
+    }
+}
+
+impl CellCache {
+    /// An empty cache of at most `budget_bytes`, its index included.
+    pub fn new(budget_bytes: usize, seed: u64) -> CellCache {
+        // Even, so that each has a neighbour.
+        let buckets = (budget_bytes / ENTRY_BYTES_USUAL / (SLOTS - 2)).next_multiple_of(2).max(2);
+        let lines = vec![0u32; (buckets + 1) * BUCKET_WORDS];
+        let lines_at = lines.as_ptr().align_offset(LINE_BYTES).min(BUCKET_WORDS);
+        let ghosts = vec![0u16; buckets * SLOTS / 2];
+        let index_bytes = lines.len() * 4 + ghosts.len() * 2;
+        let chunk_bytes = (budget_bytes / 256).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX).next_power_of_two().min(CHUNK_BYTES_MAX);
+        // Each log's newest and oldest chunk may be partly empty.
+        let log_bytes_max = budget_bytes.saturating_sub(index_bytes + 4 * chunk_bytes);
+        let state = State {
+            lines,
+            lines_at,
+            buckets: buckets as u32,
+            ghosts,
+            chunks: Vec::new(),
+            free: Vec::new(),
+            chunk_bytes,
+            small: Log::default(),
+            main: Log::default(),
+            log_bytes_max,
+            entries: 0,
+            scratch: Vec::new(),
+            stats: CacheStats { budget_bytes, bytes: index_bytes, ..CacheStats::default() },
+        };
+        CellCache { state: state.into(), seed }
+    }
+
+    /// The hash of any place of a key. Made of the token, which clients can choose to collide: that costs them the cache, nobody else.
+    #[inline]
+    pub fn hash(&self, namespace: NamespaceId, token: Token) -> CellHash {
+        let mixed = u128::from(token ^ self.seed ^ u64::from(namespace).rotate_left(40)) * 0x9FB2_1C65_1E98_DF25_u128;
+        CellHash((mixed >> 64) as u32 ^ mixed as u32)
+    }
+
+    fn hash_of(&self, place: &[u8]) -> CellHash {
+        let (namespace, token) = place_namespace_token(place);
+        self.hash(namespace, token)
+    }
+
+    /// Begins to load the index's line.
+    #[inline]
+    pub fn prefetch_index(&self, hash: CellHash) {
+        let state = self.state.borrow();
+        prefetch(state.bucket(state.home(hash)));
+    }
+
+    /// Begins to load the entry, once the index's line is there.
+    #[inline]
+    pub fn prefetch_entry(&self, hash: CellHash) {
+        let state = self.state.borrow();
+        let bucket = state.bucket(state.home(hash));
+        if let Some(slot) = (0..SLOTS).find(|&slot| tag_at(bucket, slot) == hash.tag()) {
+            let (chunk, offset) = state.split(bucket[ADDRS + slot]);
+            let entry = &state.chunks[chunk][offset..];
+            prefetch(entry);
+            // Place and a small value reach over a line or two more.
+            entry.get(LINE_BYTES..).inspect(|next| prefetch(next));
+            entry.get(2 * LINE_BYTES..).inspect(|next| prefetch(next));
+        }
+    }
+
+    /// The cell at `place`, given to `f`; it counts as used.
+    #[inline]
+    pub fn with<R>(&self, place: &[u8], f: impl FnOnce(&Cell<'_>) -> R) -> Option<R> {
+        let hash = self.hash_of(place);
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let Some((_, _, addr)) = state.find(hash, place) else {
+            state.stats.misses += 1;
+            return None;
+        };
+        state.stats.hits += 1;
+        let (chunk, offset) = state.split(addr);
+        let entry = &mut state.chunks[chunk][offset..];
+        let word = u16_at(entry, 4);
+        if word >> USES_SHIFT < USES_MAX {
+            entry[4..6].copy_from_slice(&(word + (1 << USES_SHIFT)).to_le_bytes());
+        }
+        let (_, cell) = parts(entry);
+        Some(f(&parse_cell(cell).expect("a cell that was encoded here")))
+    }
+
+    /// Puts an encoded cell in, in place of an older one. What is large against the cache is not taken.
+    pub fn insert(&self, place: &[u8], cell: &[u8]) {
+        let hash = self.hash_of(place);
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        state.remove(hash, place);
+        let tail_bytes = place.len() - 8;
+        let bytes = (HEADER_BYTES + tail_bytes + cell.len()).next_multiple_of(UNIT_BYTES);
+        if bytes > state.chunk_bytes / 4 || tail_bytes > TAIL_BYTES_MAX || cell.len() > usize::from(u16::MAX) || bytes > state.log_bytes_max
+        {
+            return;
+        }
+        let is_known = state.forget_ghost(hash);
+        state.make_room(bytes);
+        let (chunk, offset, addr) = state.reserve(is_known, bytes);
+        let entry = &mut state.chunks[chunk][offset..offset + bytes];
+        entry[..4].copy_from_slice(&hash.0.to_le_bytes());
+        entry[4..6].copy_from_slice(&(tail_bytes as u16).to_le_bytes());
+        entry[6..8].copy_from_slice(&(cell.len() as u16).to_le_bytes());
+        let tail_at = HEADER_BYTES + 4;
+        entry[HEADER_BYTES..tail_at].copy_from_slice(&place[..4]);
+        entry[tail_at..tail_at + tail_bytes - 4].copy_from_slice(&place[12..]);
+        entry[HEADER_BYTES + tail_bytes..][..cell.len()].copy_from_slice(cell);
+        state.add(hash, addr);
+        state.stats.insertions += 1;
+    }
+
+    /// Takes one entry out.
+    #[inline]
+    pub fn remove(&self, place: &[u8]) {
+        let hash = self.hash_of(place);
+        self.state.borrow_mut().remove(hash, place);
+    }
+
+    /// Counters since the start, and the state now.
+    pub fn stats(&self) -> CacheStats {
+        let state = self.state.borrow();
+        let chunks = state.chunks.len() * state.chunk_bytes;
+        CacheStats { entries: state.entries, bytes: state.stats.bytes + chunks, ..state.stats }
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// Tail and cell of an entry.
+#[inline]
+fn parts(entry: &[u8]) -> (&[u8], &[u8]) {
+    let (tail, cell) = (usize::from(u16_at(entry, 4)) & TAIL_BYTES_MAX, usize::from(u16_at(entry, 6)));
+    entry[HEADER_BYTES..HEADER_BYTES + tail + cell].split_at(tail)
+}
+
+fn hash_at(entry: &[u8]) -> CellHash {
+    CellHash(u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]))
+}
+
+fn entry_bytes(entry: &[u8]) -> usize {
+    let (tail, cell) = (usize::from(u16_at(entry, 4)) & TAIL_BYTES_MAX, usize::from(u16_at(entry, 6)));
+    (HEADER_BYTES + tail + cell).next_multiple_of(UNIT_BYTES)
+}
+
+#[inline]
+fn tag_at(bucket: &[u32; BUCKET_WORDS], slot: usize) -> u8 {
+    (bucket[slot / 4] >> (slot % 4 * 8)) as u8
+}
+
+fn set_slot(bucket: &mut [u32; BUCKET_WORDS], slot: usize, tag: u8, addr: u32) {
+    let shift = slot % 4 * 8;
+    bucket[slot / 4] = bucket[slot / 4] & !(0xFF << shift) | u32::from(tag) << shift;
+    bucket[ADDRS + slot] = addr;
+}
+
+impl State {
+    #[inline]
+    fn home(&self, hash: CellHash) -> u32 {
+        hash.of(self.buckets as usize) as u32
+    }
+
+    #[inline]
+    fn bucket(&self, number: u32) -> &[u32; BUCKET_WORDS] {
+        let at = self.lines_at + number as usize * BUCKET_WORDS;
+        self.lines[at..at + BUCKET_WORDS].try_into().expect("so many words")
+    }
+
+    fn bucket_mut(&mut self, number: u32) -> &mut [u32; BUCKET_WORDS] {
+        let at = self.lines_at + number as usize * BUCKET_WORDS;
+        (&mut self.lines[at..at + BUCKET_WORDS]).try_into().expect("so many words")
+    }
+
+    #[inline]
+    fn split(&self, addr: u32) -> (usize, usize) {
+        let units = self.chunk_bytes / UNIT_BYTES;
+        (addr as usize / units, addr as usize % units * UNIT_BYTES)
+    }
+
+    #[inline]
+    fn is_at(&self, addr: u32, place: &[u8]) -> bool {
+        let (chunk, offset) = self.split(addr);
+        let (tail, _) = parts(&self.chunks[chunk][offset..]);
+        tail.len() == place.len() - 8 && tail[..4] == place[..4] && tail[4..] == place[12..]
+    }
+
+    /// Bucket, slot and address of a place.
+    #[inline]
+    fn find(&self, hash: CellHash, place: &[u8]) -> Option<(u32, usize, u32)> {
+        let home = self.home(hash);
+        let bucket = self.bucket(home);
+        let found = self.find_in(home, hash, place);
+        if found.is_some() || bucket[SPILLED] == 0 { found } else { self.find_in(home ^ 1, hash, place) }
+    }
+
+    #[inline]
+    fn find_in(&self, number: u32, hash: CellHash, place: &[u8]) -> Option<(u32, usize, u32)> {
+        let bucket = self.bucket(number);
+        let is_here = |&slot: &usize| tag_at(bucket, slot) == hash.tag() && self.is_at(bucket[ADDRS + slot], place);
+        (0..SLOTS).find(is_here).map(|slot| (number, slot, bucket[ADDRS + slot]))
+    }
+
+    /// Bucket and slot that name an address.
+    fn find_addr(&self, hash: CellHash, addr: u32) -> Option<(u32, usize)> {
+        let home = self.home(hash);
+        let in_bucket = |number: u32| {
+            let bucket = self.bucket(number);
+            (0..SLOTS).find(|&slot| tag_at(bucket, slot) == hash.tag() && bucket[ADDRS + slot] == addr).map(|slot| (number, slot))
+        };
+        in_bucket(home).or_else(|| if self.bucket(home)[SPILLED] == 0 { None } else { in_bucket(home ^ 1) })
+    }
+
+    fn remove(&mut self, hash: CellHash, place: &[u8]) {
+        if let Some((number, slot, _)) = self.find(hash, place) {
+            self.clear_slot(self.home(hash), number, slot);
+        }
+    }
+
+    fn clear_slot(&mut self, home: u32, number: u32, slot: usize) {
+        set_slot(self.bucket_mut(number), slot, 0, 0);
+        if number != home {
+            self.bucket_mut(home)[SPILLED] -= 1;
+        }
+        self.entries -= 1;
+    }
+
+    /// Names an address in the index; where both buckets are full, in place of another entry.
+    fn add(&mut self, hash: CellHash, addr: u32) {
+        let home = self.home(hash);
+        let free = |state: &State, number| (0..SLOTS).find(|&slot| tag_at(state.bucket(number), slot) == 0);
+        let slot = free(self, home).map(|slot| (home, slot)).or_else(|| free(self, home ^ 1).map(|slot| (home ^ 1, slot)));
+        let (number, slot) = slot.unwrap_or_else(|| {
+            let victim = hash.0 as usize / 256 % SLOTS;
+            let (chunk, offset) = self.split(self.bucket(home)[ADDRS + victim]);
+            let its_home = self.home(hash_at(&self.chunks[chunk][offset..]));
+            self.clear_slot(its_home, home, victim);
+            self.stats.evictions += 1;
+            (home, victim)
+        });
+        set_slot(self.bucket_mut(number), slot, hash.tag(), addr);
+        if number != home {
+            self.bucket_mut(home)[SPILLED] += 1;
+        }
+        self.entries += 1;
+    }
+
+    fn ghost_at(&self, hash: CellHash) -> usize {
+        CellHash(hash.0.wrapping_mul(0x9E37_79B1)).of(self.ghosts.len())
+    }
+
+    fn forget_ghost(&mut self, hash: CellHash) -> bool {
+        let at = self.ghost_at(hash);
+        let is_known = self.ghosts[at] == hash.ghost();
+        if is_known {
+            self.ghosts[at] = 0;
+        }
+        is_known
+    }
+
+    /// Room in the main log, or in the small one: chunk, offset, address.
+    fn reserve(&mut self, in_main: bool, bytes: usize) -> (usize, usize, u32) {
+        let log = if in_main { &mut self.main } else { &mut self.small };
+        if log.chunks.is_empty() || log.head + bytes > self.chunk_bytes {
+            if let Some(&full) = log.chunks.back() {
+                // Zeros up to the chunk's end: whoever looks through it stops there.
+                self.chunks[full as usize][log.head..].fill(0);
+                log.bytes += self.chunk_bytes - log.head;
+            }
+            let chunk = self.free.pop().unwrap_or_else(|| {
+                self.chunks.push(vec![0; self.chunk_bytes].into());
+                self.chunks.len() as u32 - 1
+            });
+            log.chunks.push_back(chunk);
+            log.head = 0;
+        }
+        let chunk = *log.chunks.back().expect("there is one now") as usize;
+        let offset = log.head;
+        log.head += bytes;
+        log.bytes += bytes;
+        let addr = (chunk * (self.chunk_bytes / UNIT_BYTES) + offset / UNIT_BYTES) as u32;
+        debug_assert!(addr != NOWHERE);
+        (chunk, offset, addr)
+    }
+
+    fn make_room(&mut self, bytes: usize) {
+        let mut kept = 0;
+        while self.small.bytes + self.main.bytes + bytes > self.log_bytes_max && self.look_at_oldest(&mut kept) {}
+    }
+
+    /// Looks at the oldest entry of the log that has more than its share: it goes, or is kept in the main log. False: both are empty.
+    fn look_at_oldest(&mut self, kept: &mut usize) -> bool {
+        let from_small = self.main.bytes == 0 || self.small.bytes > self.log_bytes_max / SMALL_SHARE;
+        let log = if from_small { &mut self.small } else { &mut self.main };
+        let Some(&chunk) = log.chunks.front() else { return false };
+        let is_newest = log.chunks.len() == 1;
+        let end = if is_newest { log.head } else { self.chunk_bytes };
+        let entry = &self.chunks[chunk as usize][log.tail.min(end)..end];
+        if entry.len() < HEADER_BYTES || parts(entry).0.is_empty() {
+            // The chunk's end.
+            log.bytes -= end - log.tail;
+            log.tail = 0;
+            log.chunks.pop_front();
+            if is_newest {
+                log.head = 0;
+            }
+            self.free.push(chunk);
+            return true;
+        }
+        let (bytes, hash) = (entry_bytes(entry), hash_at(entry));
+        let uses = u16_at(entry, 4) >> USES_SHIFT;
+        let addr = (chunk as usize * (self.chunk_bytes / UNIT_BYTES) + log.tail / UNIT_BYTES) as u32;
+        let at = log.tail;
+        log.tail += bytes;
+        log.bytes -= bytes;
+        let Some((number, slot)) = self.find_addr(hash, addr) else { return true };
+        let stays = if from_small { uses > USES_TO_STAY } else { uses > 0 && *kept < KEPT_MAX };
+        if stays {
+            *kept += usize::from(!from_small);
+            self.keep(chunk as usize, at, bytes, if from_small { 0 } else { uses - 1 }, (number, slot));
+        } else {
+            self.clear_slot(self.home(hash), number, slot);
+            self.stats.evictions += 1;
+            if from_small {
+                let ghost = self.ghost_at(hash);
+                self.ghosts[ghost] = hash.ghost();
+            }
+        }
+        true
+    }
+
+    /// Copies an entry to the front of the main log.
+    fn keep(&mut self, chunk: usize, at: usize, bytes: usize, uses: u16, (number, slot): (u32, usize)) {
+        let mut entry = std::mem::take(&mut self.scratch);
+        entry.clear();
+        entry.extend_from_slice(&self.chunks[chunk][at..at + bytes]);
+        let word = u16_at(&entry, 4) & TAIL_BYTES_MAX as u16 | uses << USES_SHIFT;
+        entry[4..6].copy_from_slice(&word.to_le_bytes());
+        let (chunk, offset, addr) = self.reserve(true, bytes);
+        self.chunks[chunk][offset..offset + bytes].copy_from_slice(&entry);
+        self.scratch = entry;
+        let bucket = self.bucket_mut(number);
+        bucket[ADDRS + slot] = addr;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::prng::Prng;
+    use crate::base::record::{Kind, Version, token_of};
+    use crate::engine::format::{put_cell, put_place};
+    use std::collections::BTreeMap;
+
+    fn place(key: u64) -> Vec<u8> {
+        let (mut place, key) = (Vec::new(), format!("key:{key:012}"));
+        put_place(&mut place, 1, token_of(key.as_bytes()), key.as_bytes(), Kind::Head, b"");
+        place
+    }
+
+    fn cell(version: u64, bytes: usize) -> Vec<u8> {
+        let mut cell = Vec::new();
+        put_cell(&mut cell, &Cell::value(Version::put(version, 0), &vec![version as u8; bytes]));
+        cell
+    }
+
+    fn version(cache: &CellCache, key: u64) -> Option<u64> {
+        cache.with(&place(key), |cell| cell.version.hlc())
+    }
+
+    #[test]
+    fn what_it_gives_is_what_was_put_in_last_whatever_was_evicted() {
+        for budget in [0, 700, 20_000, 300_000] {
+            let (cache, mut prng, mut model) = (CellCache::new(budget, 7), Prng::new(budget as u64), BTreeMap::new());
+            for step in 1..60_000u64 {
+                let key = prng.below(2000) * prng.below(2);
+                match prng.below(8) {
+                    0..=2 => {
+                        cache.insert(&place(key), &cell(step, prng.below(300) as usize));
+                        model.insert(key, step);
+                    }
+                    3 => {
+                        cache.remove(&place(key));
+                        model.remove(&key);
+                    }
+                    _ => {
+                        if let Some(version) = version(&cache, key) {
+                            assert_eq!(model.get(&key), Some(&version), "step {step}, key {key}");
+                        }
+                    }
+                }
+                let stats = cache.stats();
+                assert!(stats.bytes <= budget.max(2000), "{} of {budget} bytes at step {step}", stats.bytes);
+            }
+            let stats = cache.stats();
+            assert!(budget < 20_000 || stats.hits > 1000 && stats.evictions > 1000, "{stats:?}");
+        }
+    }
+
+    #[test]
+    fn a_cell_of_100_bytes_under_a_key_of_16_costs_160() {
+        let budget = 32 << 20;
+        let cache = CellCache::new(budget, 3);
+        // Asked for twice each, so that both logs fill.
+        for key in 0..400_000 {
+            cache.insert(&place(key), &cell(key + 1, 100));
+            version(&cache, key);
+            version(&cache, key.saturating_sub(2000));
+        }
+        let stats = cache.stats();
+        assert!(stats.bytes <= budget && stats.bytes / stats.entries <= 160, "{} bytes an entry: {stats:?}", stats.bytes / stats.entries);
+    }
+
+    #[test]
+    fn a_scan_does_not_push_out_what_is_asked_for_again_and_again() {
+        let cache = CellCache::new(2 << 20, 3);
+        let mut missed = 0;
+        for round in 0..40 {
+            for hot in 0..3000 {
+                if version(&cache, hot).is_none() {
+                    missed += usize::from(round > 5);
+                    cache.insert(&place(hot), &cell(1, 100));
+                }
+            }
+            for cold in 0..8000 {
+                cache.insert(&place(1_000_000 + round * 8000 + cold), &cell(2, 100));
+            }
+        }
+        assert!(missed < 34 * 3000 / 20, "{missed} misses of what is hot");
+    }
+
+    #[test]
+    fn keys_of_one_bucket_replace_each_other_and_only_each_other() {
+        let cache = CellCache::new(1 << 20, 3);
+        let mut same = Vec::new();
+        // One token: the hash cannot tell them apart.
+        for key in 0..100u64 {
+            let mut one = Vec::new();
+            put_place(&mut one, 1, 42, &key.to_be_bytes(), Kind::Head, b"");
+            cache.insert(&one, &cell(key + 1, 10));
+            same.push(one);
+        }
+        let found = same.iter().filter(|one| cache.with(one, |_| ()).is_some()).count();
+        assert_eq!(found, 2 * SLOTS, "two buckets full");
+        assert_eq!(cache.stats().entries, 2 * SLOTS);
+        same.iter().for_each(|one| cache.remove(one));
+        assert_eq!(cache.stats().entries, 0);
+        assert!(same.iter().all(|one| cache.with(one, |_| ()).is_none()));
+    }
+
+    #[test]
+    fn what_is_too_large_is_not_taken_and_takes_its_older_one_out() {
+        let cache = CellCache::new(1 << 20, 3);
+        cache.insert(&place(1), &cell(1, 100));
+        cache.insert(&place(1), &cell(2, 60_000));
+        assert_eq!(version(&cache, 1), None);
+        let hash = cache.hash_of(&place(2));
+        cache.prefetch_index(hash);
+        cache.prefetch_entry(hash);
+    }
+}
