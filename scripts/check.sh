@@ -63,6 +63,9 @@ step clippy 600 cargo clippy --locked --workspace --all-targets --features ringk
 step client 300 cargo check --locked --no-default-features --features client
 step tokio 300 cargo check --locked --no-default-features --features tokio --examples
 step tests 900 cargo test --locked --workspace --no-fail-fast --features ringkv/tokio
+# Whole nodes once more, on the driver for hosts that forbid io_uring.
+step tests-epoll 600 env RINGKV_IO=epoll cargo test --locked -p ringkv --no-fail-fast --features ringkv/tokio \
+    --test node --test session --test client --test cli --test control --test hostile --test tokio_node
 
 node=target/debug/ringkv
 if ! command -v python3 >/dev/null; then

@@ -3,6 +3,8 @@
 #   start_node BINARY DATA [FLAG...]   sets node_pid, node_host, node_port, node_admin; fails after 30 s without the ready line
 #   stop_node                          ends it as an operator does, and gives its exit code
 #   kill_node                          ends it as a power cut does (kill -9 by its pid)
+#
+# With RINGKV_IO in the environment the node runs on that (uring or epoll).
 # shellcheck shell=bash disable=SC2034
 
 node_pid=""
@@ -12,7 +14,7 @@ start_node() {
     shift 2
     mkdir -p "$data.log"
     : >"$data.log/out"
-    "$binary" --data "$data" --port 0 --admin-port 0 "$@" >"$data.log/out" 2>>"$data.log/err" &
+    "$binary" --data "$data" --port 0 --admin-port 0 ${RINGKV_IO:+--io "$RINGKV_IO"} "$@" >"$data.log/out" 2>>"$data.log/err" &
     node_pid=$!
     while [ -z "$line" ]; do
         line=$(grep -m 1 '^ready ' "$data.log/out" || true)

@@ -9,6 +9,7 @@
 pub mod command;
 pub mod parse;
 
+pub use crate::io::driver::Backend;
 pub use crate::wire::command::{Condition, Durability};
 pub use command::{Client, Command, Inspect, Namespaces, SimRun, Target, Word};
 
@@ -95,6 +96,8 @@ pub struct Config {
     pub strict_start: bool,
     /// How long an idle data core looks for work before it sleeps.
     pub spin: Duration,
+    /// What carries the I/O; `None`: what the host has.
+    pub io: Option<Backend>,
     /// Equal arcs of the ring, if said. Fixed when the data folder is made; another number later is a contradiction.
     pub vnodes: Option<u32>,
 }
@@ -143,6 +146,9 @@ pub struct Settings {
     /// Microseconds that an idle data core looks for work before it sleeps
     #[arg(long, value_name = "N")]
     pub spin_us: Option<u64>,
+    /// What carries the I/O: uring, epoll, or auto, which is uring where the host has it
+    #[arg(long, value_name = "WHAT")]
+    pub io: Option<String>,
     /// Equal arcs of the ring, a power of two; only when the data folder is made
     #[arg(long, value_name = "N")]
     pub vnodes: Option<u32>,
@@ -174,6 +180,7 @@ impl Settings {
             insecure: self.insecure.or(under.insecure),
             strict_start: self.strict_start.or(under.strict_start),
             spin_us: self.spin_us.or(under.spin_us),
+            io: self.io.or(under.io),
             vnodes: self.vnodes.or(under.vnodes),
         }
     }
@@ -214,6 +221,10 @@ impl Settings {
             insecure,
             strict_start: self.strict_start.unwrap_or(false),
             spin: check_spin(self.spin_us)?,
+            io: match &self.io {
+                Some(word) => parse::backend(word).map_err(|why| Refusal::config(format!("io: {why}")))?,
+                None => None,
+            },
             vnodes: self.vnodes.map(check_vnodes).transpose()?,
         })
     }

@@ -9,7 +9,7 @@
 //! | [`wire`] | one vocabulary (`command`), frames, the native encoding: bytes ⇄ `Request`/`Reply` | base, limits |
 //! | [`client`] | the native client: a core without I/O, a blocking face, one for tokio | base, limits, wire |
 //! | [`cluster`] | decisions about the ring: pure | base, limits, wire |
-//! | [`io`] | the seam to the world: operations, executor, the io_uring driver, the simulated one | base, limits |
+//! | [`io`] | the seam to the world: operations, executor, the drivers: io_uring, epoll, simulated | base, limits |
 //! | [`engine`] | a core's storage: WAL, memtable, tables, compaction, recovery; `format`: every byte on disk | base, limits, io |
 //! | [`shard`] | where wire and engine meet: sessions, execution, cross-core mail | all of the above |
 //! | [`control`] | the control core on glommio: the admin port | base, limits, wire, cluster |

@@ -6,9 +6,8 @@ use crate::base::metrics::Report;
 use crate::config::{Config, exit};
 use crate::control::{self, ControlConfig, ControlHandle, IDLE_MAX, Source};
 use crate::engine::{EngineConfig, EngineError};
-use crate::io::driver::Driver;
+use crate::io::driver::{Backend, Driver};
 use crate::io::executor::Executor;
-use crate::io::uring::{UringConfig, UringDriver};
 use crate::io::wakers::Wakers;
 use crate::io::{SocketAddr, host};
 use crate::shard::mailbox::{self, MailboxEnds};
@@ -82,13 +81,14 @@ fn try_serve(config: &Config, say: &dyn Fn(&str), warn: &dyn Fn(&str)) -> Result
     host::create_dirs(&config.data).map_err(|error| os(&config.data.display().to_string(), error))?;
     let _lock = host::lock_dir(&config.data).map_err(|error| Failure::new(exit::DATA_IN_USE, error.to_string()))?;
     let secret = read_secret(config)?;
+    let backend = choose_backend(config, warn)?;
     let (tell, news) = mpsc::channel();
     let plan = Arc::new(plan(config, secret, tell.clone()));
     let wakers = Wakers::new(config.cores.len());
     let mut threads = Vec::new();
     for (core, ends) in mailbox::mesh(config.cores.len()).into_iter().enumerate() {
         let (plan, wakers, tell, cpu) = (plan.clone(), wakers.clone(), tell.clone(), config.cores[core]);
-        let how = HowToRun { cpu, strict: config.strict_start, spin: config.spin };
+        let how = HowToRun { cpu, strict: config.strict_start, spin: config.spin, backend };
         let body = move || {
             let outcome = run_core(core, how, ends, plan, wakers, &tell);
             // The main thread has gone only when the process is ending anyway.
@@ -96,7 +96,8 @@ fn try_serve(config: &Config, say: &dyn Fn(&str), warn: &dyn Fn(&str)) -> Result
         };
         threads.push(host::spawn_thread(&format!("ringkv-{core}"), body).map_err(|error| os("a core's thread", error))?);
     }
-    let outcome = watch(config, &plan, &wakers, &news, threads.len(), say, warn);
+    let watched = Watched { config, plan: &plan, wakers: &wakers, backend };
+    let outcome = watch(&watched, &news, say, warn);
     for thread in threads {
         let _ = thread.join();
     }
@@ -112,6 +113,19 @@ fn read_secret(config: &Config) -> Result<Option<Vec<u8>>, Failure> {
         return Err(Failure::new(exit::CONFIG, format!("secret-file {} is empty", path.display())));
     }
     Ok(Some(secret))
+}
+
+/// One for all cores. That the host has no io_uring is said, or is a failure where it was asked for.
+fn choose_backend(config: &Config, warn: &dyn Fn(&str)) -> Result<Backend, Failure> {
+    match Backend::choose(config.io) {
+        Ok((backend, None)) => Ok(backend),
+        Ok((_, Some(why))) if config.strict_start => Err(Failure::new(exit::FAILED, format!("--strict-start: {why}"))),
+        Ok((backend, Some(why))) => {
+            warn(&why);
+            Ok(backend)
+        }
+        Err(error) => Err(Failure::new(exit::CONFIG, format!("io is uring, which cannot be had: {error}"))),
+    }
 }
 
 fn plan(config: &Config, secret: Option<Vec<u8>>, tell: mpsc::Sender<News>) -> Plan {
@@ -144,6 +158,7 @@ struct HowToRun {
     cpu: usize,
     strict: bool,
     spin: Duration,
+    backend: Backend,
 }
 
 fn run_core(
@@ -158,11 +173,12 @@ fn run_core(
         let line = format!("core {core} is not pinned to CPU {} ({error}): other threads may push it aside", how.cpu);
         degrade(how.strict, line, tell)?;
     }
-    let driver = UringDriver::new(UringConfig::default(), core, &wakers).map_err(|error| Failure::new(exit::FAILED, error.to_string()))?;
-    for line in driver.degraded() {
+    let opened = Driver::open(how.backend, core, &wakers);
+    let (driver, degraded) = opened.map_err(|error| Failure::new(exit::FAILED, error.to_string()))?;
+    for line in degraded {
         degrade(how.strict, line, tell)?;
     }
-    let mut executor = Executor::new(Driver::Uring(Box::new(driver)), core, wakers);
+    let mut executor = Executor::new(driver, core, wakers);
     executor.set_spin(how.spin);
     let io = executor.handle();
     executor.run(async move { start::run(io, ends, plan).await }).map_err(Failure::from)
@@ -176,16 +192,17 @@ fn degrade(strict: bool, line: String, tell: &mpsc::Sender<News>) -> Result<(), 
     Ok(())
 }
 
+/// The node as the main thread sees it.
+struct Watched<'a> {
+    config: &'a Config,
+    plan: &'a Arc<Plan>,
+    wakers: &'a Wakers,
+    backend: Backend,
+}
+
 /// The main thread's work: the ready line, the control core, signals, the end.
-fn watch(
-    config: &Config,
-    plan: &Arc<Plan>,
-    wakers: &Wakers,
-    news: &mpsc::Receiver<News>,
-    cores: usize,
-    say: &dyn Fn(&str),
-    warn: &dyn Fn(&str),
-) -> Result<i32, Failure> {
+fn watch(node: &Watched<'_>, news: &mpsc::Receiver<News>, say: &dyn Fn(&str), warn: &dyn Fn(&str)) -> Result<i32, Failure> {
+    let (plan, cores) = (node.plan, node.config.cores.len());
     let mut control: Option<ControlHandle> = None;
     let mut failure: Option<Failure> = None;
     let mut said = Vec::new();
@@ -200,7 +217,7 @@ fn watch(
         }
         if !std::mem::replace(&mut stopping, true) {
             plan.stop.store(true, Ordering::Release);
-            (0..cores).for_each(|core| wakers.wake_from_outside(core));
+            (0..cores).for_each(|core| node.wakers.wake_from_outside(core));
         }
     };
     while ended < cores {
@@ -211,7 +228,7 @@ fn watch(
                 said.push(line);
             }
             Ok(News::Degraded(_)) => {}
-            Ok(News::Serving(address)) => match start_control(config, plan, warn) {
+            Ok(News::Serving(address)) => match start_control(node, warn) {
                 Ok(handle) => {
                     let admin = handle.as_ref().map_or_else(|| "none".to_owned(), |handle| handle.address().to_string());
                     say(&format!("ready native={address} admin={admin}"));
@@ -242,11 +259,12 @@ fn watch(
 }
 
 /// None: the host does not let the control core run, and the node serves without it.
-fn start_control(config: &Config, plan: &Arc<Plan>, warn: &dyn Fn(&str)) -> Result<Option<ControlHandle>, Failure> {
+fn start_control(node: &Watched<'_>, warn: &dyn Fn(&str)) -> Result<Option<ControlHandle>, Failure> {
+    let (config, backend) = (node.config, node.backend);
     // A CPU that no data core has, if there is one.
     let free = host::allowed_cpus().into_iter().find(|cpu| !config.cores.contains(cpu));
-    let source = Arc::new(Figures { plan: plan.clone() });
-    let control = ControlConfig { address: config.admin, cpu: free, shares: free.is_none(), idle_max: IDLE_MAX, source };
+    let source = Arc::new(Figures { plan: node.plan.clone() });
+    let control = ControlConfig { address: config.admin, cpu: free, shares: free.is_none(), idle_max: IDLE_MAX, source, backend };
     match control::start(control) {
         Ok(handle) => Ok(Some(handle)),
         Err(error @ control::StartError::AddressInUse(_)) => Err(Failure::new(exit::ADDRESS_IN_USE, error.to_string())),

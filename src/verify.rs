@@ -4,9 +4,8 @@
 use crate::config::{Inspect, exit};
 use crate::engine::verify_folder::{FolderReport, verify_folder};
 use crate::engine::{self, EngineError};
-use crate::io::driver::Driver;
+use crate::io::driver::{Backend, Driver};
 use crate::io::executor::Executor;
-use crate::io::uring::{UringConfig, UringDriver};
 use crate::io::wakers::Wakers;
 use crate::io::{Io, host};
 use std::io::Write;
@@ -15,8 +14,10 @@ use std::path::Path;
 /// Runs one task on an executor of its own.
 fn on_disk<T: 'static, F: Future<Output = T> + 'static>(task: impl FnOnce(Io) -> F + 'static) -> std::io::Result<T> {
     let wakers = Wakers::new(1);
-    let driver = UringDriver::new(UringConfig::default(), 0, &wakers).map_err(|error| std::io::Error::other(error.to_string()))?;
-    let mut executor = Executor::new(Driver::Uring(Box::new(driver)), 0, wakers);
+    // Without a wish there is always one.
+    let backend = Backend::choose(None).map_or(Backend::Epoll, |(backend, _)| backend);
+    let (driver, _) = Driver::open(backend, 0, &wakers).map_err(|error| std::io::Error::other(error.to_string()))?;
+    let mut executor = Executor::new(driver, 0, wakers);
     let io = executor.handle();
     Ok(executor.run(async move { task(io).await }))
 }

@@ -65,7 +65,8 @@ fn said(output: &Output) -> String {
 
 impl Node {
     fn start(data: &str, more: &[&str]) -> Node {
-        let flags = [&["--data", data, "--port", "0", "--admin-port", "0", "--memory", "64MiB"], more].concat();
+        let io = std::env::var("RINGKV_IO").unwrap_or_else(|_| "auto".to_owned());
+        let flags = [&["--data", data, "--port", "0", "--admin-port", "0", "--memory", "64MiB", "--io", &io], more].concat();
         let mut child = ringkv(&flags).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
         let (sender, receiver) = std::sync::mpsc::channel();

@@ -1,6 +1,7 @@
-//! The admin port over real loopback connections.
+//! The admin port over real loopback connections; on epoll with `RINGKV_IO=epoll` in the environment.
 
 use ringkv::control::{CONNECTIONS_MAX, ControlConfig, ControlHandle, IDLE_MAX, Source, StartError, start};
+use ringkv::io::driver::Backend;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
@@ -24,10 +25,15 @@ impl Source for Figures {
     }
 }
 
+fn backend() -> Backend {
+    if std::env::var("RINGKV_IO").is_ok_and(|io| io == "epoll") { Backend::Epoll } else { Backend::Uring }
+}
+
 fn started(idle_max: Duration) -> (ControlHandle, Arc<Figures>) {
     let source = Arc::new(Figures::default());
     let address = "127.0.0.1:0".parse().unwrap();
-    let handle = start(ControlConfig { address, cpu: None, shares: true, idle_max, source: source.clone() }).expect("starts");
+    let config = ControlConfig { address, cpu: None, shares: true, idle_max, source: source.clone(), backend: backend() };
+    let handle = start(config).expect("starts");
     (handle, source)
 }
 
@@ -164,7 +170,7 @@ fn stop_closes_the_port_and_every_connection() {
 #[test]
 fn a_busy_port_is_named_with_the_flag_that_moves_it() {
     let (handle, source) = started(IDLE_MAX);
-    let config = ControlConfig { address: handle.address(), cpu: Some(0), shares: false, idle_max: IDLE_MAX, source };
+    let config = ControlConfig { address: handle.address(), cpu: Some(0), shares: false, idle_max: IDLE_MAX, source, backend: backend() };
     let error = start(config).err().expect("the port is taken");
     assert!(matches!(error, StartError::AddressInUse(_)) && error.to_string().contains("--admin-port"), "{error}");
 }

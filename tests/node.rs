@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::seccomp::forbid;
 use common::{Ended, Folder, Node, PATIENCE, becomes, one_core, run, two_cores};
 use ringkv::client::{Client, ClientConfig, ClientError, NamespaceChanges, PutOptions, TimeToLive};
 use ringkv::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
@@ -623,4 +624,64 @@ fn a_torn_end_of_the_log_is_cut_and_the_rest_kept() {
         assert_eq!(client.get(&name(key)).unwrap().unwrap().value, b"later", "key {key}");
     }
     assert!(client.get(&name(39)).unwrap().unwrap().value == value(39, 1, 500), "the put of the torn group never was");
+}
+
+/// Runs `body` as on a host that answers `io_uring_setup` with `errno`; what it starts lives there too.
+fn without_io_uring<T: Send>(errno: i32, body: impl FnOnce() -> T + Send) -> T {
+    let on_such_a_host = || {
+        forbid(libc::SYS_io_uring_setup, errno);
+        body()
+    };
+    std::thread::scope(|scope| scope.spawn(on_such_a_host).join()).expect("the body passes")
+}
+
+#[test]
+fn where_io_uring_is_forbidden_the_same_node_runs_on_epoll_and_says_so_in_one_line() {
+    let folder = Folder::new();
+    let cores: Vec<String> = ringkv::io::host::allowed_cpus().iter().take(2).map(usize::to_string).collect();
+    let cores = cores.join(",");
+    for (errno, word) in [(libc::EPERM, "seccomp"), (libc::ENOSYS, "no io_uring")] {
+        let node = without_io_uring(errno, || Node::start(&folder.data(), &["--cores", &cores, "--io", "auto"]));
+        let mut client = node.client();
+        for key in 0..100u32 {
+            client.put(&key.to_le_bytes(), word.as_bytes()).unwrap();
+        }
+        assert!((0..100u32).all(|key| client.get(&key.to_le_bytes()).unwrap().is_some_and(|found| found.value == word.as_bytes())));
+        assert_eq!(node.ask("/health"), (200, "ok\n".to_owned()));
+        let said = node.said();
+        assert_eq!(said.matches("epoll").count(), 1, "{said}");
+        assert!(said.lines().any(|line| line.contains("epoll") && line.contains(word)), "{said}");
+        assert_eq!(node.stop().code, 0);
+        let verified = without_io_uring(errno, || run(&["verify", folder.data().to_str().unwrap()]));
+        assert_eq!(verified.code, 0, "{verified:?}");
+    }
+    // The data is the same on either.
+    let node = Node::start(&folder.data(), &["--io", "uring"]);
+    assert!(node.client().get(&7u32.to_le_bytes()).unwrap().is_some());
+    assert!(!node.said().contains("epoll"));
+}
+
+#[test]
+fn io_uring_that_is_forced_or_wanted_by_strict_start_and_not_there_is_one_sentence() {
+    let folder = Folder::new();
+    let refused = |flags: &[&str]| match without_io_uring(libc::EPERM, || Node::try_start(&folder.data(), flags)) {
+        Ok(_) => panic!("{flags:?} starts"),
+        Err(ended) => ended,
+    };
+    let forced = refused(&["--io", "uring"]);
+    assert_eq!((forced.code, forced.err.lines().count()), (2, 1), "{forced:?}");
+    assert!(forced.err.starts_with("io is uring") && forced.err.contains("seccomp"), "{forced:?}");
+    let strict = refused(&["--io", "auto", "--strict-start"]);
+    assert_eq!((strict.code, strict.err.lines().count()), (1, 1), "{strict:?}");
+    assert!(strict.err.contains("--strict-start") && strict.err.contains("epoll"), "{strict:?}");
+}
+
+#[test]
+fn epoll_that_is_forced_needs_no_word() {
+    let folder = Folder::new();
+    let node = Node::start(&folder.data(), &["--io", "epoll", "--strict-start"]);
+    node.client().put(b"key", b"value").unwrap();
+    assert_eq!(node.ask("/health").0, 200);
+    assert!(!node.said().contains("epoll"), "{}", node.said());
+    assert_eq!(node.stop().code, 0);
 }

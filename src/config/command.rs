@@ -149,8 +149,8 @@ struct Line {
     verb: Option<Verb>,
 }
 
-const EXIT_CODES: &str =
-    "Exit codes: 0 clean, 1 failed, 2 configuration, 3 port in use, 4 data folder in use, 5 data damaged, 6 a shard stopped";
+const EXIT_CODES: &str = "Exit codes: 0 clean, 1 failed, 2 configuration (also io uring where there is none), 3 port in use, \
+                          4 data folder in use, 5 data damaged, 6 a shard stopped";
 
 #[derive(Subcommand)]
 enum Verb {

@@ -1,6 +1,6 @@
 //! How operators write sizes, durations, lists of CPUs, versions: text in, a value or one clause that says what is wrong with it out.
 
-use super::Durability;
+use super::{Backend, Durability};
 use crate::base::record::Version;
 use crate::limits::CORES_MAX;
 use crate::wire::command::Compression;
@@ -93,6 +93,15 @@ pub fn compression(text: &str) -> Result<Compression, String> {
         "lz4" => Ok(Compression::Lz4),
         _ => Err(format!("`{text}` is neither none nor lz4")),
     }
+}
+
+/// `uring`, `epoll`, or `auto`, which is none of them.
+pub fn backend(text: &str) -> Result<Option<Backend>, String> {
+    let named = [Backend::Uring, Backend::Epoll].into_iter().find(|backend| backend.name() == text);
+    if named.is_none() && text != "auto" {
+        return Err(format!("`{text}` is neither auto nor uring nor epoll"));
+    }
+    Ok(named)
 }
 
 /// A version as the shell client prints it: 32 hexadecimal digits.

@@ -45,6 +45,7 @@ fn defaults_work_without_a_word() {
     assert_eq!(config.memory_bytes, (8u64 << 30) / 100 * 25);
     assert_eq!((config.durability, config.insecure, config.strict_start), (Durability::Sync, false, false));
     assert_eq!(config.vnodes_at_creation(), 4096);
+    assert_eq!(config.io, None);
 }
 
 #[test]
@@ -54,6 +55,12 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
     assert_eq!((config.native.port(), config.admin.port()), (7600, 7501));
     assert_eq!((config.cores, config.memory_bytes), (vec![3], 1 << 30));
     assert_eq!((config.durability, config.strict_start), (Durability::Interval, false));
+}
+
+#[test]
+fn io_is_forced_by_name_and_free_with_auto() {
+    let io = |words: &str| config(words, &[("f", "io = \"epoll\"")]).io;
+    assert_eq!([io("--io uring"), io("--config f"), io("--config f --io auto")], [Some(Backend::Uring), Some(Backend::Epoll), None]);
 }
 
 #[test]
@@ -68,6 +75,7 @@ fn a_refusal_is_one_sentence_that_names_the_key() {
         ("--memory 1M", "", "memory"),
         ("--memory lots", "", "memory"),
         ("--durability never", "", "durability"),
+        ("--io kqueue", "", "io"),
         ("--vnodes 1000", "", "vnodes"),
         ("--vnodes 32768", "", "vnodes"),
         ("--host nowhere", "", "host"),
@@ -186,10 +194,11 @@ fn the_defaults_that_tuning_md_tells_are_the_defaults() {
             "--memory" => format!("{MEMORY_PERCENT_DEFAULT}%"),
             "--durability" => "sync".to_owned(),
             "--vnodes" => VNODES_DEFAULT.to_string(),
+            "--io" => config("", &[]).io.map_or("auto", Backend::name).to_owned(),
             _ => continue,
         };
         assert_eq!(default, constant, "{flag}");
         shown += 1;
     }
-    assert_eq!(shown, 7);
+    assert_eq!(shown, 8);
 }

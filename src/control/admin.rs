@@ -1,13 +1,9 @@
-//! The admin port: HTTP/1.1 by hyper over the executor's streams; GET and HEAD of four paths, each a page made anew.
+//! The admin port: HTTP/1.1 by hyper over an executor's streams; GET and HEAD of four paths, each a page made anew.
 //!
 //! Bounds: `CONNECTIONS_MAX` connections (one more is closed at once), `HEAD_BYTES_MAX` bytes of a request's head, and
 //! `IDLE_MAX` without a finished head, which ends idle connections, clients that drip bytes and clients that never read alike.
 
-use super::signal::Signal;
 use super::{Source, page};
-use crate::io::admin::BoundListener;
-use glommio::net::{TcpListener, TcpStream};
-use glommio::timer::sleep;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
@@ -18,7 +14,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 /// The most connections at a time.
@@ -32,54 +28,15 @@ const FIELDS_MAX: usize = 64;
 /// Looks within one `idle_max`: a connection is closed at the last of as many in which no request came.
 const IDLE_LOOKS: u32 = 4;
 /// After a failed accept (no descriptors left), before the next.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-type Shown = Arc<dyn Source + Send + Sync>;
+pub(super) type Shown = Arc<dyn Source + Send + Sync>;
 
-/// Serves until `stop` is fired; then the port and all connections are closed.
-pub(super) async fn serve(listener: BoundListener, source: Shown, idle_max: Duration, stop: Arc<Signal>) {
-    let listener: TcpListener = listener.into_listener();
-    let mut slots: Vec<Slot> = (0..CONNECTIONS_MAX).map(|_| Slot::default()).collect();
-    let mut fired = pin!(stop.fired());
-    loop {
-        let accepted = match first(fired.as_mut(), pin!(listener.accept())).await {
-            First::A(()) => break,
-            First::B(accepted) => accepted,
-        };
-        let Ok(stream) = accepted else {
-            sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        // Without a free slot the stream is dropped, hence closed.
-        if let Some(slot) = slots.iter_mut().find(|slot| !slot.busy.get()) {
-            slot.take(stream, source.clone(), idle_max);
-        }
-    }
-    for task in slots.into_iter().filter_map(|slot| slot.task) {
-        task.cancel().await;
-    }
-}
-
-/// Room for one connection.
-#[derive(Default)]
-struct Slot {
-    busy: Rc<Cell<bool>>,
-    task: Option<glommio::Task<()>>,
-}
-
-impl Slot {
-    fn take(&mut self, stream: TcpStream, source: Shown, idle_max: Duration) {
-        self.busy.set(true);
-        let busy = self.busy.clone();
-        self.task = Some(glommio::spawn_local(async move {
-            talk(stream, source, idle_max).await;
-            busy.set(false);
-        }));
-    }
-}
-
-/// One connection from its first byte to its end.
-async fn talk(stream: TcpStream, source: Shown, idle_max: Duration) {
+/// One connection from its first byte to its end, on any executor: its stream and its sleep.
+pub(super) async fn talk<S>(stream: S, source: Shown, idle_max: Duration, sleep: impl AsyncFn(Duration))
+where
+    S: hyper::rt::Read + hyper::rt::Write + Unpin,
+{
     let requests = Rc::new(Cell::new(0u64));
     let counted = requests.clone();
     let service = service_fn(move |request: Request<Incoming>| {
@@ -88,14 +45,14 @@ async fn talk(stream: TcpStream, source: Shown, idle_max: Duration) {
         async move { Ok::<_, Infallible>(response) }
     });
     let mut builder = http1::Builder::new();
-    builder.max_buf_size(HEAD_BYTES_MAX).max_headers(FIELDS_MAX).half_close(false);
-    let connection = pin!(builder.serve_connection(Adapter(stream), service));
+    builder.max_buf_size(HEAD_BYTES_MAX).max_headers(FIELDS_MAX).half_close(true);
+    let connection = pin!(builder.serve_connection(stream, service));
     // A malformed head has been answered with 400 by hyper; what else ends a connection concerns its client alone.
-    let _ = first(connection, pin!(idle(&requests, idle_max))).await;
+    let _ = first(connection, pin!(idle(&requests, idle_max, sleep))).await;
 }
 
 /// Ends when no request has come for `idle_max`.
-async fn idle(requests: &Cell<u64>, idle_max: Duration) {
+async fn idle(requests: &Cell<u64>, idle_max: Duration, sleep: impl AsyncFn(Duration)) {
     let (mut seen, mut quiet) = (requests.get(), 0);
     while quiet < IDLE_LOOKS {
         sleep(idle_max / IDLE_LOOKS).await;
@@ -143,13 +100,13 @@ fn text(status: StatusCode, content_type: &'static str, body: String) -> Respons
     response
 }
 
-enum First<A, B> {
+pub(super) enum First<A, B> {
     A(A),
     B(B),
 }
 
 /// The output of whichever is ready first; `a` if both are.
-async fn first<A: Future, B: Future>(mut a: Pin<&mut A>, mut b: Pin<&mut B>) -> First<A::Output, B::Output> {
+pub(super) async fn first<A: Future, B: Future>(mut a: Pin<&mut A>, mut b: Pin<&mut B>) -> First<A::Output, B::Output> {
     poll_fn(|context| {
         if let Poll::Ready(output) = a.as_mut().poll(context) {
             return Poll::Ready(First::A(output));
@@ -157,34 +114,4 @@ async fn first<A: Future, B: Future>(mut a: Pin<&mut A>, mut b: Pin<&mut B>) -> 
         b.as_mut().poll(context).map(First::B)
     })
     .await
-}
-
-/// hyper's view of the executor's stream.
-struct Adapter(TcpStream);
-
-impl hyper::rt::Read for Adapter {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        mut cursor: hyper::rt::ReadBufCursor<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        let mut bytes = [0; 2048];
-        let room = bytes.len().min(cursor.remaining());
-        let read = futures_io::AsyncRead::poll_read(Pin::new(&mut self.0), context, &mut bytes[..room]);
-        read.map_ok(|count| cursor.put_slice(&bytes[..count]))
-    }
-}
-
-impl hyper::rt::Write for Adapter {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        futures_io::AsyncWrite::poll_write(Pin::new(&mut self.0), context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        futures_io::AsyncWrite::poll_flush(Pin::new(&mut self.0), context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        futures_io::AsyncWrite::poll_close(Pin::new(&mut self.0), context)
-    }
 }

@@ -4,19 +4,27 @@
 //! shards know nothing of it. Everything a stranger can make grow is bounded: connections, bytes of a head, time without a
 //! request. Stopping is one signal that every task of the core awaits.
 //!
-//! Only this room names glommio. Its rings are made small, because nothing here is fast and locked memory is scarce.
+//! Only this room names glommio. Its rings are made small, because nothing here is fast and locked memory is scarce. Where a node
+//! runs without io_uring, glommio cannot: the same pages are then served on an executor like a data core's, over epoll.
 
 mod admin;
+mod on_glommio;
+mod on_seam;
 mod page;
 mod signal;
 
 pub use admin::{CONNECTIONS_MAX, HEAD_BYTES_MAX, IDLE_MAX};
 
 use crate::io::SocketAddr;
-use crate::io::admin::BoundListener;
-use crate::io::host::{Thread, spawn_thread};
+use crate::io::admin::{BoundListener, give_way};
+use crate::io::driver::{Backend, Driver};
+use crate::io::epoll::{EpollConfig, EpollDriver};
+use crate::io::executor::Executor;
+use crate::io::host::{Thread, pin_to_cpu, spawn_thread};
+use crate::io::wakers::Wakers;
 use glommio::{LocalExecutorBuilder, Placement};
 use signal::Signal;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -46,6 +54,8 @@ pub struct ControlConfig {
     /// A connection without a request is closed after about this long; `IDLE_MAX` unless a test is in a hurry.
     pub idle_max: Duration,
     pub source: Arc<dyn Source + Send + Sync>,
+    /// What the node runs on.
+    pub backend: Backend,
 }
 
 /// Why the control core did not start.
@@ -73,8 +83,26 @@ impl std::error::Error for StartError {}
 /// A running control core. Dropping it stops it too.
 pub struct ControlHandle {
     address: SocketAddr,
-    stop: Arc<Signal>,
+    stop: Stop,
     thread: Option<Thread<()>>,
+}
+
+/// How a control core is told to end.
+enum Stop {
+    Glommio(Arc<Signal>),
+    Seam { told: Arc<AtomicBool>, wakers: Wakers },
+}
+
+impl Stop {
+    fn fire(&self) {
+        match self {
+            Stop::Glommio(signal) => signal.fire(),
+            Stop::Seam { told, wakers } => {
+                told.store(true, Ordering::Release);
+                wakers.wake_from_outside(0);
+            }
+        }
+    }
 }
 
 impl ControlHandle {
@@ -105,17 +133,64 @@ impl Drop for ControlHandle {
 
 /// Starts the control core on a thread of its own; serving when it returns.
 pub fn start(config: ControlConfig) -> Result<ControlHandle, StartError> {
-    let listener = BoundListener::bind(config.address).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => StartError::AddressInUse(config.address),
+    match config.backend {
+        Backend::Uring => start_on_glommio(config),
+        Backend::Epoll => start_on_seam(config),
+    }
+}
+
+fn start_on_seam(config: ControlConfig) -> Result<ControlHandle, StartError> {
+    let (wakers, told) = (Wakers::new(1), Arc::new(AtomicBool::new(false)));
+    let stop = Stop::Seam { told: told.clone(), wakers: wakers.clone() };
+    let (started, outcome) = mpsc::sync_channel(1);
+    let run = move || {
+        if config.shares {
+            give_way();
+        }
+        if let Some(cpu) = config.cpu {
+            // Only faster: without it the scheduler places the thread.
+            let _ = pin_to_cpu(cpu);
+        }
+        let sizes = EpollConfig { descriptors: 2 * CONNECTIONS_MAX as u32, receive_buffers: 16, file_threads: 1, ..EpollConfig::default() };
+        let driver = match EpollDriver::new(sizes, 0, &wakers) {
+            Ok(driver) => driver,
+            Err(error) => return drop(started.send(Err(StartError::Io(error)))),
+        };
+        let mut executor = Executor::new(Driver::Epoll(Box::new(driver)), 0, wakers);
+        executor.set_spin(Duration::ZERO);
+        let io = executor.handle();
+        io.set_inbox(Box::new(move || told.load(Ordering::Acquire)));
+        executor.run(async move {
+            match io.listen(config.address).await {
+                Ok(listener) => {
+                    let _ = started.send(Ok(listener.address()));
+                    on_seam::serve(io, listener, config.source, config.idle_max).await;
+                }
+                Err(error) => drop(started.send(Err(not_bound(config.address, error)))),
+            }
+        });
+    };
+    let thread = spawn_thread("ringkv-control", run).map_err(StartError::Io)?;
+    let address = outcome.recv().unwrap_or_else(|_| Err(StartError::Runtime("its thread ended at once".to_owned())))?;
+    Ok(ControlHandle { address, stop, thread: Some(thread) })
+}
+
+fn not_bound(address: SocketAddr, error: std::io::Error) -> StartError {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => StartError::AddressInUse(address),
         _ => StartError::Io(error),
-    })?;
+    }
+}
+
+fn start_on_glommio(config: ControlConfig) -> Result<ControlHandle, StartError> {
+    let listener = BoundListener::bind(config.address).map_err(|error| not_bound(config.address, error))?;
     let address = listener.address().map_err(StartError::Io)?;
     let stop = Arc::new(Signal::default());
     let heard = stop.clone();
     let (started, outcome) = mpsc::sync_channel(1);
     let run = move || {
         if config.shares {
-            crate::io::admin::give_way();
+            give_way();
         }
         let placement = config.cpu.map_or(Placement::Unbound, Placement::Fixed);
         let executor =
@@ -128,11 +203,11 @@ pub fn start(config: ControlConfig) -> Result<ControlHandle, StartError> {
             }
         };
         let _ = started.send(Ok(()));
-        executor.run(admin::serve(listener, config.source, config.idle_max, heard));
+        executor.run(on_glommio::serve(listener, config.source, config.idle_max, heard));
     };
     let thread = spawn_thread("ringkv-control", run).map_err(StartError::Io)?;
     match outcome.recv() {
-        Ok(Ok(())) => Ok(ControlHandle { address, stop, thread: Some(thread) }),
+        Ok(Ok(())) => Ok(ControlHandle { address, stop: Stop::Glommio(stop), thread: Some(thread) }),
         Ok(Err(why)) => Err(StartError::Runtime(why)),
         Err(_) => Err(StartError::Runtime("its thread ended at once".to_owned())),
     }

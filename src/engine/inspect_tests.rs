@@ -2,9 +2,9 @@
 
 use super::batch::{Batch, KeyRef};
 use super::inspect::{Inspection, Options, inspect};
-use super::manifest_tests::on;
 use super::recover::{NodeConfig, NodeStore};
 use super::store::Engine;
+use super::test_core::on;
 use super::verify_folder_tests::{IDENTITY, VNODES, config, files, flip, folder};
 use crate::base::prng::Prng;
 use crate::base::record::{core_of, token_of};

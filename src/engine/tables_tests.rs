@@ -16,10 +16,9 @@ use super::test_core::on;
 use crate::base::prng::Prng;
 use crate::base::record::{Body, Cell, Kind, NamespaceId, Version, join, token_of, vnode_of};
 use crate::base::time::WallMs;
-use crate::io::driver::Driver;
+use crate::io::driver::{Backend, Driver};
 use crate::io::executor::Executor;
 use crate::io::sim::{CrashSite, Faults, World};
-use crate::io::uring::{UringConfig, UringDriver};
 use crate::io::wakers::Wakers;
 use crate::io::{Class, Io};
 use std::cell::RefCell;
@@ -450,9 +449,14 @@ fn a_snapshot_opens_as_a_folder_of_its_own_and_outlives_what_it_was_taken_of() {
 }
 
 #[test]
-fn the_same_on_real_files_through_io_uring() {
-    let driver = UringDriver::new(UringConfig::default(), 0, &Wakers::new(1)).expect("a ring");
-    let mut executor = Executor::new(Driver::Uring(Box::new(driver)), 0, Wakers::new(1));
+fn the_same_on_real_files() {
+    [Backend::Uring, Backend::Epoll].into_iter().for_each(snapshot_on_real_files);
+}
+
+fn snapshot_on_real_files(backend: Backend) {
+    let wakers = Wakers::new(1);
+    let (driver, _) = Driver::open(backend, 0, &wakers).expect("a driver");
+    let mut executor = Executor::new(driver, 0, wakers);
     let io = executor.handle();
     let root = std::env::temp_dir().join(format!("ringkv-tables-{:x}/", io.random_u64()));
     let ended = executor.run(async move {

@@ -7,12 +7,11 @@ use super::wal::{Wal, WalConfig, WalReport};
 use super::{EngineError, Planted, Seq};
 use crate::base::prng::Prng;
 use crate::io::Io;
-use crate::io::driver::Driver;
+use crate::io::driver::{Backend, Driver};
 use crate::io::executor::Executor;
 use crate::io::host;
 use crate::io::recording::Recording;
 use crate::io::sim::{CrashSite, Faults, MachineId, World};
-use crate::io::uring::{UringConfig, UringDriver};
 use crate::io::wakers::Wakers;
 use crate::limits::INTERVAL_MS_MAX;
 use std::cell::{Cell, RefCell};
@@ -331,14 +330,14 @@ fn segments_at_their_bound_refuse_until_something_is_released() {
     result.unwrap().unwrap();
 }
 
-/// Runs a task on io_uring, recorded where a recording is given.
-fn on_uring<T: 'static, F: Future<Output = T> + 'static>(recording: Option<&Recording>, task: impl FnOnce(Io) -> F) -> T {
+/// Runs a task on a real driver, recorded where a recording is given.
+fn on_real<T: 'static, F: Future<Output = T> + 'static>(backend: Backend, recording: Option<&Recording>, task: impl FnOnce(Io) -> F) -> T {
     let wakers = Wakers::new(1);
-    let mut driver = UringDriver::new(UringConfig { descriptors: 1024, ..UringConfig::default() }, 0, &wakers).expect("a ring");
+    let (mut driver, _) = Driver::open(backend, 0, &wakers).expect("a driver");
     if let Some(recording) = recording {
         driver.record(recording.clone());
     }
-    let mut executor = Executor::new(Driver::Uring(Box::new(driver)), 0, wakers);
+    let mut executor = Executor::new(driver, 0, wakers);
     let io = executor.handle();
     executor.run(task(io))
 }
@@ -354,14 +353,18 @@ async fn remove_all(io: &Io, dir: &Path) {
 }
 
 #[test]
-fn every_prefix_of_a_recording_on_io_uring_recovers_with_its_unflushed_writes_dropped() {
+fn every_prefix_of_a_recording_on_a_real_disk_recovers_with_its_unflushed_writes_dropped() {
+    [Backend::Uring, Backend::Epoll].into_iter().for_each(every_prefix);
+}
+
+fn every_prefix(backend: Backend) {
     let root = std::env::temp_dir().join(format!("ringkv-wal-{:x}", host::random_u64()));
     let (source, copies) = (root.join("source"), root.join("copies"));
     host::create_dirs(&source).unwrap();
     let recording = Recording::new(&source);
     let (records, noted) = (Rc::new(RefCell::new(Vec::new())), Rc::new(RefCell::new(vec![(0, 0)])));
     let (put, note, seen, dir) = (records.clone(), noted.clone(), recording.clone(), source.clone());
-    on_uring(Some(&recording), move |io| async move {
+    on_real(backend, Some(&recording), move |io| async move {
         let (wal, _) = Wal::open(&io, &dir, config(0, None), &mut |_, _| Ok(())).await.unwrap();
         wal.on_durable(Box::new(move |durable| note.borrow_mut().push((seen.len(), durable.unwrap()))));
         let mut prng = Prng::new(1);
@@ -382,7 +385,7 @@ fn every_prefix_of_a_recording_on_io_uring_recovers_with_its_unflushed_writes_dr
         recording.apply_prefix(n, &copy, &mut |_| !all_dropped && prng.one_in(2)).unwrap();
         let acknowledged = noted.borrow().iter().filter(|&&(at, _)| at <= n).map(|&(_, seq)| seq).max().unwrap();
         let records = records.clone();
-        on_uring(None, move |io| async move {
+        on_real(backend, None, move |io| async move {
             let mut due = 1;
             let mut check = |seq: Seq, record: &[u8]| {
                 assert!(seq == due && records.borrow()[seq as usize - 1] == record, "prefix {n}");
@@ -395,5 +398,5 @@ fn every_prefix_of_a_recording_on_io_uring_recovers_with_its_unflushed_writes_dr
             remove_all(&io, &copy).await;
         });
     }
-    on_uring(None, move |io| async move { remove_all(&io, &root).await });
+    on_real(backend, None, move |io| async move { remove_all(&io, &root).await });
 }

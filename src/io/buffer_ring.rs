@@ -2,6 +2,8 @@
 //!
 //! A received chunk lies where the kernel put it, and the buffer goes back to the ring when the chunk is dropped. A reader who keeps
 //! many chunks must not starve the other connections: while less than a quarter of the buffers is with the kernel, a chunk is copied out.
+//!
+//! A driver without io_uring takes the buffers from the ring itself (`fill`), in the kernel's place.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::Cell;
@@ -19,6 +21,8 @@ pub(super) struct BufferRing {
     count: u16,
     buffer_bytes: u32,
     tail: Cell<u16>,
+    /// The next entry that `fill` takes; the kernel has its own.
+    head: Cell<u16>,
     /// Buffers that the kernel may fill (or has filled in completions that were not taken yet).
     free: Cell<u16>,
 }
@@ -29,7 +33,7 @@ impl BufferRing {
         assert!(count.is_power_of_two() && count <= 1 << 15 && buffer_bytes > 0);
         let descriptors: *mut BufRingEntry = allocate(Self::descriptors_layout(count)).cast();
         let memory = allocate(Self::memory_layout(count, buffer_bytes));
-        let ring = BufferRing { descriptors, memory, count, buffer_bytes, tail: Cell::new(0), free: Cell::new(0) };
+        let ring = BufferRing { descriptors, memory, count, buffer_bytes, tail: Cell::new(0), head: Cell::new(0), free: Cell::new(0) };
         (0..count).for_each(|buffer| ring.give_back(buffer));
         ring
     }
@@ -54,7 +58,27 @@ impl BufferRing {
         self.free.get() > 0
     }
 
-    /// The kernel has filled `buffer` and told so.
+    /// What the kernel does with a ring that it knows: takes the next free buffer and lets `receive` fill it from its start. The buffer
+    /// and its length; `None` if no buffer is free, and nothing was received. A buffer that was not filled stays in the ring.
+    pub(super) fn fill(&self, receive: impl FnOnce(&mut [u8]) -> std::io::Result<usize>) -> Option<std::io::Result<(u16, u32)>> {
+        if !self.has_free() {
+            return None;
+        }
+        // SAFETY: entries from head to tail were written by `give_back`, and the index is masked into the allocation.
+        let buffer = unsafe { (*self.descriptors.add(usize::from(self.head.get() & (self.count - 1)))).bid() };
+        // SAFETY: the buffer lies within the allocation, and a free one has no chunk, so this borrow is the only one.
+        let room = unsafe {
+            let start = self.memory.add(usize::from(buffer) * self.buffer_bytes as usize);
+            std::slice::from_raw_parts_mut(start, self.buffer_bytes as usize)
+        };
+        let filled = receive(room);
+        if filled.as_ref().is_ok_and(|bytes| *bytes > 0) {
+            self.head.set(self.head.get().wrapping_add(1));
+        }
+        Some(filled.map(|bytes| (buffer, bytes as u32)))
+    }
+
+    /// `buffer` was filled and told so: by the kernel, or by `fill`.
     pub(super) fn taken(&self, buffer: u16) {
         assert!(buffer < self.count && self.free.get() > 0);
         self.free.set(self.free.get() - 1);

@@ -1,29 +1,120 @@
-//! The closed enum at the bottom of the seam: what carries operations out. The executor above it is the same for both.
+//! The closed enum at the bottom of the seam: what carries operations out. The executor above it is the same for all.
 //!
 //! Contract of a driver: `submit` never fails by itself (a refusal is a completion); `poll` gives completions without waiting;
 //! every operation but `Wake` gives exactly one completion with `more == false`, also after `cancel` (with an error or with what it
 //! did all the same); completions of one operation come in order. Sends of one socket go out in the order of submission.
 
+use super::epoll::{EpollConfig, EpollDriver};
 use super::op::{Completion, Op, OpId};
 use super::pool::Pool;
 use super::sim::SimDriver;
-use super::uring::UringDriver;
+use super::uring::{UringConfig, UringDriver, UringError};
+use super::wakers::Wakers;
 use crate::base::time::{Mono, WallMs};
 use std::rc::Rc;
+
+/// What a descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    File,
+    Stream,
+    Listener,
+}
+
+/// What carries a real core's I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    Uring,
+    /// Sockets on epoll, files on helper threads.
+    Epoll,
+}
+
+impl Backend {
+    /// As an operator writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Backend::Uring => "uring",
+            Backend::Epoll => "epoll",
+        }
+    }
+
+    /// The backend that this host has: the one that is wanted; without a wish io_uring, else epoll with a line that says why.
+    ///
+    /// # Errors
+    /// io_uring is wanted and not to be had here.
+    pub fn choose(wanted: Option<Backend>) -> Result<(Backend, Option<String>), UringError> {
+        if wanted == Some(Backend::Epoll) {
+            return Ok((Backend::Epoll, None));
+        }
+        match UringDriver::new(UringConfig::default(), 0, &Wakers::new(1)) {
+            Ok(_) => Ok((Backend::Uring, None)),
+            Err(error) if wanted.is_none() => {
+                Ok((Backend::Epoll, Some(format!("running on epoll and file threads, which costs more a disk access: {error}"))))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Why a core has no driver.
+#[derive(Debug)]
+pub enum DriverError {
+    Uring(UringError),
+    Epoll(std::io::Error),
+}
+
+impl std::fmt::Display for DriverError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            DriverError::Uring(error) => error.fmt(f),
+            DriverError::Epoll(error) => write!(f, "epoll cannot be set up: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for DriverError {}
 
 /// A driver; one a core.
 pub enum Driver {
     /// The real world through io_uring.
     Uring(Box<UringDriver>),
+    /// The real world where io_uring is forbidden.
+    Epoll(Box<EpollDriver>),
     /// The simulated world.
     Sim(SimDriver),
 }
 
 impl Driver {
+    /// A driver for core `core`, on the thread that will use it. Also what this host takes away, a line each with what it costs and what
+    /// mends it.
+    pub fn open(backend: Backend, core: usize, wakers: &Wakers) -> Result<(Driver, Vec<String>), DriverError> {
+        match backend {
+            Backend::Uring => {
+                let driver = UringDriver::new(UringConfig::default(), core, wakers).map_err(DriverError::Uring)?;
+                let degraded = driver.degraded();
+                Ok((Driver::Uring(Box::new(driver)), degraded))
+            }
+            Backend::Epoll => {
+                let driver = EpollDriver::new(EpollConfig::default(), core, wakers).map_err(DriverError::Epoll)?;
+                Ok((Driver::Epoll(Box::new(driver)), Vec::new()))
+            }
+        }
+    }
+
+    /// From now on, what is written, flushed and named goes into `recording` too. Of a real driver.
+    pub fn record(&mut self, recording: super::recording::Recording) {
+        match self {
+            Driver::Uring(driver) => driver.record(recording),
+            Driver::Epoll(driver) => driver.record(recording),
+            Driver::Sim(_) => panic!("a simulated disk knows by itself what was flushed"),
+        }
+    }
+
     /// Takes an operation; its completions come from `poll` under `id`.
     pub fn submit(&mut self, id: OpId, op: Op) {
         match self {
             Driver::Uring(driver) => driver.submit(id, op),
+            Driver::Epoll(driver) => driver.submit(id, op),
             Driver::Sim(driver) => driver.submit(id, op),
         }
     }
@@ -32,6 +123,7 @@ impl Driver {
     pub fn cancel(&mut self, id: OpId) {
         match self {
             Driver::Uring(driver) => driver.cancel(id),
+            Driver::Epoll(driver) => driver.cancel(id),
             Driver::Sim(driver) => driver.cancel(id),
         }
     }
@@ -40,6 +132,7 @@ impl Driver {
     pub fn poll(&mut self, out: &mut Vec<Completion>) {
         match self {
             Driver::Uring(driver) => driver.poll(out),
+            Driver::Epoll(driver) => driver.poll(out),
             Driver::Sim(driver) => driver.poll(out),
         }
     }
@@ -48,6 +141,7 @@ impl Driver {
     pub fn park(&mut self, until: Option<Mono>) {
         match self {
             Driver::Uring(driver) => driver.park(until),
+            Driver::Epoll(driver) => driver.park(until),
             Driver::Sim(_) => panic!("the world turns a simulated core; it never parks"),
         }
     }
@@ -56,6 +150,7 @@ impl Driver {
     pub fn now(&self) -> Mono {
         match self {
             Driver::Uring(driver) => driver.now(),
+            Driver::Epoll(driver) => driver.now(),
             Driver::Sim(driver) => driver.now(),
         }
     }
@@ -64,6 +159,7 @@ impl Driver {
     pub fn wall_ms(&self) -> WallMs {
         match self {
             Driver::Uring(driver) => driver.wall_ms(),
+            Driver::Epoll(driver) => driver.wall_ms(),
             Driver::Sim(driver) => driver.wall_ms(),
         }
     }
@@ -72,6 +168,7 @@ impl Driver {
     pub fn random_u64(&mut self) -> u64 {
         match self {
             Driver::Uring(driver) => driver.random_u64(),
+            Driver::Epoll(driver) => driver.random_u64(),
             Driver::Sim(driver) => driver.random_u64(),
         }
     }
@@ -80,6 +177,7 @@ impl Driver {
     pub(super) fn pool(&self) -> Rc<Pool> {
         match self {
             Driver::Uring(driver) => driver.pool.clone(),
+            Driver::Epoll(driver) => driver.pool.clone(),
             Driver::Sim(driver) => driver.pool(),
         }
     }
@@ -88,7 +186,16 @@ impl Driver {
     pub fn in_flight(&self) -> usize {
         match self {
             Driver::Uring(driver) => driver.in_flight(),
+            Driver::Epoll(driver) => driver.in_flight(),
             Driver::Sim(driver) => driver.in_flight(),
+        }
+    }
+
+    /// Threads beside this one have work of its operations, perhaps on its CPU.
+    pub(super) fn lends_cpu(&self) -> bool {
+        match self {
+            Driver::Epoll(driver) => driver.lends_cpu(),
+            Driver::Uring(_) | Driver::Sim(_) => false,
         }
     }
 }

@@ -7,7 +7,13 @@ mod buffer_ring;
 #[cfg(test)]
 mod contract;
 pub mod driver;
+#[cfg(test)]
+mod driver_tests;
+pub mod epoll;
+mod epoll_ops;
 pub mod executor;
+mod file_pool;
+mod files;
 pub mod host;
 pub mod notify;
 pub mod op;
@@ -22,12 +28,10 @@ mod sys;
 mod tasks;
 pub mod uring;
 mod uring_ops;
-#[cfg(test)]
-mod uring_tests;
 pub mod wakers;
 
 use crate::base::time::{Mono, WallMs};
-use buffer::{Buf, Chunk};
+use buffer::Buf;
 use executor::{Inbox, Inner, OpFuture, Sleep, Syncing};
 use op::{Done, Entry, Fd, Op, OpenHow};
 use std::future::{Future, poll_fn};
@@ -39,6 +43,7 @@ use std::task::Poll;
 use std::time::Duration;
 use stream::{Arrivals, Found};
 
+pub use buffer::Chunk;
 pub use op::Parcel;
 pub use std::net::SocketAddr;
 pub use tasks::Task;

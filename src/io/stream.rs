@@ -2,7 +2,7 @@
 //!
 //! A multishot receive has no backpressure of its own: the kernel delivers as long as it has buffers. So when what was delivered and
 //! not taken exceeds a bound, the receive is cancelled (what was delivered on the way stays), and armed again when the reader has
-//! taken everything. Both drivers share this.
+//! taken everything. All drivers share this.
 
 use super::buffer::Chunk;
 use super::op::{Done, Fd, OpId, is_cancelled};

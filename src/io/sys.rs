@@ -1,4 +1,4 @@
-//! Thin faces of the system calls that are made outside the ring: none of them waits for a disk or a peer.
+//! Thin faces of the system calls that are made outside the ring: none of them waits for a disk or a peer, but `epoll_wait`.
 
 use super::SocketAddr;
 use crate::base::time::{Mono, WallMs};
@@ -9,6 +9,9 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
+
+const LISTEN_BACKLOG: i32 = 4096;
 
 /// `result` of a call that says -1 and errno.
 pub(super) fn checked(result: i32) -> io::Result<i32> {
@@ -151,17 +154,115 @@ pub(super) fn tcp_socket(address: SocketAddr) -> io::Result<OwnedFd> {
 }
 
 /// A listening socket and where it listens. Accepted sockets inherit TCP_NODELAY.
-pub(super) fn listen(address: SocketAddr, backlog: i32) -> io::Result<(OwnedFd, SocketAddr)> {
+pub(super) fn listen(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
     let fd = tcp_socket(address)?;
     set_option(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     let raw = RawAddress::from(address);
     // SAFETY: an address and its length.
     unsafe {
         checked(libc::bind(fd.as_raw_fd(), (&raw const raw.storage).cast(), raw.len))?;
-        checked(libc::listen(fd.as_raw_fd(), backlog))?;
+        checked(libc::listen(fd.as_raw_fd(), LISTEN_BACKLOG))?;
     }
     let bound = name_of(&fd, libc::getsockname)?;
     Ok((fd, bound))
+}
+
+pub(super) fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: no pointers.
+    unsafe {
+        let flags = checked(libc::fcntl(fd.as_raw_fd(), libc::F_GETFL))?;
+        checked(libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)).map(|_| ())
+    }
+}
+
+/// Begins to connect a socket that does not block: true if it is connected already.
+pub(super) fn connect(fd: &OwnedFd, address: SocketAddr) -> io::Result<bool> {
+    let raw = RawAddress::from(address);
+    // SAFETY: an address and its length.
+    match unsafe { checked(libc::connect(fd.as_raw_fd(), (&raw const raw.storage).cast(), raw.len)) } {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// How connecting has ended, and whatever else befell the socket.
+pub(super) fn socket_outcome(fd: &OwnedFd) -> io::Result<()> {
+    let (mut code, mut size) = (0i32, size_of::<i32>() as libc::socklen_t);
+    // SAFETY: an int and its size.
+    unsafe { checked(libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ERROR, (&raw mut code).cast(), &raw mut size))? };
+    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
+}
+
+/// The next connection of a listener that does not block, and whose it is.
+pub(super) fn accept(listener: &OwnedFd) -> io::Result<(OwnedFd, SocketAddr)> {
+    // SAFETY: all zeros are a sockaddr_storage, and the call is given its size; the descriptor is fresh and owned by nobody else.
+    unsafe {
+        let mut storage: libc::sockaddr_storage = std::mem::zeroed();
+        let mut len = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+        let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        let fd = checked(libc::accept4(listener.as_raw_fd(), (&raw mut storage).cast(), &raw mut len, flags))?;
+        let fd = OwnedFd::from_raw_fd(fd);
+        to_address(&storage).map(|address| (fd, address))
+    }
+}
+
+/// What has come, at most `bytes.len()`, without waiting; 0 is the end of the stream.
+pub(super) fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: a writable slice and its length.
+    let got = unsafe { libc::recv(socket.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT) };
+    if got < 0 { Err(io::Error::last_os_error()) } else { Ok(got as usize) }
+}
+
+/// Sends what the socket's buffer has room for, without waiting.
+pub(super) fn send(socket: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: a readable slice and its length.
+    let put = unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    if put < 0 { Err(io::Error::last_os_error()) } else { Ok(put as usize) }
+}
+
+pub(super) fn epoll_create() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the descriptor is fresh and owned by nobody else.
+    unsafe { Ok(OwnedFd::from_raw_fd(checked(libc::epoll_create1(libc::EPOLL_CLOEXEC))?)) }
+}
+
+/// From now on, changes of `fd` in either direction are told once each (edge-triggered), and its state now, if it is ready.
+pub(super) fn epoll_add(epoll: &OwnedFd, fd: RawFd, token: u64) -> io::Result<()> {
+    let wanted = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+    let mut event = libc::epoll_event { events: wanted as u32, u64: token };
+    // SAFETY: a filled event, which the call copies.
+    unsafe { checked(libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event)).map(|_| ()) }
+}
+
+/// For a descriptor that lives on; a close takes it out as well.
+pub(super) fn epoll_remove(epoll: &OwnedFd, fd: RawFd) -> io::Result<()> {
+    // SAFETY: no event is read.
+    unsafe { checked(libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_DEL, fd, std::ptr::null_mut())).map(|_| ()) }
+}
+
+/// Fills `events` with what is told, and gives their number. Waits for the first at most `pause`; for ever, if `None`.
+pub(super) fn epoll_wait(epoll: &OwnedFd, events: &mut [libc::epoll_event], pause: Option<Duration>) -> io::Result<usize> {
+    let (fd, room, at) = (epoll.as_raw_fd(), events.len() as i32, events.as_mut_ptr());
+    // SAFETY: a writable slice and its length.
+    let coarse = |ms| unsafe { checked(libc::epoll_wait(fd, at, room, ms)) }.map(|count| count as usize);
+    let Some(pause) = pause else { return coarse(-1) };
+    if pause.is_zero() {
+        return coarse(0);
+    }
+    let time = libc::timespec { tv_sec: pause.as_secs() as libc::time_t, tv_nsec: i64::from(pause.subsec_nanos()) };
+    let no_mask = std::ptr::null::<libc::sigset_t>();
+    // SAFETY: as above, and a timespec that lives through the call. (By number: the wrapper is younger than some C libraries.)
+    let count = unsafe { libc::syscall(libc::SYS_epoll_pwait2, fd, at, room, &raw const time, no_mask, 0usize) };
+    if count >= 0 {
+        return Ok(count as usize);
+    }
+    match io::Error::last_os_error() {
+        // Before Linux 5.11, or a sandbox that does not know the call: whole milliseconds.
+        error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
+            coarse(pause.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as i32)
+        }
+        error => Err(error),
+    }
 }
 
 pub(super) fn shutdown_socket(fd: &OwnedFd) {
@@ -186,7 +287,7 @@ pub(super) fn stat(fd: &OwnedFd) -> io::Result<Stat> {
     }
 }
 
-/// Blocking; only on kernels whose ring cannot.
+/// May wait for a disk: on a helper thread, or on kernels whose ring cannot.
 pub(super) fn truncate(fd: RawFd, bytes: u64) -> io::Result<()> {
     // SAFETY: no pointers.
     unsafe { checked(libc::ftruncate(fd, bytes as i64)).map(|_| ()) }

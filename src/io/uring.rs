@@ -8,6 +8,7 @@
 //! On a host that refuses a part of this, the driver runs on what is left, and `degraded` says what that costs and what mends it.
 
 use super::buffer_ring::BufferRing;
+use super::driver::Kind;
 use super::op::{Completion, Done, Fd, Op, OpId, cancelled};
 use super::pool::Pool;
 use super::sys;
@@ -126,14 +127,6 @@ impl From<io::Error> for UringError {
     }
 }
 
-/// What a descriptor is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    File,
-    Stream,
-    Listener,
-}
-
 /// An open descriptor.
 pub(super) struct Descriptor {
     pub(super) raw: OwnedFd,
@@ -209,7 +202,7 @@ impl UringDriver {
         if config.fixed_buffers && !fixed_buffers {
             degraded.push("disk buffers are pinned for each operation: a higher memlock limit (ulimit -l) mends it".into());
         }
-        let event = wakers.attach(core, ring.as_raw_fd())?;
+        let event = wakers.attach(core, Some(ring.as_raw_fd()))?;
         let seed = sys::random_seed();
         let mut driver = UringDriver {
             ring,

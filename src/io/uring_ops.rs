@@ -4,20 +4,18 @@
 //! time, and a `Flight` owns what the kernel reads or writes meanwhile.
 
 use super::buffer::{Buf, Chunk};
-use super::op::{Done, Entry, Fd, Op, OpId, OpenHow, Parcel, Parcelled, cancelled};
+use super::driver::Kind;
+use super::files::{TRUNCATE_STEP_BYTES, list, make_dir, open_flags};
+use super::op::{Done, Fd, Op, OpId, OpenHow, Parcel, Parcelled, cancelled};
 use super::recording::{Recorded, Recording};
 use super::sys::{self, RawAddress, c_path};
-use super::uring::{BUFFER_GROUP, Kind, SLAB_BUFFER, UringDriver};
+use super::uring::{BUFFER_GROUP, SLAB_BUFFER, UringDriver};
 use crate::limits::BLOCK_BYTES;
 use io_uring::{cqueue, opcode, squeue, types};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-
-/// A large file dies in truncations of this size, each a journal transaction of its own.
-const TRUNCATE_STEP_BYTES: u64 = 64 * 1024 * 1024;
-const LISTEN_BACKLOG: i32 = 4096;
 
 /// An operation that the kernel has not finished.
 pub(super) struct Flight {
@@ -102,8 +100,9 @@ impl UringDriver {
             Op::Size { file } => sys::stat(&self.descriptor(file).raw).map(|stat| Done::Size(stat.bytes)),
             Op::MakeDir { path } => self.make_dir(&path).map(|()| Done::Unit),
             Op::List { path } => list(&path).map(Done::Entries),
-            Op::Listen { address } => sys::listen(address, LISTEN_BACKLOG)
-                .and_then(|(raw, bound)| self.install(raw, Kind::Listener).map(|fd| Done::Bound(fd, bound))),
+            Op::Listen { address } => {
+                sys::listen(address).and_then(|(raw, bound)| self.install(raw, Kind::Listener).map(|fd| Done::Bound(fd, bound)))
+            }
             Op::Connect { address } => match sys::tcp_socket(address).and_then(|raw| self.install(raw, Kind::Stream)) {
                 Ok(fd) => return self.take_off(id, Some(fd), Job::Connect { address: Box::new(address.into()) }),
                 Err(error) => Err(error),
@@ -150,15 +149,7 @@ impl UringDriver {
     fn entry(&self, flight: &mut Flight) -> squeue::Entry {
         match &mut flight.job {
             Job::Open { path, how, buffered, .. } => {
-                let direct = if *buffered { 0 } else { libc::O_DIRECT };
-                // Where O_DIRECT is refused, the first try may have made the file all the same.
-                let exclusive = if *buffered { 0 } else { libc::O_EXCL };
-                let mode = match how {
-                    OpenHow::Read => libc::O_RDONLY,
-                    OpenHow::ReadWrite => libc::O_RDWR,
-                    OpenHow::Create => libc::O_RDWR | libc::O_CREAT | exclusive,
-                };
-                opcode::OpenAt::new(HERE, path.as_ptr()).flags(mode | direct | libc::O_CLOEXEC).mode(0o640).build()
+                opcode::OpenAt::new(HERE, path.as_ptr()).flags(open_flags(*how, *buffered)).mode(0o640).build()
             }
             Job::Rename { from, to, .. } => opcode::RenameAt::new(HERE, from.as_ptr(), HERE, to.as_ptr()).build(),
             Job::Link { from, to, .. } => opcode::LinkAt::new(HERE, from.as_ptr(), HERE, to.as_ptr()).build(),
@@ -457,12 +448,10 @@ impl UringDriver {
     }
 
     fn make_dir(&mut self, path: &Path) -> io::Result<()> {
-        match std::fs::create_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-            result => result.map(|()| {
-                self.note(|log| log.push(Recorded::MakeDir { path: path.into() }));
-            }),
+        if make_dir(path)? {
+            self.note(|log| log.push(Recorded::MakeDir { path: path.into() }));
         }
+        Ok(())
     }
 }
 
@@ -519,18 +508,4 @@ fn owned(fd: i32) -> OwnedFd {
 
 fn pair(from: PathBuf, to: PathBuf) -> io::Result<(CString, CString, (PathBuf, PathBuf))> {
     Ok((c_path(&from)?, c_path(&to)?, (from, to)))
-}
-
-fn list(path: &Path) -> io::Result<Vec<Entry>> {
-    let mut entries = Vec::new();
-    for entry in std::fs::read_dir(path)? {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        // Names that are not UTF-8 are not ours.
-        if let Ok(name) = entry.file_name().into_string() {
-            entries.push(Entry { name, is_dir: metadata.is_dir(), bytes: metadata.len() });
-        }
-    }
-    entries.sort();
-    Ok(entries)
 }

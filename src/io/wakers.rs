@@ -82,13 +82,13 @@ impl Wakers {
         self.cores[core].bell.get_up();
     }
 
-    /// The core's driver is there: its ring, and the eventfd that it watches (made on the first call, the same ever after).
-    pub(super) fn attach(&self, core: usize, ring: RawFd) -> std::io::Result<RawFd> {
+    /// The core's driver is there: its ring if it has one, and the eventfd that it watches (made on the first call, the same ever after).
+    pub(super) fn attach(&self, core: usize, ring: Option<RawFd>) -> std::io::Result<RawFd> {
         if self.cores[core].event.get().is_none() {
             let event = super::sys::eventfd()?;
             let _ = self.cores[core].event.set(event);
         }
-        self.cores[core].ring.store(ring, Ordering::Release);
+        self.cores[core].ring.store(ring.unwrap_or(-1), Ordering::Release);
         Ok(self.cores[core].event.get().expect("set above").as_raw_fd())
     }
 

@@ -1,7 +1,9 @@
 //! A real node for a test: the built binary on a temporary data folder and ports of its own choice, always ended by its pid, everything
-//! in time.
+//! in time. With `RINGKV_IO` in the environment every node runs on that (`epoll`), unless its test says other.
 
 #![allow(dead_code, reason = "each test file uses its part of this")]
+
+pub mod seccomp;
 
 use ringkv::client::{Client, ClientConfig};
 use ringkv::io::host;
@@ -153,6 +155,9 @@ impl Node {
             if !flags.contains(&flag) {
                 line.extend(words(&[flag, value]));
             }
+        }
+        if let (Ok(io), false) = (std::env::var("RINGKV_IO"), flags.contains(&"--io")) {
+            line.extend(["--io".to_owned(), io]);
         }
         line.extend(words(flags));
         let mut process = Process::spawn(&line);

@@ -1,7 +1,8 @@
-//! The contract on io_uring, and what only this driver has: short sends, a buffer ring that runs dry, a full completion queue, wakes.
+//! The contract on the drivers of the real world, and their traps: short sends, a buffer ring that runs dry, full queues, wakes.
 
 use super::contract::{SCENARIOS, Scenario, pair, receive_up_to};
-use super::driver::Driver;
+use super::driver::{Backend, Driver};
+use super::epoll::{EpollConfig, EpollDriver};
 use super::executor::Executor;
 use super::uring::{UringConfig, UringDriver, slabs_fit};
 use super::wakers::Wakers;
@@ -10,6 +11,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+#[path = "../../tests/common/seccomp.rs"]
+mod seccomp;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -41,39 +45,82 @@ fn small() -> UringConfig {
     }
 }
 
-fn executor(config: UringConfig, core: usize, wakers: &Wakers) -> Executor {
-    let driver = UringDriver::new(config, core, wakers).expect("a ring");
-    Executor::new(Driver::Uring(Box::new(driver)), core, wakers.clone())
+const BACKENDS: [Backend; 2] = [Backend::Uring, Backend::Epoll];
+
+/// A driver with these sizes, as far as it has them.
+fn driver(backend: Backend, config: UringConfig, core: usize, wakers: &Wakers) -> Driver {
+    match backend {
+        Backend::Uring => Driver::Uring(Box::new(UringDriver::new(config, core, wakers).expect("a ring"))),
+        Backend::Epoll => {
+            let UringConfig { descriptors, receive_buffers, receive_buffer_bytes, send_buffer_bytes, .. } = config;
+            let config = EpollConfig { descriptors, receive_buffers, receive_buffer_bytes, send_buffer_bytes, ..EpollConfig::default() };
+            Driver::Epoll(Box::new(EpollDriver::new(config, core, wakers).expect("an epoll set")))
+        }
+    }
 }
 
-fn run(name: &str, config: UringConfig, scenario: Scenario) {
+fn executor(backend: Backend, core: usize, wakers: &Wakers) -> Executor {
+    Executor::new(driver(backend, small(), core, wakers), core, wakers.clone())
+}
+
+fn run_on(backend: Backend, name: &str, config: UringConfig, scenario: Scenario) {
     let folder = Folder::new();
-    let mut executor = executor(config, 0, &Wakers::new(1));
+    let wakers = Wakers::new(1);
+    let mut executor = Executor::new(driver(backend, config, 0, &wakers), 0, wakers);
     let io = executor.handle();
     let path = folder.0.clone();
-    let (watch, name) = (io.clone(), name.to_string());
+    let (watch, name) = (io.clone(), format!("{name}, {}", backend.name()));
     drop(io.spawn(Class::Foreground, async move {
         watch.sleep(LIMIT).await;
         assert!(watch.is_shutting_down(), "{name}: takes too long");
     }));
     executor.run(scenario(io.clone(), path));
     assert!(executor.is_finished());
-    let Driver::Uring(driver) = &*io.inner.driver.borrow() else { panic!("another driver") };
-    assert_eq!(driver.open_descriptors(), 0, "descriptors leak");
+    let open = match &*io.inner.driver.borrow() {
+        Driver::Uring(driver) => driver.open_descriptors(),
+        Driver::Epoll(driver) => driver.open_descriptors(),
+        Driver::Sim(_) => panic!("another driver"),
+    };
+    assert_eq!(open, 0, "descriptors leak");
+}
+
+/// Runs a scenario on each driver.
+fn run(name: &str, config: UringConfig, scenario: Scenario) {
+    BACKENDS.into_iter().for_each(|backend| run_on(backend, name, config.clone(), scenario));
 }
 
 #[test]
-fn the_driver_keeps_the_contract() {
+fn io_uring_keeps_the_contract() {
     for (name, scenario) in SCENARIOS {
-        run(name, small(), *scenario);
+        run_on(Backend::Uring, name, small(), *scenario);
+    }
+}
+
+#[test]
+fn epoll_keeps_the_contract() {
+    for (name, scenario) in SCENARIOS {
+        run_on(Backend::Epoll, name, small(), *scenario);
     }
 }
 
 #[test]
 fn the_contract_holds_without_deferred_task_run_direct_descriptors_and_fixed_buffers() {
     for (name, scenario) in SCENARIOS {
-        run(name, UringConfig { deferred: false, direct: false, fixed_buffers: false, ..small() }, *scenario);
+        run_on(Backend::Uring, name, UringConfig { deferred: false, direct: false, fixed_buffers: false, ..small() }, *scenario);
     }
+}
+
+/// A sandbox that knows neither nanoseconds for epoll nor durable writes.
+#[test]
+fn the_contract_holds_on_epoll_without_its_younger_calls() {
+    let sandbox = super::host::spawn_thread("sandbox", || {
+        seccomp::forbid(libc::SYS_epoll_pwait2, libc::ENOSYS);
+        seccomp::forbid(libc::SYS_pwritev2, libc::ENOSYS);
+        for (name, scenario) in SCENARIOS {
+            run_on(Backend::Epoll, name, small(), *scenario);
+        }
+    });
+    sandbox.unwrap().join().expect("the contract holds there");
 }
 
 #[test]
@@ -167,9 +214,9 @@ fn a_large_file_dies_in_steps_unless_another_name_holds_it() {
 }
 
 /// A core that answers each number in its cell by adding it up, until `rounds` were taken.
-fn adder(core: usize, wakers: Wakers, cells: Arc<[AtomicU64; 2]>, rounds: u64) -> impl FnOnce() + Send {
+fn adder(backend: Backend, core: usize, wakers: Wakers, cells: Arc<[AtomicU64; 2]>, rounds: u64) -> impl FnOnce() + Send {
     move || {
-        let mut executor = executor(small(), core, &wakers);
+        let mut executor = executor(backend, core, &wakers);
         executor.set_spin(Duration::ZERO);
         let io: Io = executor.handle();
         let inbox = cells.clone();
@@ -193,20 +240,26 @@ fn adder(core: usize, wakers: Wakers, cells: Arc<[AtomicU64; 2]>, rounds: u64) -
 
 #[test]
 fn two_cores_that_park_after_each_message_never_lose_a_wake() {
-    let wakers = Wakers::new(2);
-    let cells = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
-    let threads: Vec<_> =
-        (0..2).map(|core| super::host::spawn_thread("adder", adder(core, wakers.clone(), cells.clone(), 20_000)).unwrap()).collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for backends in [[Backend::Uring, Backend::Uring], [Backend::Epoll, Backend::Epoll], [Backend::Uring, Backend::Epoll]] {
+        let wakers = Wakers::new(2);
+        let cells = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+        let start = |core: usize| super::host::spawn_thread("adder", adder(backends[core], core, wakers.clone(), cells.clone(), 20_000));
+        let threads = [start(0).unwrap(), start(1).unwrap()];
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
 }
 
 #[test]
 fn a_thread_without_a_ring_wakes_a_parked_core() {
+    BACKENDS.into_iter().for_each(wake_from_outside);
+}
+
+fn wake_from_outside(backend: Backend) {
     let wakers = Wakers::new(1);
     let cell = Arc::new(AtomicU64::new(0));
     let (core_wakers, core_cell) = (wakers.clone(), cell.clone());
     let thread = super::host::spawn_thread("core", move || {
-        let mut executor = executor(small(), 0, &core_wakers);
+        let mut executor = executor(backend, 0, &core_wakers);
         let io = executor.handle();
         let inbox = core_cell.clone();
         io.set_inbox(Box::new(move || inbox.load(Ordering::Relaxed) > 0));
@@ -228,13 +281,33 @@ fn a_thread_without_a_ring_wakes_a_parked_core() {
     thread.join().unwrap();
 }
 
+/// File threads ring a core that parks at once after each call: a lost outcome would cost the whole limit.
+#[test]
+fn a_core_that_parks_after_each_call_never_loses_an_outcome() {
+    let folder = Folder::new();
+    let wakers = Wakers::new(1);
+    let mut executor = executor(Backend::Epoll, 0, &wakers);
+    executor.set_spin(Duration::ZERO);
+    let (io, path) = (executor.handle(), folder.0.join("file"));
+    executor.run(async move {
+        let file = io.open(&path, super::op::OpenHow::Create).await.unwrap();
+        for _ in 0..20_000 {
+            let read = io.within(LIMIT, io.read(&file, 0, 4096)).await.expect("no outcome is lost");
+            assert!(read.unwrap().is_empty());
+        }
+    });
+}
+
 #[test]
 fn a_driver_that_is_dropped_in_flight_ends_what_it_began() {
+    BACKENDS.into_iter().for_each(drop_in_flight);
+}
+
+fn drop_in_flight(backend: Backend) {
     let wakers = Wakers::new(1);
     let folder = Folder::new();
-    let executor = executor(small(), 0, &wakers);
+    let mut executor = executor(backend, 0, &wakers);
     let io = executor.handle();
-    let mut executor = executor;
     let (task_io, path) = (io.clone(), folder.0.join("file"));
     drop(io.spawn(Class::Foreground, async move {
         let (near, _far) = pair(&task_io).await;
@@ -254,14 +327,18 @@ fn a_driver_that_is_dropped_in_flight_ends_what_it_began() {
 
 #[test]
 fn a_recording_gives_every_prefix_with_unsynced_writes_dropped() {
+    BACKENDS.into_iter().for_each(every_prefix);
+}
+
+fn every_prefix(backend: Backend) {
     let folder = Folder::new();
     let source = folder.0.join("source");
     std::fs::create_dir(&source).unwrap();
     let recording = super::recording::Recording::new(&source);
     let wakers = Wakers::new(1);
-    let mut driver = UringDriver::new(small(), 0, &wakers).unwrap();
+    let mut driver = driver(backend, small(), 0, &wakers);
     driver.record(recording.clone());
-    let mut executor = Executor::new(Driver::Uring(Box::new(driver)), 0, wakers);
+    let mut executor = Executor::new(driver, 0, wakers);
     let io = executor.handle();
     let dir = source.clone();
     executor.run(async move {
@@ -361,34 +438,20 @@ fn connections_that_nobody_took_are_closed() {
     });
 }
 
-/// Makes `io_uring_setup` fail with EPERM in this thread, as container runtimes do.
-fn forbid_io_uring() {
-    const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    let instruction = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
-    let mut filter = [
-        instruction(LOAD_WORD, 0, 0, 0),
-        instruction(JUMP_EQUAL, 0, 1, libc::SYS_io_uring_setup as u32),
-        instruction(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
-        instruction(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-    // SAFETY: the program and its instructions live through the call, which copies them; it holds for this thread alone.
-    unsafe {
-        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
-    }
-}
-
 #[test]
-fn a_host_that_forbids_io_uring_is_named() {
-    let text = super::host::spawn_thread("forbidden", || {
-        forbid_io_uring();
-        UringDriver::new(small(), 0, &Wakers::new(1)).map(|_| ()).unwrap_err().to_string()
-    });
-    let text = text.unwrap().join().unwrap();
-    assert!(text.contains("forbidden") && text.contains("seccomp"), "{text}");
+fn a_host_without_io_uring_is_named_and_gets_epoll_unless_io_uring_is_forced() {
+    for (errno, word) in [(libc::EPERM, "seccomp"), (libc::ENOSYS, "no io_uring")] {
+        let choices = super::host::spawn_thread("forbidden", move || {
+            seccomp::forbid(libc::SYS_io_uring_setup, errno);
+            [None, Some(Backend::Uring), Some(Backend::Epoll)].map(|wanted| Backend::choose(wanted).map_err(|error| error.to_string()))
+        });
+        let [free, uring, epoll] = choices.unwrap().join().unwrap();
+        let (backend, why) = free.expect("there is epoll");
+        assert!(backend == Backend::Epoll && why.as_ref().is_some_and(|why| why.contains(word)), "{why:?}");
+        assert!(uring.as_ref().is_err_and(|why| why.contains(word)), "{uring:?}");
+        assert_eq!(epoll, Ok((Backend::Epoll, None)), "what was asked for needs no word");
+    }
+    assert_eq!(Backend::choose(None).unwrap(), (Backend::Uring, None), "where there is one");
 }
 
 #[test]
@@ -414,11 +477,15 @@ fn what_a_host_lacks_is_said() {
 
 #[test]
 fn a_connection_goes_to_another_core_with_what_it_had_received() {
+    BACKENDS.into_iter().for_each(to_another_core);
+}
+
+fn to_another_core(backend: Backend) {
     let wakers = Wakers::new(2);
     let (parcels, arriving) = super::spsc::channel::<(super::op::Parcel, Vec<u8>)>(4);
     let other_wakers = wakers.clone();
     let other = super::host::spawn_thread("other", move || {
-        let mut executor = executor(small(), 1, &other_wakers);
+        let mut executor = executor(backend, 1, &other_wakers);
         let io = executor.handle();
         let arriving = std::rc::Rc::new(arriving);
         let inbox = arriving.clone();
@@ -434,7 +501,7 @@ fn a_connection_goes_to_another_core_with_what_it_had_received() {
             }
         });
     });
-    let mut executor = executor(small(), 0, &wakers);
+    let mut executor = executor(backend, 0, &wakers);
     let io = executor.handle();
     executor.run(async move {
         for round in 0..10 {
