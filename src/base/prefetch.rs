@@ -4,7 +4,7 @@
 #[inline(always)]
 pub fn prefetch<T>(slice: &[T]) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // Safety: a prefetch reads nothing that the program can see and faults at no address; the pointer is a reference's.
+    // SAFETY: a prefetch reads nothing that the program can see and faults at no address; the pointer is a reference's.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(slice.as_ptr().cast());
     }

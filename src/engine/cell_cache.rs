@@ -1,13 +1,14 @@
 //! A core's cache of single cells: what a get asks first.
 //!
-//! Entries lie one behind another in chunks of a log, so a cell costs its bytes, 8 of header and some 8 of index, and a hit touches one line
-//! of the index and the entry. The index is set-associative: a bucket is one cache line of twelve (tag, address) pairs, and what finds no
-//! place in its bucket or the neighbour replaces another entry, so it never grows, never rehashes, and keys chosen to collide cost only each other.
+//! Entries lie one behind another in chunks of a log, so a cell costs its bytes, 8 of header and some 8 of index, and a hit touches one
+//! line of the index and the entry. The index is set-associative: a bucket is one cache line of twelve (tag, address) pairs, and what
+//! finds no place in its bucket or the neighbour replaces another entry, so it never grows, never rehashes, and keys chosen to collide
+//! cost only each other.
 //!
-//! Eviction is S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023): a small log through which newcomers pass,
-//! a main log for what was asked for again, and ghosts: fingerprints of what left the small log lately. The oldest chunk of a log is looked
-//! through entry by entry as room is needed: what was used is copied to the front of the main log, the rest is forgotten. An entry is alive
-//! while the index names its address.
+//! Eviction is S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023): a small log through which newcomers
+//! pass, a main log for what was asked for again, and ghosts: fingerprints of what left the small log lately. The oldest chunk of a log
+//! is looked through entry by entry as room is needed: what was used is copied to the front of the main log, the rest is forgotten. An
+//! entry is alive while the index names its address.
 
 use super::cache::CacheStats;
 use super::format::{parse_cell, place_namespace_token};

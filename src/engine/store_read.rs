@@ -209,8 +209,8 @@ impl<'a> Lookup<'a> {
 }
 
 impl Engine {
-    /// Begins to load what `peek` looks at first. For several keys: all of `Ahead::Index` first, then all of `Ahead::Entry`, then the peeks,
-    /// so that their misses overlap.
+    /// Begins to load what `peek` looks at first. For several keys: all of `Ahead::Index` first, then all of `Ahead::Entry`, then the
+    /// peeks, so that their misses overlap.
     #[inline]
     pub fn prefetch(&self, namespace: NamespaceId, token: Token, ahead: Ahead) {
         let cells = &self.core.cells;
@@ -221,8 +221,8 @@ impl Engine {
         }
     }
 
-    /// The head of a key, if memory alone decides: cells in the cache, memtables, blocks in the cache, filters, version bounds. `f` gets the
-    /// joined cell and the log sequence that must be durable before it may be shown (0: it is).
+    /// The head of a key, if memory alone decides: cells in the cache, memtables, blocks in the cache, filters, version bounds. `f` gets
+    /// the joined cell and the log sequence that must be durable before it may be shown (0: it is).
     ///
     /// # Errors
     /// A block must be read first: `read`.
