@@ -9,7 +9,7 @@ use super::manifest::{self, Manifest, State};
 use super::memtable::Memtable;
 use super::moving::vnode_edits;
 use super::recover::NodeStore;
-use super::store::{Core, Counters, Engine, EngineConfig, Mems, Sealed, memtable_config};
+use super::store::{Core, Counters, Engine, EngineConfig, Mems, Sealed, add, memtable_config};
 use super::tables::{Tables, TablesConfig};
 use super::wal::{Wal, WalConfig, WalReport};
 use super::wal_replay::WalReader;
@@ -135,8 +135,14 @@ impl Engine {
         let (wal, wal_report) = Wal::start(io, &dir, wal_config, reader).await?;
         report.wal = wal_report;
         let engine = Engine { core: Rc::new(assemble(io, store, config, wal, tables, replayed, ceiling)) };
+        engine.count_flushes(report.flushes);
         engine.start();
         Ok((engine, report))
+    }
+
+    /// Counts memtables that were written as tables while logs were read.
+    pub fn count_flushes(&self, flushes: u64) {
+        add(&self.core.counters.flushes, flushes);
     }
 
     /// Starts the background work.

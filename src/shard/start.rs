@@ -248,7 +248,7 @@ async fn open_engine(io: &Io, mailbox: &Mailbox, layout: &Arc<NodeStore>, config
         return Ok(Engine::open(io, layout, config).await?.0);
     }
     let in_words = |error| no_room(error, before, layout.cores());
-    Engine::read_old_logs(io, layout, &config).await.map_err(in_words)?;
+    let moved = Engine::read_old_logs(io, layout, &config).await.map_err(in_words)?;
     let others = 1..usize::from(layout.cores());
     if io.core() == 0 {
         for _ in others.clone() {
@@ -262,7 +262,9 @@ async fn open_engine(io: &Io, mailbox: &Mailbox, layout: &Arc<NodeStore>, config
     if io.core() != 0 {
         next_step(io, mailbox, |mail| matches!(mail, Mail::LogsRead)).await?;
     }
-    Ok(Engine::open(io, layout, config).await.map_err(in_words)?.0)
+    let (engine, _) = Engine::open(io, layout, config).await.map_err(in_words)?;
+    engine.count_flushes(moved.flushes);
+    Ok(engine)
 }
 
 /// A move that a full disk ends has changed nothing, and says what can be done.
