@@ -83,7 +83,7 @@ def fill():
     keys = scaled(4_000_000, 20_000)
     node = Node("fill", "--memory", "%dMiB" % BUDGET_MIB, fresh=True)
     before, written_before = node.settled_metrics(), node.written_bytes()
-    sampler = Sampler(node)
+    memory, filters = Sampler(node.rss_bytes), Sampler(lambda: node.metrics().filter_and_index_bytes())
     report = load(node, "--fill", "--conns", "50", "--pipeline", "16", *fill_flags(keys), seconds_max=3600)
     log, rest = disk_usage(node.data)
     written = node.written_bytes() - written_before
@@ -99,9 +99,9 @@ def fill():
     bounded("fill", "WAL written over bytes put", wal / put, high=1.5)
     bounded("fill", "disk used over live bytes, without the WAL ring, at once", rest / put, high=1.15)
     bounded("fill", "disk used over live bytes, with the WAL ring (%d MiB)" % (log / MIB), (rest + log) / put)
-    bounded("fill", "filters and index, bytes a key", after.filter_and_index_bytes() / keys, high=2.5)
-    highest = sampler.finish()
-    bounded("fill", "resident memory, highest, MiB (budget %d)" % BUDGET_MIB, highest / MIB, high=BUDGET_MIB + 64, digits=0)
+    at_once = after.filter_and_index_bytes() / keys
+    bounded("fill", "filters and index, bytes a key, highest", max(filters.finish() / keys, at_once), high=2.5, at_once=at_once)
+    bounded("fill", "resident memory, highest, MiB (budget %d)" % BUDGET_MIB, memory.finish() / MIB, high=BUDGET_MIB + 64, digits=0)
     node.stop()
     filled_keys = keys
 
@@ -111,15 +111,15 @@ def reads():
         fill()
     keys = filled_keys
     node = Node("fill", "--memory", "%dMiB" % BUDGET_MIB)
-    sampler = Sampler(node)
+    memory = Sampler(node.rss_bytes)
     seconds = str(max(2, 20 * min(1, SCALE * 5)))
     flags = ["--closed", "--conns", "16", "--pipeline", "1", "--mix", "get=100", "--warmup", "0", "--seconds", seconds]
     absent = ["--keys", str(keys), "--key-size", str(KEY_BYTES + 1)]
     for name, more, high in (("present", fill_flags(keys), 1.05), ("absent", absent, 0.01)):
-        # The cache fills before anything is counted.
-        load(node, *flags, *more)
+        # The cache fills before anything is counted; by another draw of keys, for of the same the cache would hold every block.
+        load(node, *flags, *more, "--seed", "11")
         before = node.settled_metrics()
-        report = load(node, *flags, *more)
+        report = load(node, *flags, *more, "--seed", "12")
         after = node.settled_metrics()
         gets = answered(report)["get"]
         reads, misses = after.lookup_reads() - before.lookup_reads(), after.memory_misses() - before.memory_misses()
@@ -130,7 +130,7 @@ def reads():
         result("reads", "uniform gets, keys %s: rate; p50 / p99" % name, "", rate, None)
         figure = "disk reads a %s, keys %s" % ("cache miss" if name == "present" else "get", name)
         bounded("reads", figure, reads / max(1, lookups), high=high, digits=4, gets=gets, misses=misses, reads=reads)
-    bounded("reads", "resident memory, highest, MiB (budget %d)" % BUDGET_MIB, sampler.finish() / MIB, high=BUDGET_MIB + 64, digits=0)
+    bounded("reads", "resident memory, highest, MiB (budget %d)" % BUDGET_MIB, memory.finish() / MIB, high=BUDGET_MIB + 64, digits=0)
     node.stop()
 
 

@@ -70,3 +70,13 @@ const _: () = assert!(MAILBOX_MAX >= FORWARDS_MAX * 3 + 1024, "a full mailbox is
 pub const HELLO_BYTES_MAX: usize = 16 * 1024;
 /// Bytes that one multi-get may answer with.
 pub const MULTI_BYTES_MAX: usize = 2 * VALUE_BYTES_MAX;
+/// Memory of one core's pool of disk buffers that is registered with the ring and never given back: for each read that clients may have
+/// under way a buffer of one or two blocks, and some larger ones for groups of the log.
+pub const POOL_SLAB_BYTES: usize = 2 * 1024 * 1024;
+/// Beside the slab, free disk buffers that one core keeps: those of a compaction, which come again at once.
+pub const POOL_IDLE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Larger disk buffers are not kept: only groups of the log with a large value need them.
+pub const POOL_BUFFER_BYTES_MAX: usize = 1024 * 1024;
+
+const _: () = assert!(POOL_SLAB_BYTES >= CORE_READS_MAX * BLOCK_BYTES, "reads of clients lie in the slab");
+const _: () = assert!(POOL_IDLE_BYTES_MAX.is_multiple_of(POOL_BUFFER_BYTES_MAX));

@@ -109,6 +109,12 @@ pub fn varint_len(value: u64) -> usize {
     (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 
+/// Only zeros.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    // Without an early end inside a part, the compiler takes it in vectors.
+    bytes.chunks(512).all(|part| part.iter().fold(0, |sum, byte| sum | byte) == 0)
+}
+
 /// Appends `bytes` behind a varint length.
 #[inline]
 pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -119,6 +125,17 @@ pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_byte_makes_it_not_zero() {
+        let mut bytes = vec![0; 1300];
+        assert!(is_zero(&bytes) && is_zero(&[]));
+        for at in [0, 511, 512, 1299] {
+            bytes[at] = 1;
+            assert!(!is_zero(&bytes) && is_zero(&bytes[at + 1..]));
+            bytes[at] = 0;
+        }
+    }
 
     #[test]
     fn varints_round_trip_and_bad_ones_are_refused() {

@@ -24,6 +24,9 @@ use std::rc::Rc;
 
 /// An output table is also ended when so many times its size has gone in, so that inputs of garbage alone are given back.
 const CONSUMED_SIZES_MAX: u64 = 4;
+/// Turns of the background class that a merge leaves out after each of its own while deadlines are counted late: counting then has four
+/// of five, and the merge still goes on.
+const LATE_EXPIRY_TURNS: usize = 3;
 
 /// What a merge has done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -214,10 +217,21 @@ impl Tables {
                 MergeStep::End => break,
             }
             if self.io.slice_is_over() {
-                self.io.yield_now().await;
+                self.give_way().await;
             }
         }
         output.cut().await
+    }
+
+    /// Ends a merge's turn.
+    async fn give_way(&self) {
+        self.io.yield_now().await;
+        for _ in 0..LATE_EXPIRY_TURNS {
+            if !self.expiry.is_late() {
+                return;
+            }
+            self.io.yield_now().await;
+        }
     }
 
     /// Shows what a slice has written and hides what it consumed. Gives the bytes written, and up to when all deadlines are counted.

@@ -13,6 +13,7 @@ use super::EngineError;
 use super::filter::prefix_hash;
 use super::format::manifest::TableId;
 use super::format::place_namespace_token;
+use super::format::table::VolatileEntry;
 use super::levels::{TableRef, Tree};
 use super::memtable::{Expired, Memtable};
 use super::table::Table;
@@ -27,6 +28,8 @@ use std::rc::Rc;
 
 /// Longer lags are recorded as this one: an hour.
 const LAG_MS_MAX: u64 = 3_600_000;
+/// From this lag on merges give way to counting.
+const LATE_MS: u64 = 50;
 
 /// How late expiries were counted.
 #[derive(Debug)]
@@ -56,7 +59,8 @@ impl Lags {
 
     /// The lag, in ms, that this share (0 to 1) of expiries did not exceed.
     pub fn quantile_ms(&self, share: f64) -> u64 {
-        self.histogram.value_at_quantile(share)
+        // Asked of an empty one, it would count all of its buckets.
+        if self.histogram.is_empty() { 0 } else { self.histogram.value_at_quantile(share) }
     }
 
     /// The whole histogram, in ms.
@@ -99,6 +103,8 @@ pub struct DiskExpiry {
     due_ms: Cell<WallMs>,
     lags: RefCell<Lags>,
     superseded: Cell<u64>,
+    /// Counting is under way, and what was counted last was late.
+    is_late: Cell<bool>,
     turns: super::manifest::Turns,
 }
 
@@ -111,6 +117,7 @@ impl DiskExpiry {
             due_ms: Cell::new(0),
             lags: RefCell::default(),
             superseded: Cell::new(0),
+            is_late: Cell::new(false),
             turns,
         }
     }
@@ -123,6 +130,11 @@ impl DiskExpiry {
     /// Deadlines that passed but whose value had been replaced, or given another deadline, before.
     pub fn superseded(&self) -> u64 {
         self.superseded.get()
+    }
+
+    /// Deadlines are counted late at this moment: other background work should give way.
+    pub(super) fn is_late(&self) -> bool {
+        self.is_late.get()
     }
 
     /// One at a time: counting, and changes of the tree that move deadlines from one table to another.
@@ -172,6 +184,7 @@ impl Tables {
             let taken = self.expiry.counts.borrow_mut().remove(&table.record.id);
             let mut count = taken.unwrap_or(Count { counted_ms: self.expiry.opened_ms, cursor: None });
             let result = self.count_table(&tree, table, &mut count, now_ms, memory).await;
+            self.expiry.is_late.set(false);
             due_ms = due_ms.min(count.cursor.as_ref().and_then(Expiring::next_deadline_ms).unwrap_or(WallMs::MAX));
             self.expiry.counts.borrow_mut().insert(table.record.id, count);
             result?;
@@ -191,8 +204,7 @@ impl Tables {
         if table.table.properties().counts.volatile > 0 && count.counted_ms < now_ms {
             let cursor = count.cursor.get_or_insert_with(|| table.table.expiring(count.counted_ms + 1));
             while let Some(entry) = cursor.next_until(now_ms).await? {
-                let (deadline_ms, version, place) = (entry.deadline_ms, entry.version, entry.place.to_vec());
-                self.count_entry(tree, table, deadline_ms, version, &place, memory).await?;
+                self.count_entry(tree, table, &entry, memory).await?;
                 if self.io.slice_is_over() {
                     self.io.yield_now().await;
                 }
@@ -206,50 +218,57 @@ impl Tables {
         &self,
         tree: &Tree<Table>,
         table: &Rc<TableRef<Table>>,
-        deadline_ms: WallMs,
-        version: Version,
-        place: &[u8],
+        entry: &VolatileEntry<'_>,
         memory: &impl Memory,
     ) -> Result<(), EngineError> {
-        let (namespace, token) = place_namespace_token(place);
+        let (namespace, token) = place_namespace_token(entry.place);
         let vnode = vnode_of(token, self.config.vnodes);
         let drop_seq = self.manifest.state().vnodes.get(namespace, vnode).drop_seq;
-        if !table.record.is_valid(place, vnode) || !memory.owns(vnode) || table.is_void(drop_seq) {
+        if !table.record.is_valid(entry.place, vnode) || !memory.owns(vnode) || table.is_void(drop_seq) {
             return Ok(());
         }
-        if memory.newest(place).is_some_and(|newest| newest >= version) || self.is_superseded(tree, table, version, place, drop_seq).await?
+        if memory.newest(entry.place).is_some_and(|newest| newest >= entry.version)
+            || self.is_superseded(tree, table, entry, drop_seq).await?
         {
             self.expiry.superseded.set(self.expiry.superseded.get() + 1);
             return Ok(());
         }
-        self.expiry.lags.borrow_mut().record(deadline_ms, self.io.wall_ms());
-        memory.expired(place);
+        let now_ms = self.io.wall_ms();
+        self.expiry.lags.borrow_mut().record(entry.deadline_ms, now_ms);
+        self.expiry.is_late.set(now_ms.saturating_sub(entry.deadline_ms) > LATE_MS);
+        memory.expired(entry.place);
         Ok(())
     }
 
-    /// Another table holds a newer cell of the place; or the same one, and is looked at first.
+    /// Another table holds a newer cell of the place; or the same one, and is looked at first. Called for every expiry: what is cheap
+    /// and rules out most is asked first (a table's newest version, its filter, then the bounds of the vnode).
     async fn is_superseded(
         &self,
         tree: &Tree<Table>,
         table: &Rc<TableRef<Table>>,
-        version: Version,
-        place: &[u8],
+        entry: &VolatileEntry<'_>,
         drop_seq: u64,
     ) -> Result<bool, EngineError> {
+        let (place, version) = (entry.place, entry.version);
         let (namespace, token) = place_namespace_token(place);
         let vnode = vnode_of(token, self.config.vnodes);
         let hash = prefix_hash(prefix_of(place));
         let mut is_before = true;
-        let newest = |table: &Table| Tables::newest_in(table, namespace, vnode);
-        for (run, other) in tree.lookup(place, vnode, drop_seq, 0) {
-            if tree.newest_from(run, Tables::newest_of) < version || tree.newest_of_vnode(run, place, vnode, drop_seq, newest) < version {
+        for (at, run) in tree.runs.iter().enumerate() {
+            if tree.newest_from(at, Tables::newest_of) < version {
                 break;
             }
+            let Some(other) = run.find(place) else { continue };
             if Rc::ptr_eq(other, table) {
                 is_before = false;
                 continue;
             }
-            if !other.table.may_hold(hash) {
+            if Tables::newest_of(&other.table) < version
+                || !other.table.may_hold(hash)
+                || other.is_void(drop_seq)
+                || !other.record.is_valid(place, vnode)
+                || Tables::newest_in(&other.table, namespace, vnode).is_none_or(|newest| newest < version)
+            {
                 continue;
             }
             let found = other.table.get(place, &self.cache).await?;

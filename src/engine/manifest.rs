@@ -30,7 +30,7 @@ const FILE_BYTES_MIN: usize = 256 * 1024;
 /// Edits of a snapshot of the state are cut into groups of about this many bytes.
 const SNAPSHOT_GROUP_BYTES: usize = 1024 * 1024;
 const _: () = assert!(SNAPSHOT_GROUP_BYTES < GROUP_BYTES_MAX / 2);
-const READ_BYTES: usize = 1024 * 1024;
+const WRITE_BYTES: usize = 1024 * 1024;
 /// The largest manifest that is read; a state of the largest node is some MiB.
 const FILE_BYTES_MAX: u64 = 1 << 30;
 
@@ -202,8 +202,10 @@ fn file_name(number: u64) -> String {
 }
 
 fn to_buf(io: &Io, bytes: &[u8]) -> Buf {
-    let mut buf = io.buf(bytes.len());
-    buf[..bytes.len()].copy_from_slice(bytes);
+    let mut buf = io.buf_to_fill(bytes.len());
+    let (content, rest) = buf.split_at_mut(bytes.len());
+    content.copy_from_slice(bytes);
+    rest.fill(0);
     buf
 }
 
@@ -216,22 +218,28 @@ pub(super) fn is_full(error: &std::io::Error) -> bool {
 ///
 /// # Errors
 /// Of the reads, and a file above `FILE_BYTES_MAX`.
-pub async fn read_file(io: &Io, path: &Path) -> Result<Vec<u8>, EngineError> {
+pub async fn read_file(io: &Io, path: &Path) -> Result<FileBytes, EngineError> {
     let file = io.open(path, OpenHow::Read).await?;
     let bytes = io.size(&file).await?;
     if bytes > FILE_BYTES_MAX {
         return Err(EngineError::corrupt(&path.display().to_string(), 0, Malformed("the file is too long")));
     }
-    let mut out = Vec::with_capacity(bytes as usize);
-    while (out.len() as u64) < bytes {
-        let buf = io.read(&file, out.len() as u64, READ_BYTES.min((bytes as usize - out.len()).next_multiple_of(BLOCK_BYTES))).await?;
-        if buf.is_empty() {
-            break;
-        }
-        out.extend_from_slice(&buf);
+    let (buf, bytes) = io.read_into(&file, 0, io.buf_to_fill(bytes as usize)).await?;
+    Ok(FileBytes { buf, bytes })
+}
+
+/// What `read_file` gives.
+pub struct FileBytes {
+    buf: Buf,
+    bytes: usize,
+}
+
+impl std::ops::Deref for FileBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.buf[..self.bytes]
     }
-    out.truncate(bytes as usize);
-    Ok(out)
 }
 
 /// Writes a whole manifest of `state` under `number` into a folder, durable. Gives the file, its next group, its end and its length.
@@ -254,8 +262,8 @@ async fn write_whole(io: &Io, dir: &Path, identity: Identity, number: u64, state
     let end_bytes = bytes.len() as u64;
     bytes.resize((bytes.len() * 4).max(FILE_BYTES_MIN).next_multiple_of(BLOCK_BYTES), 0);
     let file = io.open(&dir.join(file_name(number)), OpenHow::Create).await?;
-    for (index, part) in bytes.chunks(READ_BYTES).enumerate() {
-        io.write(&file, (index * READ_BYTES) as u64, to_buf(io, part), false).await?;
+    for (index, part) in bytes.chunks(WRITE_BYTES).enumerate() {
+        io.write(&file, (index * WRITE_BYTES) as u64, to_buf(io, part), false).await?;
     }
     io.sync(&file).await?;
     // The name, too, before `CURRENT` can name it.

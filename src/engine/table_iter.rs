@@ -254,7 +254,7 @@ impl TableIter {
         bump(&self.table.stats.scan_bytes, bytes);
         self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
         let table = self.table.clone();
-        let buf = used.filter(|buf| buf.len() as u64 == bytes).unwrap_or_else(|| table.io.buf(bytes as usize));
+        let buf = used.filter(|buf| buf.len() as u64 == bytes).unwrap_or_else(|| table.io.buf_to_fill(bytes as usize));
         (start, Box::pin(async move { table.io.read_into(&table.file, start, buf).await }))
     }
 }
@@ -290,10 +290,11 @@ impl Expiring {
     /// `Corrupt` naming file and offset, I/O errors.
     pub async fn next_until(&mut self, until_ms: WallMs) -> Result<Option<VolatileEntry<'_>>, EngineError> {
         loop {
-            if self.next_deadline_ms().is_none_or(|deadline_ms| deadline_ms > until_ms) {
-                return Ok(None);
-            }
             if self.loaded.is_none() {
+                // No page is read before its first deadline has come.
+                if self.next_deadline_ms().is_none_or(|deadline_ms| deadline_ms > until_ms) {
+                    return Ok(None);
+                }
                 self.load().await?;
             }
             let Some((content, at)) = &mut self.loaded else { return Ok(None) };

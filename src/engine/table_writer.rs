@@ -117,7 +117,7 @@ impl Sink {
         }
         self.offset += self.fill as u64;
         self.fill = 0;
-        self.buf = Some(if buf.len() == WRITE_BYTES { buf } else { self.io.buf(WRITE_BYTES) });
+        self.buf = Some(if buf.len() == WRITE_BYTES { buf } else { self.io.buf_to_fill(WRITE_BYTES) });
         Ok(())
     }
 }
@@ -193,7 +193,7 @@ impl TableWriter {
         assert!(options.vnodes.is_power_of_two() && options.vnodes > 1);
         assert!((64..=BLOCK_TARGET_MAX).contains(&options.block_bytes), "block of {}", options.block_bytes);
         let file = io.open(path, OpenHow::Create).await.map_err(write_error)?;
-        let mut sink = Sink { io: io.clone(), file, buf: Some(io.buf(WRITE_BYTES)), fill: 0, offset: 0, head: Vec::new() };
+        let mut sink = Sink { io: io.clone(), file, buf: Some(io.buf_to_fill(WRITE_BYTES)), fill: 0, offset: 0, head: Vec::new() };
         let header = Header::new(options.identity, options.table_id);
         let mut scratch = Vec::new();
         header.put(&mut scratch);

@@ -23,6 +23,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// A flush is cut into tables of this share of a merge's. A merge lets go of each input table as soon as it is consumed, with its filter,
+/// its index and its file; so what it still holds of consumed inputs is, over a full level 0, about one table's worth and a half.
+const FLUSH_TABLE_SHARE: u64 = 8;
+/// But not into smaller ones: a file and its sync would cost more than they free.
+const FLUSH_TABLE_BYTES_MIN: u64 = 64 * 1024;
+
 /// How a shard's tables are kept.
 #[derive(Clone, Debug)]
 pub struct TablesConfig {
@@ -407,8 +413,9 @@ impl<'a> Output<'a> {
 
     /// Writes the entries of a memtable, or some of them, in their order.
     pub async fn write_entries(&mut self, entries: impl Iterator<Item = (&[u8], &[u8])>) -> Result<(), EngineError> {
+        let table_bytes = (self.shop.config.table_bytes / FLUSH_TABLE_SHARE).max(FLUSH_TABLE_BYTES_MIN);
         for (place, cell) in entries {
-            if self.is_above(TABLE_BYTES_MAX / 2) {
+            if self.is_above(table_bytes) {
                 self.cut().await?;
             }
             self.add(place, cell).await?;

@@ -11,7 +11,7 @@ use super::format::layout::{BadLayout, Layout, parse_layout};
 use super::format::manifest::TableId;
 use super::format::table::Header;
 use super::format::wal::{Record, parse_record};
-use super::manifest::{self, CURRENT, State, read_file};
+use super::manifest::{self, CURRENT, FileBytes, State, read_file};
 use super::recover::{LAYOUT, TABLES, shard_name};
 use super::tables::cache_id;
 use super::verify::verify_table_from;
@@ -106,7 +106,7 @@ impl Look<'_> {
     }
 
     /// The file's whole bytes; without them the error is told.
-    async fn read(&mut self, name: &str) -> Option<Vec<u8>> {
+    async fn read(&mut self, name: &str) -> Option<FileBytes> {
         match read_file(self.io, &self.data.join(name)).await {
             Ok(bytes) => Some(bytes),
             Err(error) => {
@@ -216,7 +216,7 @@ impl Look<'_> {
         let file = format!("MANIFEST-{number}");
         let mut expected = format!("{file}\n").into_bytes();
         expected.resize(BLOCK_BYTES, 0);
-        if bytes != expected {
+        if bytes[..] != expected {
             let at = bytes.iter().zip(&expected).position(|(is, should)| is != should);
             self.damaged(&current, at.unwrap_or(bytes.len().min(BLOCK_BYTES)) as u64, "more than the manifest's name");
         }

@@ -450,7 +450,7 @@ impl Inner {
     async fn write(&self, launch: Launch) -> std::io::Result<u64> {
         let Launch { segment, start, head, payload, .. } = launch;
         let bytes = head.blocks as usize * BLOCK_BYTES;
-        let mut buf = self.io.buf(bytes);
+        let mut buf = self.io.buf_to_fill(bytes);
         fill_group(&mut buf, &payload, &head, segment.seed, start);
         let sync = self.config.planted != Some(Planted::SyncSkipped);
         self.io.write(&segment.file, u64::from(start) * BLOCK_BYTES as u64, buf, sync).await?;

@@ -127,12 +127,12 @@ pub async fn prepare(io: &Io, dir: &Path, number: u64, bytes: usize, identity: I
 async fn fill(io: &Io, file: &File, number: u64, bytes: usize, identity: Identity) -> std::io::Result<()> {
     let mut header = Vec::new();
     put_segment_header(&mut header, identity, number, bytes as u64);
+    let mut buf = io.buf(PREPARE_BYTES.min(bytes));
+    buf[..header.len()].copy_from_slice(&header);
     for offset in (0..bytes).step_by(PREPARE_BYTES) {
-        let mut buf = io.buf(PREPARE_BYTES.min(bytes - offset));
-        if offset == 0 {
-            buf[..header.len()].copy_from_slice(&header);
-        }
-        io.write(file, offset as u64, buf, false).await?;
+        buf.truncate(PREPARE_BYTES.min(bytes - offset));
+        buf = io.write(file, offset as u64, buf, false).await?;
+        buf[..header.len()].fill(0);
     }
     io.sync(file).await
 }

@@ -1,25 +1,35 @@
 //! Buffers that operations own: aligned ones for direct I/O, and chunks of a received stream.
 
 use super::buffer_ring::BufferRing;
+use super::pool::{Blocks, Pool};
 use crate::limits::BLOCK_BYTES;
 use std::rc::Rc;
 
-/// A zeroed buffer whose address and length are multiples of `BLOCK_BYTES`.
+/// A buffer whose address and length are multiples of `BLOCK_BYTES`. One of a pool goes back to it when dropped.
 #[derive(Debug)]
 pub struct Buf {
-    blocks: Vec<Block>,
+    memory: Blocks,
     len: usize,
+    home: Option<Rc<Pool>>,
 }
 
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(4096))]
-struct Block([u8; BLOCK_BYTES]);
-
 impl Buf {
-    /// Zeroed, of `bytes` rounded up to blocks.
+    /// Zeroed, of `bytes` rounded up to blocks, of no pool.
     pub fn new(bytes: usize) -> Buf {
         let len = bytes.next_multiple_of(BLOCK_BYTES);
-        Buf { blocks: vec![Block([0; BLOCK_BYTES]); len / BLOCK_BYTES], len }
+        Buf { memory: Blocks::zeroed(len), len, home: None }
+    }
+    /// Of `bytes` rounded up to blocks, with what its last user left in it.
+    pub(super) fn stale(pool: &Rc<Pool>, bytes: usize) -> Buf {
+        let len = bytes.next_multiple_of(BLOCK_BYTES);
+        if len == 0 {
+            return Buf::new(0);
+        }
+        Buf { memory: pool.take(len), len, home: Some(pool.clone()) }
+    }
+    /// It lies in the slab of this pool.
+    pub(super) fn is_in_slab_of(&self, pool: &Rc<Pool>) -> bool {
+        self.memory.is_in_slab() && self.home.as_ref().is_some_and(|home| Rc::ptr_eq(home, pool))
     }
     /// In bytes, a multiple of `BLOCK_BYTES`.
     pub fn len(&self) -> usize {
@@ -36,37 +46,28 @@ impl Buf {
     }
 }
 
+impl Drop for Buf {
+    fn drop(&mut self) {
+        let memory = std::mem::replace(&mut self.memory, Blocks::NONE);
+        match &self.home {
+            Some(pool) => pool.give_back(memory),
+            None => memory.free(),
+        }
+    }
+}
+
 impl std::ops::Deref for Buf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.blocks.as_flattened_bytes()[..self.len]
+        &self.memory.as_slice()[..self.len]
     }
 }
 
 impl std::ops::DerefMut for Buf {
     fn deref_mut(&mut self) -> &mut [u8] {
-        let len = self.len;
-        &mut self.blocks.as_flattened_bytes_mut()[..len]
+        &mut self.memory.as_slice_mut()[..self.len]
     }
 }
-
-trait Flatten {
-    fn as_flattened_bytes(&self) -> &[u8];
-    fn as_flattened_bytes_mut(&mut self) -> &mut [u8];
-}
-
-impl Flatten for Vec<Block> {
-    fn as_flattened_bytes(&self) -> &[u8] {
-        // SAFETY: Block is repr(C) over exactly BLOCK_BYTES initialized bytes without padding (size equals alignment).
-        unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), self.len() * BLOCK_BYTES) }
-    }
-    fn as_flattened_bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), self.len() * BLOCK_BYTES) }
-    }
-}
-
-const _: () = assert!(std::mem::size_of::<Block>() == BLOCK_BYTES);
 
 /// Bytes that a connection received; the buffer goes back to its ring when dropped.
 pub struct Chunk {

@@ -18,6 +18,7 @@ pub(super) type Scenario = fn(Io, PathBuf) -> Pin<Box<dyn Future<Output = ()>>>;
 /// All scenarios, by the promise that each tests.
 pub(super) const SCENARIOS: &[(&str, Scenario)] = &[
     ("what was written is read", |io, dir| Box::pin(written_is_read(io, dir))),
+    ("buffers of every size carry their bytes", |io, dir| Box::pin(buffers_of_every_size(io, dir))),
     ("a read is short only at the end", |io, dir| Box::pin(short_at_the_end(io, dir))),
     ("names change by rename, link and remove", |io, dir| Box::pin(names(io, dir))),
     ("files grow, shrink and get holes", |io, dir| Box::pin(sizes(io, dir))),
@@ -80,6 +81,33 @@ async fn written_is_read(io: Io, dir: PathBuf) {
     assert_eq!(entries.len(), 1);
     assert_eq!((entries[0].name.as_str(), entries[0].is_dir, entries[0].bytes), ("file", false, 10 * BLOCK_BYTES as u64));
     assert_eq!(io.open(&path, OpenHow::Create).await.unwrap_err().kind(), ErrorKind::AlreadyExists);
+}
+
+/// More of each size at a time than the slab has, so that buffers in it and beside it are used, and all of them twice.
+async fn buffers_of_every_size(io: Io, dir: PathBuf) {
+    let file = io.open(&dir.join("file"), OpenHow::Create).await.unwrap();
+    for (round, blocks) in [1, 2, 3, 8, 300, 2, 1].into_iter().enumerate() {
+        let bytes = blocks * BLOCK_BYTES;
+        let count = if blocks < 3 { 140 } else { 12 };
+        let content = |number: usize| pattern(bytes, (round * 1000 + number) as u64);
+        let write = |number: usize| {
+            let mut buf = io.buf_to_fill(bytes);
+            buf.copy_from_slice(&content(number));
+            let (io, file) = (io.clone(), file.clone());
+            io.clone().spawn(Class::Foreground, async move { io.write(&file, (number * bytes) as u64, buf, number == 0).await.unwrap() })
+        };
+        for written in (0..count).map(write).collect::<Vec<_>>() {
+            written.await;
+        }
+        let read = |number: usize| {
+            let (io, file) = (io.clone(), file.clone());
+            io.clone().spawn(Class::Foreground, async move { io.read(&file, (number * bytes) as u64, bytes).await.unwrap() })
+        };
+        for (number, buf) in (0..count).map(read).collect::<Vec<_>>().into_iter().enumerate() {
+            assert!(buf.await[..] == content(number)[..], "buffer {number} of {blocks} blocks");
+        }
+    }
+    assert!(io.buf(8 * BLOCK_BYTES).iter().all(|byte| *byte == 0), "zeroed, though used before");
 }
 
 async fn short_at_the_end(io: Io, dir: PathBuf) {

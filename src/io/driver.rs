@@ -5,9 +5,11 @@
 //! did all the same); completions of one operation come in order. Sends of one socket go out in the order of submission.
 
 use super::op::{Completion, Op, OpId};
+use super::pool::Pool;
 use super::sim::SimDriver;
 use super::uring::UringDriver;
 use crate::base::time::{Mono, WallMs};
+use std::rc::Rc;
 
 /// A driver; one a core.
 pub enum Driver {
@@ -71,6 +73,14 @@ impl Driver {
         match self {
             Driver::Uring(driver) => driver.random_u64(),
             Driver::Sim(driver) => driver.random_u64(),
+        }
+    }
+
+    /// The pool of this core's disk buffers.
+    pub(super) fn pool(&self) -> Rc<Pool> {
+        match self {
+            Driver::Uring(driver) => driver.pool.clone(),
+            Driver::Sim(driver) => driver.pool(),
         }
     }
 

@@ -8,6 +8,7 @@
 
 use super::driver::Driver;
 use super::op::{Completion, Done, Fd, Op, OpId};
+use super::pool::Pool;
 use super::stream::{Arrival, Arrivals, Next};
 use super::tasks::{Task, Tasks};
 use super::wakers::Wakers;
@@ -125,6 +126,7 @@ pub(super) struct Inner {
     /// Durable writes and syncs in flight.
     pub(super) syncing: Cell<usize>,
     completions: RefCell<Vec<Completion>>,
+    pub(super) pool: Rc<Pool>,
 }
 
 impl Inner {
@@ -358,7 +360,7 @@ impl Executor {
     /// An executor for core `core` of those that `wakers` knows.
     pub fn new(driver: Driver, core: usize, wakers: Wakers) -> Executor {
         assert!(core < wakers.cores(), "core {core} of {}", wakers.cores());
-        let now = driver.now();
+        let (now, pool) = (driver.now(), driver.pool());
         let inner = Inner {
             driver: RefCell::new(driver),
             core,
@@ -376,6 +378,7 @@ impl Executor {
             asleep: Cell::new(false),
             syncing: Cell::new(0),
             completions: RefCell::default(),
+            pool,
         };
         Executor { inner: Rc::new(inner), spin: SPIN_DEFAULT }
     }

@@ -101,22 +101,39 @@ pub fn memory_total_bytes() -> u64 {
 
 /// How many descriptors this process may open now.
 pub fn nofile() -> u64 {
-    limits().map_or(1024, |limits| limits.rlim_cur)
+    limits(libc::RLIMIT_NOFILE).map_or(1024, |limits| limits.rlim_cur)
 }
 
 /// Raises the limit of open descriptors to what is allowed; gives the new one.
 pub fn raise_nofile() -> io::Result<u64> {
-    let mut limits = limits()?;
+    let mut limits = limits(libc::RLIMIT_NOFILE)?;
     limits.rlim_cur = limits.rlim_max;
     // SAFETY: a filled rlimit.
     unsafe { checked(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limits))? };
     Ok(limits.rlim_cur)
 }
 
-fn limits() -> io::Result<libc::rlimit> {
+/// How much memory this process may lock, in bytes.
+pub fn memlock_bytes() -> u64 {
+    let read = |name: &str| std::fs::read_to_string(name).unwrap_or_default();
+    if may_lock_all(&read("/proc/self/status"), &read("/proc/self/uid_map")) {
+        return u64::MAX;
+    }
+    limits(libc::RLIMIT_MEMLOCK).map_or(0, |limits| limits.rlim_cur)
+}
+
+/// The process has CAP_IPC_LOCK, and in the first user namespace: the kernel takes no other.
+fn may_lock_all(status: &str, uid_map: &str) -> bool {
+    const CAP_IPC_LOCK: u32 = 14;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
+    effective >> CAP_IPC_LOCK & 1 == 1 && uid_map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+fn limits(of: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
     let mut limits = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: a writable rlimit.
-    unsafe { checked(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limits))? };
+    unsafe { checked(libc::getrlimit(of, &raw mut limits))? };
     Ok(limits)
 }
 
@@ -238,6 +255,16 @@ mod tests {
         let path = std::env::temp_dir().join(format!("ringkv-host-{}-{:x}", std::process::id(), random_u64()));
         create_dirs(&path.join("below")).unwrap();
         path
+    }
+
+    #[test]
+    fn only_the_capability_of_the_first_namespace_lifts_the_limit_of_locked_memory() {
+        let (first, nested) = ("         0          0 4294967295\n", "         0       1000          1\n");
+        assert!(may_lock_all("Name:\tringkv\nCapEff:\t000001ffffffffff\n", first));
+        assert!(!may_lock_all("Name:\tringkv\nCapEff:\t000001ffffffffff\n", nested));
+        assert!(!may_lock_all("Name:\tringkv\nCapEff:\t00000000a80425fb\n", first));
+        assert!(!may_lock_all("", ""));
+        assert!(memlock_bytes() > 0);
     }
 
     #[test]

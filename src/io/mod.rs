@@ -11,6 +11,7 @@ pub mod executor;
 pub mod host;
 pub mod notify;
 pub mod op;
+mod pool;
 pub mod probe;
 pub mod recording;
 pub mod signal;
@@ -209,9 +210,15 @@ impl Io {
         Inbox { inner: self.inner.clone() }.await;
     }
 
-    /// A zeroed, aligned buffer of `bytes` (rounded up to `BLOCK_BYTES`).
+    /// A zeroed, aligned buffer of `bytes` (rounded up to `BLOCK_BYTES`), from this core's pool.
     pub fn buf(&self, bytes: usize) -> Buf {
-        Buf::new(bytes)
+        let mut buf = self.buf_to_fill(bytes);
+        buf.fill(0);
+        buf
+    }
+    /// The same without zeroing, for who overwrites all of it: it holds what its last user left.
+    pub fn buf_to_fill(&self, bytes: usize) -> Buf {
+        Buf::stale(&self.inner.pool, bytes)
     }
 
     async fn perform(&self, op: Op) -> io::Result<Done> {
@@ -237,7 +244,7 @@ impl Io {
     /// `bytes` at `offset`, both multiples of `BLOCK_BYTES`; shorter only at the end of the file (then rounded up to blocks, with
     /// zeros after the end).
     pub async fn read(&self, file: &File, offset: u64, bytes: usize) -> io::Result<Buf> {
-        self.read_into(file, offset, Buf::new(bytes)).await.map(|(buf, _)| buf)
+        self.read_into(file, offset, self.buf_to_fill(bytes)).await.map(|(buf, _)| buf)
     }
     /// Fills `buf`, which need not be zeroed, from `offset`. Also says how many bytes of it are the file's: fewer than asked for
     /// only at the end of the file; the buffer is then cut to blocks, with zeros after the end.

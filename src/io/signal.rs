@@ -21,8 +21,12 @@ impl Signal {
     /// Wakes all who wait now.
     pub fn raise(&self) {
         self.round.set(self.round.get() + 1);
-        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        waiting.into_iter().for_each(Waker::wake);
+        // One by one: the queue keeps its memory, and nothing is borrowed while a waker runs.
+        let waiting = self.waiting.borrow().len();
+        for _ in 0..waiting {
+            let Some(next) = self.waiting.borrow_mut().pop_front() else { return };
+            next.wake();
+        }
     }
 
     /// Wakes only the one who has waited longest: for a budget, where waking all would cost more than it gives.

@@ -140,7 +140,11 @@ impl Tasks {
             let mut queues = self.ready.queues.lock().unwrap_or_else(PoisonError::into_inner);
             self.ready.any.store(false, Ordering::SeqCst);
             for (mine, theirs) in self.local.borrow_mut().iter_mut().zip(queues.iter_mut()) {
-                mine.append(theirs);
+                if mine.is_empty() {
+                    std::mem::swap(mine, theirs);
+                } else if !theirs.is_empty() {
+                    mine.append(theirs);
+                }
             }
         }
     }

@@ -9,12 +9,14 @@
 
 use super::buffer_ring::BufferRing;
 use super::op::{Completion, Done, Fd, Op, OpId, cancelled};
+use super::pool::Pool;
 use super::sys;
 use super::uring_ops::Flight;
 use super::wakers::Wakers;
 use crate::base::map::Seeded;
 use crate::base::prng::Prng;
 use crate::base::time::{Mono, WallMs};
+use crate::limits::POOL_SLAB_BYTES;
 use hashbrown::HashMap;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use std::collections::VecDeque;
@@ -38,6 +40,8 @@ const ENTERS_MAX: usize = 8;
 const DRAIN_WAIT: Duration = Duration::from_millis(10);
 const DRAIN_ROUNDS_MAX: usize = 500;
 pub(super) const BUFFER_GROUP: u16 = 0;
+/// The index under which the slab of the disk buffers is registered.
+pub(super) const SLAB_BUFFER: u16 = 0;
 
 /// Sizes of a ring. The defaults serve a data core.
 #[derive(Clone, Debug)]
@@ -57,6 +61,8 @@ pub struct UringConfig {
     pub deferred: bool,
     /// Use direct descriptors where the kernel has them.
     pub direct: bool,
+    /// Register the disk buffers where the memlock limit allows it.
+    pub fixed_buffers: bool,
 }
 
 impl Default for UringConfig {
@@ -70,6 +76,7 @@ impl Default for UringConfig {
             send_buffer_bytes: None,
             deferred: true,
             direct: true,
+            fixed_buffers: true,
         }
     }
 }
@@ -152,6 +159,9 @@ pub struct UringDriver {
     descriptors_max: u32,
     pub(super) direct: bool,
     pub(super) can_truncate: bool,
+    pub(super) pool: Rc<Pool>,
+    /// The pool's slab is registered, as `SLAB_BUFFER`.
+    pub(super) fixed_buffers: bool,
     pub(super) buffers: Rc<BufferRing>,
     /// Receives that found no buffer.
     pub(super) starved: Vec<OpId>,
@@ -193,6 +203,12 @@ impl UringDriver {
         if config.direct && !direct {
             degraded.push("descriptors are looked up for each operation: Linux 5.19 and a higher memlock limit mend it".into());
         }
+        let pool = Rc::new(Pool::new());
+        let fixed_buffers =
+            config.fixed_buffers && slabs_fit(wakers.cores(), super::host::memlock_bytes()) && register_slab(&ring, &pool).is_ok();
+        if config.fixed_buffers && !fixed_buffers {
+            degraded.push("disk buffers are pinned for each operation: a higher memlock limit (ulimit -l) mends it".into());
+        }
         let event = wakers.attach(core, ring.as_raw_fd())?;
         let seed = sys::random_seed();
         let mut driver = UringDriver {
@@ -206,6 +222,8 @@ impl UringDriver {
             descriptors_max,
             direct,
             can_truncate,
+            pool,
+            fixed_buffers,
             buffers,
             starved: Vec::new(),
             ready: Vec::new(),
@@ -496,6 +514,18 @@ fn set_up(config: &UringConfig, degraded: &mut Vec<String>) -> Result<IoUring, U
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Err(UringError::Old { missing: "cooperative task run" }),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether the slabs of all cores leave half of the memory that may be locked to the rings, without which there is no start.
+pub(super) fn slabs_fit(cores: usize, memlock_bytes: u64) -> bool {
+    (cores * POOL_SLAB_BYTES) as u64 <= memlock_bytes / 2
+}
+
+fn register_slab(ring: &IoUring, pool: &Pool) -> io::Result<()> {
+    let slab = [libc::iovec { iov_base: pool.slab_address().cast(), iov_len: POOL_SLAB_BYTES }];
+    // SAFETY: the slab is memory of its own, and every buffer in it that an operation uses keeps it alive. Should the ring outlive the
+    // pool, the kernel still holds the pages but writes into them only for operations, of which there are none then.
+    unsafe { ring.submitter().register_buffers(&slab) }
 }
 
 impl Drop for UringDriver {

@@ -7,7 +7,7 @@ use super::buffer::{Buf, Chunk};
 use super::op::{Done, Entry, Fd, Op, OpId, OpenHow, Parcel, Parcelled, cancelled};
 use super::recording::{Recorded, Recording};
 use super::sys::{self, RawAddress, c_path};
-use super::uring::{BUFFER_GROUP, Kind, UringDriver};
+use super::uring::{BUFFER_GROUP, Kind, SLAB_BUFFER, UringDriver};
 use crate::limits::BLOCK_BYTES;
 use io_uring::{cqueue, opcode, squeue, types};
 use std::ffi::CString;
@@ -178,12 +178,27 @@ impl UringDriver {
             Job::CloseFile { raw } => opcode::Close::new(types::Fd(*raw)).build().flags(squeue::Flags::ASYNC),
             job => {
                 let fd = flight.on.expect("these are on a descriptor");
-                if self.direct {
-                    job_entry(job, types::Fd(fd.0 as i32)).flags(squeue::Flags::FIXED_FILE)
-                } else {
-                    job_entry(job, types::Fd(self.descriptor(fd).raw.as_raw_fd()))
-                }
+                let target = types::Fd(if self.direct { fd.0 as i32 } else { self.descriptor(fd).raw.as_raw_fd() });
+                let entry = self.fixed_entry(job, target).unwrap_or_else(|| job_entry(job, target));
+                if self.direct { entry.flags(squeue::Flags::FIXED_FILE) } else { entry }
             }
+        }
+    }
+
+    /// The entry of a transfer whose buffer the kernel has pinned already.
+    fn fixed_entry(&self, job: &mut Job, target: types::Fd) -> Option<squeue::Entry> {
+        match job {
+            Job::Read { offset, buf, done } if self.fixed_buffers && buf.is_in_slab_of(&self.pool) => {
+                let rest = &mut buf[*done..];
+                let entry = opcode::ReadFixed::new(target, rest.as_mut_ptr(), length(rest.len()), SLAB_BUFFER);
+                Some(entry.offset(*offset + *done as u64).build())
+            }
+            Job::Write { offset, buf, done, sync } if self.fixed_buffers && buf.is_in_slab_of(&self.pool) => {
+                let rest = &buf[*done..];
+                let entry = opcode::WriteFixed::new(target, rest.as_ptr(), length(rest.len()), SLAB_BUFFER);
+                Some(entry.offset(*offset + *done as u64).rw_flags(if *sync { libc::RWF_DSYNC } else { 0 }).build())
+            }
+            _ => None,
         }
     }
 

@@ -3,7 +3,7 @@
 use super::contract::{SCENARIOS, Scenario, pair, receive_up_to};
 use super::driver::Driver;
 use super::executor::Executor;
-use super::uring::{UringConfig, UringDriver};
+use super::uring::{UringConfig, UringDriver, slabs_fit};
 use super::wakers::Wakers;
 use super::{Class, Io};
 use std::path::PathBuf;
@@ -70,9 +70,9 @@ fn the_driver_keeps_the_contract() {
 }
 
 #[test]
-fn the_contract_holds_without_deferred_task_run_and_direct_descriptors() {
+fn the_contract_holds_without_deferred_task_run_direct_descriptors_and_fixed_buffers() {
     for (name, scenario) in SCENARIOS {
-        run(name, UringConfig { deferred: false, direct: false, ..small() }, *scenario);
+        run(name, UringConfig { deferred: false, direct: false, fixed_buffers: false, ..small() }, *scenario);
     }
 }
 
@@ -392,9 +392,20 @@ fn a_host_that_forbids_io_uring_is_named() {
 }
 
 #[test]
+fn the_disk_buffers_are_registered_where_there_is_room() {
+    use crate::limits::POOL_SLAB_BYTES;
+    assert!(slabs_fit(2, 4 * POOL_SLAB_BYTES as u64) && slabs_fit(256, u64::MAX));
+    assert!(!slabs_fit(2, 4 * POOL_SLAB_BYTES as u64 - 1) && !slabs_fit(1, 0));
+    let driver = UringDriver::new(small(), 0, &Wakers::new(1)).unwrap();
+    assert_eq!(driver.fixed_buffers, !driver.degraded().iter().any(|line| line.contains("disk buffers")));
+    let driver = UringDriver::new(UringConfig { fixed_buffers: false, ..small() }, 0, &Wakers::new(1)).unwrap();
+    assert!(!driver.fixed_buffers && !driver.degraded().iter().any(|line| line.contains("disk buffers")));
+}
+
+#[test]
 fn what_a_host_lacks_is_said() {
     let driver = UringDriver::new(small(), 0, &Wakers::new(1)).unwrap();
-    assert!(driver.degraded().len() <= 3, "a line for each thing that is missing");
+    assert!(driver.degraded().len() <= 4, "a line for each thing that is missing");
     for error in [libc::ENOSYS, libc::EPERM, libc::ENOMEM, libc::EIO] {
         let text = super::uring::UringError::from(std::io::Error::from_raw_os_error(error)).to_string();
         assert!(text.len() > 20, "{text}");

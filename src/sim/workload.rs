@@ -56,18 +56,25 @@ pub fn key_name(key: u32) -> Vec<u8> {
 
 /// The value of a write: its number and its key, and bytes that follow from them.
 pub fn value_of(key: u32, write: WriteId, bytes: usize) -> Vec<u8> {
-    let mut value = write.to_le_bytes().to_vec();
+    let mut value = Vec::with_capacity(16 + bytes);
+    value.extend_from_slice(&write.to_le_bytes());
     value.extend_from_slice(&key.to_le_bytes());
     value.extend_from_slice(&(bytes as u32).to_le_bytes());
-    value.extend((0..bytes).map(|at| (write as usize).wrapping_mul(31).wrapping_add(at.wrapping_mul(7)) as u8));
+    value.extend((0..bytes).map(|at| pattern(write, at)));
     value
+}
+
+fn pattern(write: WriteId, at: usize) -> u8 {
+    (write as u8).wrapping_mul(31).wrapping_add((at as u8).wrapping_mul(7))
 }
 
 /// Which write a value is of.
 pub fn write_of(key: u32, value: &[u8]) -> Option<WriteId> {
     let write = WriteId::from_le_bytes(value.get(..8)?.try_into().ok()?);
-    let bytes = u32::from_le_bytes(value.get(12..16)?.try_into().ok()?) as usize;
-    (bytes + 16 == value.len() && value_of(key, write, bytes) == value).then_some(write)
+    let (of, bytes) = (value.get(8..12)?, u32::from_le_bytes(value.get(12..16)?.try_into().ok()?) as usize);
+    let content = &value[16..];
+    let fits = || content.iter().enumerate().all(|(at, byte)| *byte == pattern(write, at));
+    (of == key.to_le_bytes() && bytes == content.len() && fits()).then_some(write)
 }
 
 /// A request on its way.

@@ -181,6 +181,8 @@ struct Writer<'o> {
 impl<'o> Writer<'o> {
     fn new(out: &'o mut Vec<u8>) -> Writer<'o> {
         let start = out.len();
+        // One growth for most messages.
+        out.reserve(128);
         out.extend_from_slice(&[0; HEADER_BYTES]);
         Writer { out, start }
     }

@@ -7,7 +7,7 @@
 
 use super::Identity;
 use crate::base::checksum::hash64_seeded;
-use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
+use crate::base::codec::{Malformed, Reader, is_zero, put_bytes, put_varint};
 use crate::base::record::{NamespaceId, Version};
 use crate::engine::vnode_set::VnodeSet;
 use crate::limits::BLOCK_BYTES;
@@ -346,11 +346,12 @@ pub fn replay(file: &[u8], identity: Identity, number: u64) -> Result<Replay, Ba
             Ok(_) => return Err(Bad::Damaged(found.end_bytes, Malformed("a group is missing"))),
             Err(bad) => bad,
         };
-        let later = rest.chunks(BLOCK_BYTES).enumerate().skip(1).any(|(index, _)| check_group(&rest[index * BLOCK_BYTES..], seed).is_ok());
-        if later {
+        // What was never written holds no group.
+        let written = rest.chunks(BLOCK_BYTES).rposition(|block| !is_zero(block)).map_or(0, |last| last + 1);
+        if (1..written).any(|index| check_group(&rest[index * BLOCK_BYTES..], seed).is_ok()) {
             return Err(Bad::Damaged(found.end_bytes, bad));
         }
-        found.torn = rest.iter().any(|&byte| byte != 0);
+        found.torn = written > 0;
         return Ok(found);
     }
     Ok(found)

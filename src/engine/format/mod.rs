@@ -28,6 +28,8 @@ pub struct Identity {
 
 /// Bytes before the key in an encoded place.
 pub const PLACE_HEADER_BYTES: usize = 12;
+/// Before the body of a cell that has every field: flags, version, expiry (deadline and version), request id.
+const CELL_HEADER_BYTES_MAX: usize = 1 + 16 + 8 + 16 + 16;
 
 /// A place, taken apart. The key is still escaped where it holds zeros (`unescape`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,7 @@ pub struct Place<'a> {
 
 /// Appends the part of a place that names the key.
 pub fn put_key_prefix(out: &mut Vec<u8>, namespace: NamespaceId, token: Token, key: &[u8]) {
+    out.reserve(PLACE_HEADER_BYTES + key.len() + 3);
     out.extend_from_slice(&namespace.to_be_bytes());
     out.extend_from_slice(&token.to_be_bytes());
     let mut rest = key;
@@ -141,6 +144,8 @@ pub fn put_cell(out: &mut Vec<u8>, cell: &Cell<'_>) {
         _ => 3,
     };
     let request = if cell.request_id.is_some() { FLAG_REQUEST_ID } else { 0 };
+    let content = if let Body::Bytes(bytes) | Body::RangeEnd(bytes) = cell.body { bytes.len() } else { 0 };
+    out.reserve(CELL_HEADER_BYTES_MAX + content);
     out.push(body | expiry << 4 | request);
     if body != BODY_SILENT {
         out.extend_from_slice(&cell.version.to_bytes());

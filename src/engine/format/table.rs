@@ -113,7 +113,8 @@ pub fn unseal_block(sealed: &[u8], salt: u64, offset: u64) -> Result<Stored<'_>,
 
 const MAGIC: [u8; 8] = *b"RINGKVTB";
 const END_MAGIC: [u8; 8] = *b"RINGKVTE";
-const VERSION: u32 = 1;
+/// 2 since the index codes short lengths in its code byte.
+const VERSION: u32 = 2;
 /// Some block is packed with LZ4. A table without such a block does not say so, and builds that do not know LZ4 read it.
 const REQUIRED_LZ4: u64 = 1;
 /// Features that a reader must know.

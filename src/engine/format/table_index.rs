@@ -1,13 +1,14 @@
 //! The bytes of a table's index: for each block a separator (the shortest string above the block before and not above this one's first
-//! place) and its length, in about 4 bytes a block. Groups of 64 blocks; binary search over the groups, whose first separator is whole,
+//! place) and its length, in about 3 bytes a block. Groups of 64 blocks; binary search over the groups, whose first separator is whole,
 //! then a walk. It stays in memory as it lies on disk.
 //!
 //! ```text
 //! group:  offset of its first block in the file varint | base length varint | common varint | first separator with length
 //!         | length code of the first block | code … of the others
 //! code:   byte: bits 6-7 shared minus common (3: a varint follows instead), bits 4-5 unshared minus 1 (3: a varint follows instead),
-//!         bits 0-3 high bits of the length code; [shared] [unshared] | unshared bytes | low byte or varint of the length code
-//! length code: zigzag of (length minus base); below 15 × 256 as 12 bits, else high bits 15 and a varint
+//!         bits 0-3 beginning of the length code; [shared] [unshared] | unshared bytes | rest of the length code
+//! length code: zigzag of (length minus base). Blocks of values of one size differ by a few bytes: below 5 it is bits 0-3 alone; above,
+//!         5 less and below 10 × 256, its high bits plus 5 are bits 0-3 and a byte follows; else bits 0-3 are 15 and a varint follows
 //! index:  group … | offset of each group u32 … | blocks u32 | groups u32 | trailer
 //! ```
 
@@ -18,6 +19,8 @@ use std::cmp::Ordering;
 /// Blocks a group: a walk costs some 3 ns a block, a group costs some 20 bytes.
 const GROUP: usize = 64;
 const ESCAPE: u64 = 3;
+/// Length codes below this need no byte of their own.
+const LENGTH_SHORT: u64 = 5;
 const LENGTH_ESCAPE: u64 = 15;
 
 /// The shortest string above `below` and not above `first`.
@@ -118,7 +121,7 @@ impl IndexBuilder {
 fn put_code(out: &mut Vec<u8>, common: usize, shared: usize, unshared: &[u8], length: u64) {
     let shared_code = ((shared - common) as u64).min(ESCAPE);
     let unshared_code = (unshared.len() as u64 - 1).min(ESCAPE);
-    let length_code = (length >> 8).min(LENGTH_ESCAPE);
+    let length_code = if length < LENGTH_SHORT { length } else { (LENGTH_SHORT + ((length - LENGTH_SHORT) >> 8)).min(LENGTH_ESCAPE) };
     out.push((shared_code << 6 | unshared_code << 4 | length_code) as u8);
     if shared_code == ESCAPE {
         put_varint(out, shared as u64);
@@ -129,8 +132,8 @@ fn put_code(out: &mut Vec<u8>, common: usize, shared: usize, unshared: &[u8], le
     out.extend_from_slice(unshared);
     if length_code == LENGTH_ESCAPE {
         put_varint(out, length);
-    } else {
-        out.push(length as u8);
+    } else if length_code >= LENGTH_SHORT {
+        out.push((length - LENGTH_SHORT) as u8);
     }
 }
 
@@ -157,8 +160,11 @@ impl<'a> Group<'a> {
             unshared = self.reader.varint()?;
         }
         let rest = self.reader.take(usize::try_from(unshared).map_err(|_| Malformed("separator too long"))?)?;
-        let high = code & 15;
-        let length = if high == LENGTH_ESCAPE { self.reader.varint()? } else { high << 8 | u64::from(self.reader.u8()?) };
+        let length = match code & 15 {
+            short @ ..LENGTH_SHORT => short,
+            LENGTH_ESCAPE => self.reader.varint()?,
+            high => LENGTH_SHORT + ((high - LENGTH_SHORT) << 8 | u64::from(self.reader.u8()?)),
+        };
         let bytes = unzigzag(self.base, length)?;
         let offset = self.block.offset.checked_add(u64::from(self.block.bytes)).ok_or(Malformed("offset too large"))?;
         self.block = BlockRef { number: self.block.number.wrapping_add(1), offset, bytes };
@@ -321,7 +327,11 @@ mod tests {
             let mut builder = IndexBuilder::new(64);
             let (mut refs, mut offset) = (Vec::new(), 64);
             for (number, separator) in separators.iter().enumerate() {
-                let bytes = if prng.one_in(10) { prng.below(200_000) as u32 } else { 3000 + prng.below(1500) as u32 };
+                let bytes = match prng.below(4) {
+                    0 => prng.below(200_000) as u32,
+                    1 => 3000 + prng.below(1500) as u32,
+                    _ => 4320 + prng.below(7) as u32,
+                };
                 builder.add(separator, bytes);
                 refs.push(BlockRef { number: number as u32, offset, bytes });
                 offset += u64::from(bytes);
@@ -339,6 +349,34 @@ mod tests {
                 index.blocks_from(walked.len() as u32, &mut walked).unwrap();
             }
             assert_eq!(walked, refs);
+        }
+    }
+
+    #[test]
+    fn blocks_of_one_size_cost_little_more_than_their_separators() {
+        let mut builder = IndexBuilder::new(64);
+        let (mut offset, mut separators, blocks) = (64, 0, 10_000u32);
+        for n in 0..blocks {
+            let separator = n.to_be_bytes();
+            let bytes = 4320 + n % 5;
+            builder.add(&separator[..if n == 0 { 0 } else { 4 }], bytes);
+            separators += 1;
+            offset += u64::from(bytes);
+        }
+        let content = builder.finish();
+        assert!(TableIndex::parse(&content, 64, offset).is_ok());
+        assert!(content.len() as f64 <= 2.35 * f64::from(separators), "{} bytes for {separators} blocks", content.len());
+    }
+
+    #[test]
+    fn every_length_code_is_read_as_it_was_written() {
+        for delta in (-1300..=1300).chain([-4096, 60_000, i64::from(u32::MAX) - 4096]) {
+            let mut builder = IndexBuilder::new(64);
+            let lengths = [4096, 4096, (4096 + delta) as u32, 4096];
+            lengths.iter().zip([&b""[..], b"a", b"b", b"c"]).for_each(|(&bytes, separator)| builder.add(separator, bytes));
+            let end = 64 + lengths.iter().map(|&bytes| u64::from(bytes)).sum::<u64>();
+            let index = TableIndex::parse(&builder.finish(), 64, end).unwrap_or_else(|what| panic!("{delta}: {what}"));
+            assert_eq!(index.find(b"b").unwrap().map(|block| block.bytes), Some(lengths[2]));
         }
     }
 

@@ -8,7 +8,7 @@
 use super::manifest::VnodeRecord;
 use super::{Identity, key_prefix_len, parse_cell, parse_place, put_cell};
 use crate::base::checksum::hash64_seeded;
-use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
+use crate::base::codec::{Malformed, Reader, is_zero, put_bytes, put_varint};
 use crate::base::record::{Cell, NamespaceId, Version};
 use crate::limits::{BLOCK_BYTES, VALUE_BYTES_MAX};
 
@@ -154,11 +154,13 @@ pub fn blocks_of(payload_bytes: usize) -> usize {
     payload_bytes.div_ceil(WAL_BLOCK_PAYLOAD_BYTES)
 }
 
-/// Lays `payload` out in `blocks` (zeroed; exactly `head.blocks` long) for a group that starts at block `start` of its segment.
+/// Lays `payload` out in `blocks` (exactly `head.blocks` long) for a group that starts at block `start` of its segment.
 pub fn fill_group(blocks: &mut [u8], payload: &[u8], head: &GroupHead, seed: SegmentSeed, start: u32) {
     assert_eq!(blocks.len(), head.blocks as usize * BLOCK_BYTES);
     assert_eq!(blocks_of(payload.len()), head.blocks as usize);
     for (index, (block, part)) in blocks.chunks_exact_mut(BLOCK_BYTES).zip(payload.chunks(WAL_BLOCK_PAYLOAD_BYTES)).enumerate() {
+        block[..WAL_BLOCK_HEADER_BYTES].fill(0);
+        block[WAL_BLOCK_HEADER_BYTES + part.len()..].fill(0);
         block[8..12].copy_from_slice(&BLOCK_MAGIC.to_le_bytes());
         block[12] = BLOCK_VERSION;
         block[14..16].copy_from_slice(&(part.len() as u16).to_le_bytes());
@@ -179,7 +181,7 @@ pub fn parse_block(block: &[u8], seed: SegmentSeed, number: u32) -> Result<Optio
     if block.len() != BLOCK_BYTES {
         return Err(Malformed("block cut short"));
     }
-    if block[..16] == [0; 16] && block.iter().all(|&b| b == 0) {
+    if block[..16] == [0; 16] && is_zero(block) {
         return Ok(None);
     }
     let mut reader = Reader::new(block);

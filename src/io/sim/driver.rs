@@ -7,6 +7,7 @@ use super::world::{CrashSite, Doom, Event, State};
 use crate::base::prng::Prng;
 use crate::base::time::{Mono, WallMs};
 use crate::io::op::{Completion, Done, Fd, Op, OpId, OpenHow, cancelled};
+use crate::io::pool::Pool;
 use crate::limits::BLOCK_BYTES;
 use std::cell::RefCell;
 use std::io;
@@ -68,6 +69,11 @@ impl SimDriver {
         let core = &mut state.cores[self.slot];
         core.in_flight -= core.ready.iter().filter(|completion| !completion.more).count();
         out.extend(core.ready.drain(..));
+    }
+
+    /// One for all cores of the world.
+    pub(in crate::io) fn pool(&self) -> Rc<Pool> {
+        self.state.borrow().pool.clone()
     }
 
     /// The world's time, or the core's own where it was held up.

@@ -14,6 +14,7 @@ use crate::base::time::{Mono, WallMs};
 use crate::io::driver::Driver;
 use crate::io::executor::{Executor, Turn};
 use crate::io::op::{Completion, Done, OpId};
+use crate::io::pool::Pool;
 use crate::io::wakers::Wakers;
 use crate::io::{Io, Task};
 use std::cell::RefCell;
@@ -146,6 +147,7 @@ pub(super) struct State {
     turns: u32,
     /// A machine is to fall.
     doomed: bool,
+    pub(super) pool: Rc<Pool>,
 }
 
 impl State {
@@ -335,6 +337,7 @@ impl World {
             turning: false,
             turns: 0,
             doomed: false,
+            pool: Rc::new(Pool::new()),
         };
         World { shared: Rc::new(Shared { state: Rc::new(RefCell::new(state)), executors: RefCell::new(Vec::new()) }) }
     }
