@@ -121,13 +121,15 @@ fn a_namespace_that_becomes_packed_shrinks_as_merges_rewrite_it_and_grows_back()
                     assert_eq!(engine.read_value(key, io.wall_ms()).await.unwrap().unwrap().bytes, value(key.key));
                 }
             }
-            sizes.push(engine.stats().table_bytes);
+            // Of what is there, old cells that no merge has taken yet included.
+            sizes.push(engine.stats().table_bytes * 100 / engine.stats().table_raw_bytes);
         }
         sizes
     })
     .expect("no crash");
-    assert!(sizes[2] * 10 < sizes[1] * 7 && sizes[3] * 10 < sizes[1] * 7, "half of it packs by far more than half: {sizes:?}");
-    assert!(sizes[4] * 10 > sizes[1] * 8, "{sizes:?}");
+    assert!(sizes[..2].iter().all(|&percent| percent >= 95), "{sizes:?}");
+    assert!(sizes[3] <= 75, "half of it packs by far more than half: {sizes:?}");
+    assert!(sizes[4] > sizes[3] + 10, "{sizes:?}");
 }
 
 /// A write that was told to the engine.

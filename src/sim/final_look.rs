@@ -4,6 +4,7 @@ use super::checker::Span;
 use super::scenario::Run;
 use super::workload::{key_name, reads_value};
 use crate::base::map::{Map, Seeded};
+use crate::base::prng::Prng;
 use crate::base::record::{NamespaceId, Version, token_of, vnode_of};
 use crate::base::time::Mono;
 use crate::client::core::Core;
@@ -92,7 +93,9 @@ where
 
 /// Makes the namespace under `interval`. Which of the two namespaces have their tables packed is drawn.
 pub(super) fn create_namespace(run: &mut Run, name: &'static str) -> Result<(), String> {
-    let mut draw = || if run.prng.one_in(2) { Compression::Lz4 } else { Compression::None };
+    // Apart from the run's own draws, which stay what they are for their seed.
+    let mut prng = Prng::new(run.setup.seed);
+    let mut draw = || if prng.one_in(2) { Compression::Lz4 } else { Compression::None };
     let (compression, of_default) = (draw(), draw());
     converse(run, move |io, address| async move {
         let mut quiet = Quiet::open(io, address).await?;
