@@ -64,7 +64,7 @@ step client 300 cargo check --locked --no-default-features --features client
 step tokio 300 cargo check --locked --no-default-features --features tokio --examples
 step tests 900 cargo test --locked --workspace --no-fail-fast --features ringkv/tokio
 # Whole nodes once more, on the driver for hosts that forbid io_uring.
-step tests-epoll 600 env RINGKV_IO=epoll cargo test --locked -p ringkv --no-fail-fast --features ringkv/tokio \
+step tests-epoll 600 env RINGKV_IO=epoll cargo test --locked --workspace --no-fail-fast --features ringkv/tokio \
     --test node --test session --test client --test cli --test control --test hostile --test tokio_node
 
 node=target/debug/ringkv
@@ -75,9 +75,9 @@ elif [ ! -f tests/ringkv_client.py ]; then
 else
     step python 300 scripts/with_node.sh "$node" python3 -B tests/ringkv_client.py HOST PORT
 fi
-# The load generator against the servers that its codecs are for.
+# The load generator against the servers that its codecs are for. The same packages and features as above, so that nothing is built twice.
 if command -v redis-server >/dev/null && command -v memcached >/dev/null; then
-    step peers 600 cargo test --locked -p loadgen --test real_servers --no-fail-fast -- --ignored
+    step peers 600 cargo test --locked --workspace --features ringkv/tokio --test real_servers --no-fail-fast -- --ignored
 else
     skip peers "there is no redis-server or no memcached"
 fi
