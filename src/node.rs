@@ -51,7 +51,7 @@ impl From<StartFailure> for Failure {
             StartFailure::Listen(..) => exit::ADDRESS_IN_USE,
             StartFailure::Engine(EngineError::Corrupt { .. } | EngineError::Unsupported { .. }) => exit::DATA_DAMAGED,
             StartFailure::Contradiction(_) => exit::CONFIG,
-            StartFailure::Engine(_) | StartFailure::NoRoom { .. } | StartFailure::Other(_) => exit::FAILED,
+            StartFailure::Engine(_) | StartFailure::NoRoom { .. } | StartFailure::Other(_) | StartFailure::Stopped => exit::FAILED,
         };
         let text = match &failure {
             StartFailure::Listen(address, error) => format!("cannot listen on {address} ({error}); --port moves it"),

@@ -135,6 +135,8 @@ pub enum StartFailure {
     Contradiction(String),
     /// Another core failed first.
     Other(String),
+    /// The node was told to stop while it started.
+    Stopped,
 }
 
 impl From<EngineError> for StartFailure {
@@ -154,6 +156,7 @@ impl std::fmt::Display for StartFailure {
                  so make room, or start with {before} cores as before"
             ),
             StartFailure::Contradiction(why) | StartFailure::Other(why) => f.write_str(why),
+            StartFailure::Stopped => f.write_str("stopped while it started"),
         }
     }
 }
@@ -168,6 +171,8 @@ pub async fn run(io: Io, ends: MailboxEnds, plan: Arc<Plan>) -> Result<(), Start
     let opened = open(&io, &mailbox, &plan).await;
     let shard = match opened {
         Ok(shard) => shard,
+        // Every core sees the flag by itself; what is on disk is as after a crash.
+        Err(StartFailure::Stopped) => return Ok(()),
         Err(failure) => {
             tell_failure(&io, &mailbox, &failure);
             return Err(failure);
@@ -206,7 +211,7 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
         layout
     } else {
         loop {
-            match next_mail(io, mailbox).await {
+            match next_mail(io, mailbox, plan).await? {
                 (_, Mail::Open(layout)) => break layout,
                 (_, Mail::Opened(Err(why))) => return Err(StartFailure::Other(why)),
                 _ => {}
@@ -214,12 +219,12 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
         }
     };
     let config = EngineConfig { core: io.core() as u16, planted: plan.planted, ..plan.engine.clone() };
-    let engine = open_engine(io, mailbox, &layout, config).await?;
+    let engine = open_engine(io, mailbox, plan, &layout, config).await?;
     wait_for_wall_clock(io, &engine).await;
     let shard = Rc::new(assemble(io, mailbox, plan, engine, &layout));
     if io.core() == 0 {
         for _ in others.clone() {
-            next_step(io, mailbox, |mail| matches!(mail, Mail::Opened(Ok(())))).await?;
+            next_step(io, mailbox, plan, |mail| matches!(mail, Mail::Opened(Ok(())))).await?;
         }
         layout.commit(io).await.map_err(|error| no_room(error, layout.previous_cores(), layout.cores()))?;
         let table = load_namespaces(&shard, plan.durability).await?;
@@ -229,7 +234,7 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
         mailbox.send(0, Mail::Opened(Ok(())));
         mailbox.wake();
         loop {
-            match next_mail(io, mailbox).await {
+            match next_mail(io, mailbox, plan).await? {
                 (_, Mail::Namespaces(table)) => shard.set_namespaces(table),
                 (_, Mail::Serve) => break,
                 (_, Mail::Opened(Err(why))) => return Err(StartFailure::Other(why)),
@@ -242,7 +247,13 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
 }
 
 /// This core's engine. Where the data comes from another list of cores, all shards read their shares of the old logs before any opens.
-async fn open_engine(io: &Io, mailbox: &Mailbox, layout: &Arc<NodeStore>, config: EngineConfig) -> Result<Engine, StartFailure> {
+async fn open_engine(
+    io: &Io,
+    mailbox: &Mailbox,
+    plan: &Plan,
+    layout: &Arc<NodeStore>,
+    config: EngineConfig,
+) -> Result<Engine, StartFailure> {
     let before = layout.previous_cores();
     if before.is_none() {
         return Ok(Engine::open(io, layout, config).await?.0);
@@ -252,7 +263,7 @@ async fn open_engine(io: &Io, mailbox: &Mailbox, layout: &Arc<NodeStore>, config
     let others = 1..usize::from(layout.cores());
     if io.core() == 0 {
         for _ in others.clone() {
-            next_step(io, mailbox, |mail| matches!(mail, Mail::LogsRead)).await?;
+            next_step(io, mailbox, plan, |mail| matches!(mail, Mail::LogsRead)).await?;
         }
         others.for_each(|core| mailbox.send(core, Mail::LogsRead));
     } else {
@@ -260,7 +271,7 @@ async fn open_engine(io: &Io, mailbox: &Mailbox, layout: &Arc<NodeStore>, config
     }
     mailbox.wake();
     if io.core() != 0 {
-        next_step(io, mailbox, |mail| matches!(mail, Mail::LogsRead)).await?;
+        next_step(io, mailbox, plan, |mail| matches!(mail, Mail::LogsRead)).await?;
     }
     let (engine, _) = Engine::open(io, layout, config).await.map_err(in_words)?;
     engine.count_flushes(moved.flushes);
@@ -311,23 +322,25 @@ fn assemble(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>, engine: Engine, la
     }
 }
 
-async fn next_mail(io: &Io, mailbox: &Mailbox) -> (usize, Mail) {
+async fn next_mail(io: &Io, mailbox: &Mailbox, plan: &Plan) -> Result<(usize, Mail), StartFailure> {
     loop {
         for core in 0..mailbox.cores() {
             if let Some(mail) = mailbox.pop(core) {
-                return (core, mail);
+                return Ok((core, mail));
             }
         }
+        // Perhaps because a core could not even begin, and the mail that is waited for never comes.
+        if plan.stop.load(Ordering::Acquire) {
+            return Err(StartFailure::Stopped);
+        }
         io.inbox().await;
-        // The stop flag also rings; it is seen when there is something to stop.
-        io.yield_now().await;
     }
 }
 
 /// Waits for the mail that says that a step of the start is done.
-async fn next_step(io: &Io, mailbox: &Mailbox, is_it: impl Fn(&Mail) -> bool) -> Result<(), StartFailure> {
+async fn next_step(io: &Io, mailbox: &Mailbox, plan: &Plan, is_it: impl Fn(&Mail) -> bool) -> Result<(), StartFailure> {
     loop {
-        match next_mail(io, mailbox).await.1 {
+        match next_mail(io, mailbox, plan).await?.1 {
             Mail::Opened(Err(why)) => return Err(StartFailure::Other(why)),
             mail if is_it(&mail) => return Ok(()),
             _ => {}
