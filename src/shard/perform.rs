@@ -153,10 +153,11 @@ impl Task<'_> {
         self.shard.answer_when(self.ticket, shown_after(self.durability(), settled), self.deadline, reply, None);
     }
 
-    /// Waits while flushes and merges are behind. The key stays locked meanwhile, so writes of one key keep their order.
+    /// Waits while flushes and merges are behind, unless they have stopped. The key stays locked meanwhile, so writes of one key keep
+    /// their order.
     async fn flushes_catch_up(&self) {
-        let io = &self.shard.io;
-        while self.shard.engine.is_behind() && io.now() < self.deadline && !io.is_shutting_down() {
+        let (io, engine) = (&self.shard.io, &self.shard.engine);
+        while engine.is_behind() && engine.stopped().is_none() && io.now() < self.deadline && !io.is_shutting_down() {
             io.sleep(ROOM_EVERY).await;
         }
     }

@@ -397,6 +397,10 @@ fn spawn_services(shard: &Rc<Shard>, plan: &Arc<Plan>) {
     drop(io.spawn(Class::Background, async move {
         while !published.is_closing() {
             board.publish(published.core(), report(&published));
+            // The log tells by itself when it fails; a flush or a merge that fails for good is seen here.
+            if let Some(why) = published.engine.stopped() {
+                board.stopped(published.core(), &why);
+            }
             published.io.sleep(every).await;
         }
     }));
