@@ -41,15 +41,15 @@ def device_flushes():
 def dsync():
     rounds, seconds = 5, max(0.5, 3 * min(1, SCALE * 5))
     disk, put, flushes, groups = [], [], 0, 0
-    # The node spins: what is compared is the work, not how long its idle CPU takes to wake. The generator sleeps: one that spins keeps the
-    # workers that end a durable write on its CPU from running.
+    # Both ends look for work instead of sleeping: what is compared is the work, not how long an idle CPU takes to wake. Both yield between
+    # looks, or the kernel's workers that end a durable write on their CPU would wait for the next tick.
     node = Node("dsync", "--memory", "1GiB", "--spin-us", "2000", fresh=True)
     load(node, "--fill", "--keys", "1000", "--conns", "1", "--value", "100")
     for _ in range(rounds):
         words = [os.path.join(RELEASE, "dsync"), WORK, str(seconds)]
         disk.append(json.loads(subprocess.run(pinned(words), check=True, capture_output=True, timeout=120).stdout))
         before, flushes_before = node.settled_metrics(), device_flushes()
-        flags = ["--closed", "--pipeline", "1", "--conns", "1", "--mix", "put=100", "--keys", "100k", "--value", "100"]
+        flags = ["--closed", "--spin", "--pipeline", "1", "--conns", "1", "--mix", "put=100", "--keys", "100k", "--value", "100"]
         report = load(node, *flags, "--warmup", "0.2", "--seconds", str(seconds))
         answered(report)
         put.append(report["ops"]["put"])
