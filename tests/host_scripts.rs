@@ -232,7 +232,7 @@ const SPOILED_FILES: &[(&str, &str, &str, &str)] = &[
     ("proc/sys/kernel/osrelease", "5.15.0-generic", "kernel", "fail"),
     ("proc/sys/kernel/osrelease", "6.0.9", "kernel", "fail"),
     ("proc/sys/kernel/io_uring_disabled", "1", "io_uring policy", "warn"),
-    ("proc/sys/kernel/io_uring_disabled", "2", "io_uring policy", "fail"),
+    ("proc/sys/kernel/io_uring_disabled", "2", "io_uring policy", "warn"),
     ("proc/sys/kernel/numa_balancing", "1", "numa-balancing", "warn"),
     ("proc/sys/vm/swappiness", "60", "swappiness", "warn"),
     ("proc/swaps", "Filename Type Size Used Priority\n/dev/sda2 partition 1048572 0 -2", "swap", "warn"),
@@ -259,8 +259,8 @@ const SPOILED_FILES: &[(&str, &str, &str, &str)] = &[
 
 /// The same for what a node finds.
 const SPOILED_FACTS: &[(&str, &str, &str, &str)] = &[
-    ("io_uring ok", "io_uring it is forbidden here", "io_uring", "fail"),
-    ("io_uring_missing none", "io_uring_missing msg_ring,linkat", "io_uring operations", "fail"),
+    ("io_uring ok", "io_uring it is forbidden here", "io_uring", "warn"),
+    ("io_uring_missing none", "io_uring_missing msg_ring,linkat", "io_uring operations", "warn"),
     ("io_uring ok", "io_uring ok\nio_uring_slower truncation blocks the core", "io_uring speed", "warn"),
     ("memlock_bytes unlimited", "memlock_bytes 65536", "memlock", "warn"),
     ("nofile 1048576", "nofile 1024", "open files", "warn"),
