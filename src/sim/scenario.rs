@@ -503,7 +503,8 @@ impl Run {
         } else if self.world.cores(self.node) > 0 {
             self.fail("the node does not end");
         } else if let Some(trouble) = life.plan.board.trouble() {
-            // The log failed under the last writes: the node says so (exit code 6), and `interval` may lose what it may lose in any failure.
+            // The log failed under the last writes: the node says so (exit code 6), and `interval` may lose what it may lose
+            // in any failure.
             self.note(format!("a shard stopped while it shut down: {trouble}"));
             self.power_lost();
         }
