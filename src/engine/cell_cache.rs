@@ -14,6 +14,7 @@ use super::cache::CacheStats;
 use super::format::{parse_cell, place_namespace_token};
 use crate::base::prefetch::prefetch;
 use crate::base::record::{Cell, NamespaceId, Token};
+use crate::io::pages::Pages;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
@@ -42,8 +43,10 @@ const UNIT_BYTES: usize = 4;
 const CHUNK_BYTES_MAX: usize = 256 * 1024;
 const CHUNK_BYTES_MIN: usize = 1024;
 
-/// Never an entry's address: no chunk is that full.
-const NOWHERE: u32 = u32::MAX;
+/// What both logs hold at most, so that addresses suffice.
+const LOG_BYTES_MAX: usize = (u32::MAX as usize - 1) / 2 * UNIT_BYTES;
+/// Chunks beyond what the bytes in the logs fill: the newest and the oldest of each may be partly empty, and one is being filled.
+const CHUNKS_OPEN: usize = 6;
 
 /// A log of chunks, oldest first.
 #[derive(Debug, Default)]
@@ -59,12 +62,14 @@ struct Log {
 
 #[derive(Debug)]
 struct State {
-    /// Buckets, each on a cache line of its own, from `lines_at` on.
-    lines: Vec<u32>,
-    lines_at: usize,
+    /// Buckets, each on a cache line of its own.
+    lines: Pages,
     buckets: u32,
     ghosts: Vec<u16>,
-    chunks: Vec<Box<[u8]>>,
+    /// The chunks of both logs; memory of the host where they were used.
+    log: Pages,
+    /// How many were.
+    chunks: u32,
     free: Vec<u32>,
     chunk_bytes: usize,
     small: Log,
@@ -109,19 +114,18 @@ impl CellCache {
     pub fn new(budget_bytes: usize, seed: u64) -> CellCache {
         // Even, so that each has a neighbour.
         let buckets = (budget_bytes / ENTRY_BYTES_USUAL / (SLOTS - 2)).next_multiple_of(2).max(2);
-        let lines = vec![0u32; (buckets + 1) * BUCKET_WORDS];
-        let lines_at = lines.as_ptr().align_offset(LINE_BYTES).min(BUCKET_WORDS);
+        let lines = Pages::new(buckets * LINE_BYTES);
         let ghosts = vec![0u16; buckets * SLOTS / 2];
-        let index_bytes = lines.len() * 4 + ghosts.len() * 2;
+        let index_bytes = lines.len() + ghosts.len() * 2;
         let chunk_bytes = (budget_bytes / 256).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX).next_power_of_two().min(CHUNK_BYTES_MAX);
         // Each log's newest and oldest chunk may be partly empty.
-        let log_bytes_max = budget_bytes.saturating_sub(index_bytes + 4 * chunk_bytes);
+        let log_bytes_max = budget_bytes.saturating_sub(index_bytes + 4 * chunk_bytes).min(LOG_BYTES_MAX);
         let state = State {
             lines,
-            lines_at,
             buckets: buckets as u32,
             ghosts,
-            chunks: Vec::new(),
+            log: Pages::new((log_bytes_max / chunk_bytes + CHUNKS_OPEN) * chunk_bytes),
+            chunks: 0,
             free: Vec::new(),
             chunk_bytes,
             small: Log::default(),
@@ -159,8 +163,7 @@ impl CellCache {
         let state = self.state.borrow();
         let bucket = state.bucket(state.home(hash));
         if let Some(slot) = (0..SLOTS).find(|&slot| tag_at(bucket, slot) == hash.tag()) {
-            let (chunk, offset) = state.split(bucket[ADDRS + slot]);
-            let entry = &state.chunks[chunk][offset..];
+            let entry = state.entry(bucket[ADDRS + slot]);
             prefetch(entry);
             // Place and a small value reach over a line or two more.
             entry.get(LINE_BYTES..).inspect(|next| prefetch(next));
@@ -179,8 +182,7 @@ impl CellCache {
             return None;
         };
         state.stats.hits += 1;
-        let (chunk, offset) = state.split(addr);
-        let entry = &mut state.chunks[chunk][offset..];
+        let entry = &mut state.log[addr as usize * UNIT_BYTES..];
         let word = u16_at(entry, 4);
         if word >> USES_SHIFT < USES_MAX {
             entry[4..6].copy_from_slice(&(word + (1 << USES_SHIFT)).to_le_bytes());
@@ -203,8 +205,8 @@ impl CellCache {
         }
         let is_known = state.forget_ghost(hash);
         state.make_room(bytes);
-        let (chunk, offset, addr) = state.reserve(is_known, bytes);
-        let entry = &mut state.chunks[chunk][offset..offset + bytes];
+        let addr = state.reserve(is_known, bytes);
+        let entry = &mut state.log[addr as usize * UNIT_BYTES..][..bytes];
         entry[..4].copy_from_slice(&hash.0.to_le_bytes());
         entry[4..6].copy_from_slice(&(tail_bytes as u16).to_le_bytes());
         entry[6..8].copy_from_slice(&(cell.len() as u16).to_le_bytes());
@@ -226,7 +228,7 @@ impl CellCache {
     /// Counters since the start, and the state now.
     pub fn stats(&self) -> CacheStats {
         let state = self.state.borrow();
-        let chunks = state.chunks.len() * state.chunk_bytes;
+        let chunks = state.chunks as usize * state.chunk_bytes;
         CacheStats { entries: state.entries, bytes: state.stats.bytes + chunks, ..state.stats }
     }
 }
@@ -270,25 +272,24 @@ impl State {
 
     #[inline]
     fn bucket(&self, number: u32) -> &[u32; BUCKET_WORDS] {
-        let at = self.lines_at + number as usize * BUCKET_WORDS;
-        self.lines[at..at + BUCKET_WORDS].try_into().expect("so many words")
+        let at = number as usize * BUCKET_WORDS;
+        self.lines.words()[at..at + BUCKET_WORDS].try_into().expect("so many words")
     }
 
     fn bucket_mut(&mut self, number: u32) -> &mut [u32; BUCKET_WORDS] {
-        let at = self.lines_at + number as usize * BUCKET_WORDS;
-        (&mut self.lines[at..at + BUCKET_WORDS]).try_into().expect("so many words")
+        let at = number as usize * BUCKET_WORDS;
+        (&mut self.lines.words_mut()[at..at + BUCKET_WORDS]).try_into().expect("so many words")
     }
 
+    /// From an entry on.
     #[inline]
-    fn split(&self, addr: u32) -> (usize, usize) {
-        let units = self.chunk_bytes / UNIT_BYTES;
-        (addr as usize / units, addr as usize % units * UNIT_BYTES)
+    fn entry(&self, addr: u32) -> &[u8] {
+        &self.log[addr as usize * UNIT_BYTES..]
     }
 
     #[inline]
     fn is_at(&self, addr: u32, place: &[u8]) -> bool {
-        let (chunk, offset) = self.split(addr);
-        let (tail, _) = parts(&self.chunks[chunk][offset..]);
+        let (tail, _) = parts(self.entry(addr));
         tail.len() == place.len() - 8 && tail[..4] == place[..4] && tail[4..] == place[12..]
     }
 
@@ -339,8 +340,7 @@ impl State {
         let slot = free(self, home).map(|slot| (home, slot)).or_else(|| free(self, home ^ 1).map(|slot| (home ^ 1, slot)));
         let (number, slot) = slot.unwrap_or_else(|| {
             let victim = hash.0 as usize / 256 % SLOTS;
-            let (chunk, offset) = self.split(self.bucket(home)[ADDRS + victim]);
-            let its_home = self.home(hash_at(&self.chunks[chunk][offset..]));
+            let its_home = self.home(hash_at(self.entry(self.bucket(home)[ADDRS + victim])));
             self.clear_slot(its_home, home, victim);
             self.stats.evictions += 1;
             (home, victim)
@@ -365,18 +365,19 @@ impl State {
         is_known
     }
 
-    /// Room in the main log, or in the small one: chunk, offset, address.
-    fn reserve(&mut self, in_main: bool, bytes: usize) -> (usize, usize, u32) {
+    /// The address of room in the main log, or in the small one.
+    fn reserve(&mut self, in_main: bool, bytes: usize) -> u32 {
         let log = if in_main { &mut self.main } else { &mut self.small };
         if log.chunks.is_empty() || log.head + bytes > self.chunk_bytes {
             if let Some(&full) = log.chunks.back() {
                 // Zeros up to the chunk's end: whoever looks through it stops there.
-                self.chunks[full as usize][log.head..].fill(0);
+                let start = full as usize * self.chunk_bytes;
+                self.log[start + log.head..start + self.chunk_bytes].fill(0);
                 log.bytes += self.chunk_bytes - log.head;
             }
             let chunk = self.free.pop().unwrap_or_else(|| {
-                self.chunks.push(vec![0; self.chunk_bytes].into());
-                self.chunks.len() as u32 - 1
+                self.chunks += 1;
+                self.chunks - 1
             });
             log.chunks.push_back(chunk);
             log.head = 0;
@@ -385,9 +386,7 @@ impl State {
         let offset = log.head;
         log.head += bytes;
         log.bytes += bytes;
-        let addr = (chunk * (self.chunk_bytes / UNIT_BYTES) + offset / UNIT_BYTES) as u32;
-        debug_assert!(addr != NOWHERE);
-        (chunk, offset, addr)
+        ((chunk * self.chunk_bytes + offset) / UNIT_BYTES) as u32
     }
 
     fn make_room(&mut self, bytes: usize) {
@@ -402,7 +401,8 @@ impl State {
         let Some(&chunk) = log.chunks.front() else { return false };
         let is_newest = log.chunks.len() == 1;
         let end = if is_newest { log.head } else { self.chunk_bytes };
-        let entry = &self.chunks[chunk as usize][log.tail.min(end)..end];
+        let start = chunk as usize * self.chunk_bytes;
+        let entry = &self.log[start + log.tail.min(end)..start + end];
         if entry.len() < HEADER_BYTES || parts(entry).0.is_empty() {
             // The chunk's end.
             log.bytes -= end - log.tail;
@@ -416,15 +416,14 @@ impl State {
         }
         let (bytes, hash) = (entry_bytes(entry), hash_at(entry));
         let uses = u16_at(entry, 4) >> USES_SHIFT;
-        let addr = (chunk as usize * (self.chunk_bytes / UNIT_BYTES) + log.tail / UNIT_BYTES) as u32;
-        let at = log.tail;
+        let addr = ((start + log.tail) / UNIT_BYTES) as u32;
         log.tail += bytes;
         log.bytes -= bytes;
         let Some((number, slot)) = self.find_addr(hash, addr) else { return true };
         let stays = if from_small { uses > USES_TO_STAY } else { uses > 0 && *kept < KEPT_MAX };
         if stays {
             *kept += usize::from(!from_small);
-            self.keep(chunk as usize, at, bytes, if from_small { 0 } else { uses - 1 }, (number, slot));
+            self.keep(addr, bytes, if from_small { 0 } else { uses - 1 }, (number, slot));
         } else {
             self.clear_slot(self.home(hash), number, slot);
             self.stats.evictions += 1;
@@ -437,14 +436,14 @@ impl State {
     }
 
     /// Copies an entry to the front of the main log.
-    fn keep(&mut self, chunk: usize, at: usize, bytes: usize, uses: u16, (number, slot): (u32, usize)) {
+    fn keep(&mut self, addr: u32, bytes: usize, uses: u16, (number, slot): (u32, usize)) {
         let mut entry = std::mem::take(&mut self.scratch);
         entry.clear();
-        entry.extend_from_slice(&self.chunks[chunk][at..at + bytes]);
+        entry.extend_from_slice(&self.entry(addr)[..bytes]);
         let word = u16_at(&entry, 4) & TAIL_BYTES_MAX as u16 | uses << USES_SHIFT;
         entry[4..6].copy_from_slice(&word.to_le_bytes());
-        let (chunk, offset, addr) = self.reserve(true, bytes);
-        self.chunks[chunk][offset..offset + bytes].copy_from_slice(&entry);
+        let addr = self.reserve(true, bytes);
+        self.log[addr as usize * UNIT_BYTES..][..bytes].copy_from_slice(&entry);
         self.scratch = entry;
         let bucket = self.bucket_mut(number);
         bucket[ADDRS + slot] = addr;

@@ -2,7 +2,8 @@
 
 use super::buffer::{Buf, Chunk};
 use super::op::OpenHow;
-use super::{Class, Io, Socket};
+use super::signal::Signal;
+use super::{Class, Io, OnSent, Socket};
 use crate::limits::BLOCK_BYTES;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -27,6 +28,7 @@ pub(super) const SCENARIOS: &[(&str, Scenario)] = &[
     ("bytes come back from an echo", |io, _| Box::pin(echo(io))),
     ("a large transfer arrives whole and in order", |io, _| Box::pin(large_transfer(io))),
     ("sends go out in order", |io, _| Box::pin(sends_in_order(io))),
+    ("a send without a task tells its end, and chunks come one by one", |io, _| Box::pin(told_sends(io))),
     ("a close is the end of the stream for the peer", |io, _| Box::pin(orderly_end(io))),
     ("closing ends what is pending", |io, _| Box::pin(close_ends_pending(io))),
     ("sending to a peer that is gone fails", |io, _| Box::pin(peer_gone(io))),
@@ -269,6 +271,40 @@ async fn sends_in_order(io: Io) {
         rest = &rest[expected.len()..];
     }
     assert!(rest.is_empty());
+}
+
+/// Keeps how sends ended.
+#[derive(Default)]
+struct Told {
+    ends: RefCell<Vec<Result<usize, ErrorKind>>>,
+    told: Signal,
+}
+
+impl OnSent for Told {
+    fn sent(self: Rc<Told>, outcome: std::io::Result<Vec<u8>>) {
+        let end = outcome.map(|emptied| emptied.capacity() * usize::from(emptied.is_empty())).map_err(|error| error.kind());
+        self.ends.borrow_mut().push(end);
+        self.told.raise();
+    }
+}
+
+async fn told_sends(io: Io) {
+    let (near, far) = pair(&io).await;
+    let (told, parts) = (Rc::new(Told::default()), [pattern(5, 1), pattern(200_000, 2), pattern(1, 3)]);
+    for part in &parts {
+        io.send_to(&near, part.clone(), told.clone());
+    }
+    let (sent, mut received) = (parts.concat(), Vec::new());
+    while received.len() < sent.len() {
+        received.extend_from_slice(&io.receive_chunk(&far).await.unwrap().expect("more comes"));
+    }
+    assert!(received == sent);
+    told.told.until(|| told.ends.borrow().len() == parts.len()).await;
+    assert!(told.ends.borrow().iter().zip(&parts).all(|(end, part)| end.is_ok_and(|room| room >= part.len())), "each vector comes back");
+    io.close(&near);
+    assert!(io.receive_chunk(&far).await.unwrap().is_none(), "the end");
+    io.send_to(&near, vec![1], told.clone());
+    assert_eq!(told.ends.borrow().last(), Some(&Err(ErrorKind::NotConnected)), "what cannot begin is told at once");
 }
 
 async fn orderly_end(io: Io) {

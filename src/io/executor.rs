@@ -12,8 +12,8 @@ use super::pool::Pool;
 use super::stream::{Arrival, Arrivals, Next};
 use super::tasks::{Task, Tasks};
 use super::wakers::Wakers;
-use super::{Class, FileHandle, Io};
-use crate::base::time::Mono;
+use super::{Class, FileHandle, Io, OnSent};
+use crate::base::time::{Mono, WallMs};
 use crate::limits::SLICE_US;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -53,6 +53,8 @@ enum Waiting {
     Ended(io::Result<Done>),
     /// Nobody waits; a file whose operation it is stays open until then.
     Forgotten(#[expect(dead_code, reason = "held until the operation ends")] Option<Rc<FileHandle>>),
+    /// A send whose end is told, without a task.
+    Sent(Rc<dyn OnSent>),
     Receive(Rc<Arrivals<super::buffer::Chunk>>),
     Accept(Rc<Arrivals<(Fd, SocketAddr)>>),
 }
@@ -112,6 +114,8 @@ pub(super) struct Inner {
     pub(super) core: usize,
     pub(super) wakers: Wakers,
     pub(super) now: Cell<Mono>,
+    /// Wall time, where somebody asked for it since `now` was read.
+    wall_ms: Cell<Option<WallMs>>,
     slice_start: Cell<Mono>,
     pub(super) tasks: Tasks,
     operations: RefCell<Operations>,
@@ -142,6 +146,11 @@ impl Inner {
             self.driver.borrow_mut().submit(id, op);
         }
         id
+    }
+
+    /// Submits a send whose end `sink` is told.
+    pub(super) fn send_to(&self, socket: Fd, bytes: Vec<u8>, sink: Rc<dyn OnSent>) {
+        self.start(Op::Send { socket, bytes }, Waiting::Sent(sink));
     }
 
     /// Submits an operation whose end nobody waits for.
@@ -185,6 +194,13 @@ impl Inner {
                 }
             }
             Waiting::Ended(_) => panic!("an operation ended twice: {id:x}"),
+            Waiting::Sent(_) => {
+                let waiting = operations.remove(id);
+                drop(operations);
+                if let Some(Waiting::Sent(sink)) = waiting {
+                    sink.sent(result.map(super::sent_bytes));
+                }
+            }
             Waiting::Forgotten(_) => {
                 let waiting = if more { None } else { operations.remove(id) };
                 drop(operations);
@@ -274,7 +290,17 @@ impl Inner {
     pub(super) fn read_clock(&self) -> Mono {
         let now = self.driver.borrow().now();
         self.now.set(now);
+        self.wall_ms.set(None);
         now
+    }
+
+    /// Read once for each reading of `now`, if at all.
+    pub(super) fn wall_ms(&self) -> WallMs {
+        self.wall_ms.get().unwrap_or_else(|| {
+            let ms = self.driver.borrow().wall_ms();
+            self.wall_ms.set(Some(ms));
+            ms
+        })
     }
 
     pub(super) fn slice_is_over(&self) -> bool {
@@ -368,6 +394,7 @@ impl Executor {
             core,
             wakers,
             now: Cell::new(now),
+            wall_ms: Cell::new(None),
             slice_start: Cell::new(now),
             tasks: Tasks::default(),
             operations: RefCell::default(),

@@ -17,6 +17,7 @@ mod files;
 pub mod host;
 pub mod notify;
 pub mod op;
+pub mod pages;
 mod pool;
 pub mod probe;
 pub mod recording;
@@ -112,6 +113,11 @@ impl std::fmt::Debug for Listener {
     }
 }
 
+/// Is told how a send ended (`Io::send_to`): the vector comes back, emptied.
+pub trait OnSent {
+    fn sent(self: Rc<Self>, outcome: io::Result<Vec<u8>>);
+}
+
 impl Drop for FileHandle {
     fn drop(&mut self) {
         self.io.inner.forget(Op::Close { fd: self.fd });
@@ -145,9 +151,9 @@ impl Io {
     pub fn now(&self) -> Mono {
         self.inner.now.get()
     }
-    /// Wall time in ms since 1970.
+    /// Wall time in ms since 1970, read at most once for each reading of `now`: never before what this turn received was sent.
     pub fn wall_ms(&self) -> WallMs {
-        self.inner.driver.borrow().wall_ms()
+        self.inner.wall_ms()
     }
     /// Random bits; from the seed in a simulated world.
     pub fn random_u64(&self) -> u64 {
@@ -343,10 +349,10 @@ impl Io {
             if self.inner.is_stopping() {
                 return Poll::Ready(Err(executor::shut_down()));
             }
-            let found = listener.arrivals.take(1, context.waker());
+            let found = listener.arrivals.take_one(context.waker());
             self.inner.arm_accept(&listener.arrivals);
             match found {
-                Found::Items(mut items) => Poll::Ready(Ok(items.pop_front().expect("not empty"))),
+                Found::Taken(accepted) => Poll::Ready(Ok(accepted)),
                 Found::End => Poll::Ready(Err(op::cancelled())),
                 Found::Failed(error) => Poll::Ready(Err(error)),
                 Found::Nothing => Poll::Pending,
@@ -366,11 +372,29 @@ impl Io {
     pub async fn receive(&self, socket: &Socket) -> io::Result<Vec<Chunk>> {
         let arrivals = &socket.handle.arrivals;
         poll_fn(|context| {
-            let found = arrivals.take(usize::MAX, context.waker());
+            let found = arrivals.take_all(context.waker());
             self.inner.arm_receive(arrivals);
             match found {
-                Found::Items(items) => Poll::Ready(Ok(items.into())),
+                Found::Taken(items) => Poll::Ready(Ok(items.into())),
                 Found::End => Poll::Ready(Ok(Vec::new())),
+                Found::Failed(error) => Poll::Ready(Err(error)),
+                Found::Nothing if self.inner.is_stopping() => Poll::Ready(Err(executor::shut_down())),
+                Found::Nothing => Poll::Pending,
+            }
+        })
+        .await
+    }
+    /// The next chunk of the stream alone; `None` is the end. Otherwise as `receive`.
+    pub async fn receive_chunk(&self, socket: &Socket) -> io::Result<Option<Chunk>> {
+        let arrivals = &socket.handle.arrivals;
+        poll_fn(|context| {
+            let found = arrivals.take_one(context.waker());
+            if arrivals.is_empty() {
+                self.inner.arm_receive(arrivals);
+            }
+            match found {
+                Found::Taken(chunk) => Poll::Ready(Ok(Some(chunk))),
+                Found::End => Poll::Ready(Ok(None)),
                 Found::Failed(error) => Poll::Ready(Err(error)),
                 Found::Nothing if self.inner.is_stopping() => Poll::Ready(Err(executor::shut_down())),
                 Found::Nothing => Poll::Pending,
@@ -382,15 +406,16 @@ impl Io {
     /// one that is dropped runs on.
     pub async fn send(&self, socket: &Socket, bytes: Vec<u8>) -> io::Result<Vec<u8>> {
         if socket.handle.arrivals.is_closed() {
-            return Err(io::Error::new(io::ErrorKind::NotConnected, "closed on this side"));
+            return Err(closed_here());
         }
-        match self.perform(Op::Send { socket: socket.handle.arrivals.fd, bytes }).await? {
-            Done::Sent(mut bytes) => {
-                bytes.clear();
-                Ok(bytes)
-            }
-            other => unexpected(&other),
+        self.perform(Op::Send { socket: socket.handle.arrivals.fd, bytes }).await.map(sent_bytes)
+    }
+    /// The same without a task that waits: `sink` is told in the turn in which it ends, or at once where it cannot begin.
+    pub fn send_to(&self, socket: &Socket, bytes: Vec<u8>, sink: Rc<dyn OnSent>) {
+        if socket.handle.arrivals.is_closed() {
+            return sink.sent(Err(closed_here()));
         }
+        self.inner.send_to(socket.handle.arrivals.fd, bytes, sink);
     }
     /// Takes a connection out of this core, for `attach` on another: with what was received and not taken. Nothing may be in flight on
     /// it but a receive.
@@ -418,6 +443,17 @@ impl Io {
     pub fn close(&self, socket: &Socket) {
         socket.handle.close();
     }
+}
+
+fn closed_here() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "closed on this side")
+}
+
+/// The vector of a send, emptied for reuse.
+fn sent_bytes(done: Done) -> Vec<u8> {
+    let Done::Sent(mut bytes) = done else { panic!("a send gave {done:?}") };
+    bytes.clear();
+    bytes
 }
 
 fn unexpected<T>(done: &Done) -> io::Result<T> {

@@ -100,7 +100,7 @@ pub(super) enum Next {
 
 /// What a reader finds.
 pub(super) enum Found<T> {
-    Items(VecDeque<T>),
+    Taken(T),
     End,
     Failed(io::Error),
     Nothing,
@@ -218,39 +218,54 @@ impl<T: Arrival> Arrivals<T> {
         (orphan, next)
     }
 
-    /// Takes up to `count_max` items; leaves the waker where there is nothing.
-    pub(super) fn take(&self, count_max: usize, waker: &Waker) -> Found<T> {
+    /// Nothing has come that was not taken.
+    pub(super) fn is_empty(&self) -> bool {
+        self.state.borrow().items.is_empty()
+    }
+
+    /// Takes all items; leaves the waker where there is none.
+    pub(super) fn take_all(&self, waker: &Waker) -> Found<VecDeque<T>> {
+        let mut state = self.state.borrow_mut();
+        if state.items.is_empty() || state.closed {
+            return nothing(&mut state, waker);
+        }
+        self.took(&mut state, usize::MAX);
+        Found::Taken(std::mem::take(&mut state.items))
+    }
+
+    /// Takes the first item; leaves the waker where there is none.
+    pub(super) fn take_one(&self, waker: &Waker) -> Found<T> {
         let mut state = self.state.borrow_mut();
         if state.closed {
-            return Found::Failed(io::Error::new(io::ErrorKind::NotConnected, "closed on this side"));
+            return nothing(&mut state, waker);
         }
-        if !state.items.is_empty() {
-            if state.items.len() <= count_max {
-                self.took(&mut state, usize::MAX);
-                return Found::Items(std::mem::take(&mut state.items));
-            }
-            let items: VecDeque<T> = state.items.drain(..count_max).collect();
-            self.took(&mut state, items.iter().map(T::bytes).sum());
-            return Found::Items(items);
+        let Some(item) = state.items.pop_front() else { return nothing(&mut state, waker) };
+        self.took(&mut state, item.bytes());
+        Found::Taken(item)
+    }
+}
+
+fn nothing<T: Arrival, F>(state: &mut State<T>, waker: &Waker) -> Found<F> {
+    if state.closed {
+        return Found::Failed(super::closed_here());
+    }
+    match state.end.take() {
+        Some(End::Orderly) => {
+            state.end = Some(End::Orderly);
+            Found::End
         }
-        match state.end.take() {
-            Some(End::Orderly) => {
-                state.end = Some(End::Orderly);
-                Found::End
+        Some(End::Failed(error)) => {
+            if T::FAILURE_IS_FINAL {
+                let again = error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
+                state.end = Some(End::Failed(again));
             }
-            Some(End::Failed(error)) => {
-                if T::FAILURE_IS_FINAL {
-                    let again = error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
-                    state.end = Some(End::Failed(again));
-                }
-                Found::Failed(error)
+            Found::Failed(error)
+        }
+        None => {
+            if !state.waker.as_ref().is_some_and(|old| old.will_wake(waker)) {
+                state.waker = Some(waker.clone());
             }
-            None => {
-                if !state.waker.as_ref().is_some_and(|old| old.will_wake(waker)) {
-                    state.waker = Some(waker.clone());
-                }
-                Found::Nothing
-            }
+            Found::Nothing
         }
     }
 }
@@ -272,7 +287,7 @@ mod tests {
         assert!(many.iter().all(|arrivals| receive(arrivals, UNREAD_BYTES_MAX) == Next::Nothing), "each alone is within its bound");
         let next = socket();
         assert_eq!(receive(&next, 100), Next::Cancel(7));
-        assert!(matches!(many[0].take(usize::MAX, Waker::noop()), Found::Items(_)));
+        assert!(matches!(many[0].take_all(Waker::noop()), Found::Taken(_)));
         many[1].close();
         assert_eq!(unread.get(), CORE_UNREAD_BYTES_MAX - 2 * UNREAD_BYTES_MAX + 100);
         assert_eq!(receive(&socket(), 100), Next::Nothing, "there is room again");

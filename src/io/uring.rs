@@ -12,13 +12,11 @@ use super::driver::Kind;
 use super::op::{Completion, Done, Fd, Op, OpId, cancelled};
 use super::pool::Pool;
 use super::sys;
-use super::uring_ops::Flight;
+use super::uring_ops::Flights;
 use super::wakers::Wakers;
-use crate::base::map::Seeded;
 use crate::base::prng::Prng;
 use crate::base::time::{Mono, WallMs};
 use crate::limits::POOL_SLAB_BYTES;
-use hashbrown::HashMap;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use std::collections::VecDeque;
 use std::io;
@@ -146,7 +144,7 @@ pub struct UringDriver {
     core: usize,
     pub(super) wakers: Wakers,
     event: RawFd,
-    pub(super) flights: HashMap<OpId, Flight, Seeded>,
+    pub(super) flights: Flights,
     pub(super) descriptors: Vec<Option<Descriptor>>,
     free: Vec<u32>,
     descriptors_max: u32,
@@ -209,7 +207,7 @@ impl UringDriver {
             core,
             wakers: wakers.clone(),
             event,
-            flights: HashMap::with_hasher(Seeded(seed)),
+            flights: Flights::default(),
             descriptors: Vec::new(),
             free: Vec::new(),
             descriptors_max,
@@ -252,7 +250,7 @@ impl UringDriver {
     }
 
     pub(super) fn cancel(&mut self, id: OpId) {
-        let Some(flight) = self.flights.get_mut(&id) else { return };
+        let Some(flight) = self.flights.get_mut(id) else { return };
         if std::mem::replace(&mut flight.cancelled, true) {
             return;
         }
@@ -341,7 +339,7 @@ impl UringDriver {
 
     /// Gives the final completion of a flight and lets its descriptor know.
     pub(super) fn end(&mut self, id: OpId, result: io::Result<Done>) {
-        let flight = self.flights.remove(&id);
+        let flight = self.flights.remove(id);
         self.answer(id, result);
         if let Some(fd) = flight.and_then(|flight| flight.on) {
             self.left(fd, id);
@@ -527,7 +525,7 @@ impl Drop for UringDriver {
         for descriptor in self.descriptors.iter().flatten().filter(|descriptor| descriptor.kind == Kind::Stream) {
             sys::shutdown_socket(&descriptor.raw);
         }
-        let ids: Vec<OpId> = self.flights.iter().filter(|(_, flight)| !flight.is_close()).map(|(id, _)| *id).collect();
+        let ids: Vec<OpId> = self.flights.iter().filter(|(_, flight)| !flight.is_close()).map(|(id, _)| id).collect();
         ids.into_iter().for_each(|id| self.cancel(id));
         let mut out = Vec::new();
         for _ in 0..DRAIN_ROUNDS_MAX {

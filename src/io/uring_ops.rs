@@ -32,6 +32,51 @@ impl Flight {
     }
 }
 
+/// What is in flight, by the low half of the ids: the executor counts operations densely.
+#[derive(Default)]
+pub(super) struct Flights {
+    slots: Vec<Option<(OpId, Flight)>>,
+    count: usize,
+}
+
+impl Flights {
+    fn slot(&mut self, id: OpId) -> Option<&mut Option<(OpId, Flight)>> {
+        self.slots.get_mut(id as u32 as usize).filter(|slot| slot.as_ref().is_some_and(|(of, _)| *of == id))
+    }
+
+    pub(super) fn insert(&mut self, id: OpId, flight: Flight) {
+        let index = id as u32 as usize;
+        if index >= self.slots.len() {
+            self.slots.resize_with(index + 1, || None);
+        }
+        let before = self.slots[index].replace((id, flight));
+        assert!(before.is_none(), "two flights of one number: {id:x}");
+        self.count += 1;
+    }
+
+    pub(super) fn remove(&mut self, id: OpId) -> Option<Flight> {
+        let (_, flight) = self.slot(id)?.take()?;
+        self.count -= 1;
+        Some(flight)
+    }
+
+    pub(super) fn get_mut(&mut self, id: OpId) -> Option<&mut Flight> {
+        self.slot(id)?.as_mut().map(|(_, flight)| flight)
+    }
+
+    pub(super) fn get(&self, id: OpId) -> Option<&Flight> {
+        self.slots.get(id as u32 as usize)?.as_ref().filter(|(of, _)| *of == id).map(|(_, flight)| flight)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (OpId, &Flight)> {
+        self.slots.iter().flatten().map(|(id, flight)| (*id, flight))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
 enum Job {
     Open { path: CString, name: PathBuf, how: OpenHow, buffered: bool },
     Read { offset: u64, buf: Buf, done: usize },
@@ -142,7 +187,7 @@ impl UringDriver {
     }
 
     pub(super) fn relaunch(&mut self, id: OpId) {
-        let flight = self.flights.remove(&id).expect("a flight that waits");
+        let flight = self.flights.remove(id).expect("a flight that waits");
         self.launch(id, flight);
     }
 
@@ -195,12 +240,12 @@ impl UringDriver {
 
     /// A completion of a flight's step.
     pub(super) fn step(&mut self, id: OpId, result: i32, flags: u32) {
-        match self.flights.get(&id) {
+        match self.flights.get(id) {
             Some(Flight { job: Job::Receive, cancelled, .. }) => return self.step_receive(id, *cancelled, result, flags),
             Some(Flight { job: Job::Accept, cancelled, .. }) => return self.step_accept(id, *cancelled, result, flags),
             _ => {}
         }
-        let Some(mut flight) = self.flights.remove(&id) else { panic!("a completion for no flight: {id:x}") };
+        let Some(mut flight) = self.flights.remove(id) else { panic!("a completion for no flight: {id:x}") };
         let outcome = sys_result(result);
         let again = matches!(&outcome, Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)));
         if again && !flight.cancelled {

@@ -165,7 +165,7 @@ mod tests {
     fn kept_requests_are_bounded_and_one_larger_than_all_comes_in_alone() {
         let (admit, conn) = {
             let admit = Admit::new(100, 50_000);
-            (admit.clone(), Rc::new(Conn::new(&admit)))
+            (admit.clone(), Rc::new(Conn::new(&admit, None)))
         };
         let first = Kept::new(&admit, &conn, 40_000);
         assert!(admit.may_keep(10_000) && !admit.may_keep(10_001) && admit.may_keep(REQUEST_BYTES_FREE));

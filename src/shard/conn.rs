@@ -1,12 +1,13 @@
 //! One connection's outgoing side: the bytes to send, what is still being worked on, and when to stop reading.
 //!
-//! Answers are encoded straight into `out`; a writer task sends all that a turn left there with one operation. A connection whose
-//! client does not read is not read from: the reader waits in `room` while too much is on its way.
+//! Answers are encoded straight into `out`; `flush` sends all that a turn left there with one operation, and what came meanwhile with
+//! the next. A connection whose client does not read is not read from: the reader waits in `room` while too much is on its way.
 
 use super::admit::Admit;
 use super::budget::{Budget, Lease};
 use crate::base::time::Mono;
 use crate::io::signal::Signal;
+use crate::io::{Io, OnSent, Socket};
 use crate::limits::{
     CONNECTION_BYTES_MAX, CONNECTION_OUT_BYTES_FREE, CONNECTION_OUT_BYTES_MAX, CONNECTION_REQUESTS_MAX, FRAME_BYTES_MAX, IDLE_MS_MAX,
     STALLED_MS_MAX,
@@ -15,14 +16,21 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// The outgoing side of a connection, shared by its reader, its writer and every answer on its way.
+/// A buffer that grew for one large answer is not kept for small ones.
+const SPARE_BYTES_MAX: usize = 256 * 1024;
+
+/// The outgoing side of a connection, shared by its reader and every answer on its way.
 pub struct Conn {
     admit: Rc<Admit>,
-    /// Encoded answers that the writer has not taken yet.
+    /// Where it goes; none in tests of the budgets.
+    outlet: Option<(Io, Socket)>,
+    /// Encoded answers that were not sent yet.
     pub out: RefCell<Vec<u8>>,
-    /// Bytes that the writer handed to the driver.
+    /// An empty buffer to encode the next ones into.
+    spare: Cell<Vec<u8>>,
+    /// Bytes that the driver has.
     sending: Cell<usize>,
-    /// When it did.
+    /// Since when.
     sending_since: Cell<Mono>,
     /// Bytes of answers that are counted in its own budget, and beyond what is free in the core's.
     counted: Cell<usize>,
@@ -35,8 +43,6 @@ pub struct Conn {
     kept: Cell<usize>,
     /// Its answers, made and promised.
     answers: Rc<Budget>,
-    /// The writer has something to do, or the connection ended.
-    pub work: Signal,
     /// Something was sent or answered.
     pub drained: Signal,
     pub closed: Cell<bool>,
@@ -62,10 +68,12 @@ impl Incoming {
 
 impl Conn {
     /// A connection of the core whose budgets these are.
-    pub fn new(admit: &Rc<Admit>) -> Conn {
+    pub fn new(admit: &Rc<Admit>, outlet: Option<(Io, Socket)>) -> Conn {
         Conn {
             admit: admit.clone(),
+            outlet,
             out: RefCell::default(),
+            spare: Cell::default(),
             sending: Cell::new(0),
             sending_since: Cell::default(),
             counted: Cell::new(0),
@@ -74,7 +82,6 @@ impl Conn {
             pending: Cell::new(0),
             kept: Cell::new(0),
             answers: Budget::new(CONNECTION_OUT_BYTES_MAX),
-            work: Signal::default(),
             drained: Signal::default(),
             closed: Cell::new(false),
             dirty: Cell::new(false),
@@ -162,27 +169,49 @@ impl Conn {
         self.pending.get()
     }
 
-    /// The writer takes what there is, leaving an empty vector to encode into.
-    pub fn take_out(&self, empty: Vec<u8>, now: Mono) -> Vec<u8> {
-        debug_assert!(empty.is_empty());
-        let out = self.out.replace(empty);
+    /// Sends what there is, unless the driver still has the last of it: then that send's end does.
+    pub fn flush(self: &Rc<Conn>) {
+        self.recount();
+        let Some((io, socket)) = &self.outlet else { return };
+        if self.sending.get() == 0 && !self.closed.get() && !self.out.borrow().is_empty() {
+            io.send_to(socket, self.take_out(io.now()), self.clone());
+        }
+    }
+
+    /// What there is now counts as being sent.
+    fn take_out(&self, now: Mono) -> Vec<u8> {
+        let out = self.out.replace(self.spare.take());
         self.sending.set(out.len());
         self.sending_since.set(now);
         out
     }
 
-    pub fn sent(&self) {
-        self.sending.set(0);
-        self.recount();
-        self.drained.raise();
+    /// The driver has bytes of its answers.
+    pub fn is_sending(&self) -> bool {
+        self.sending.get() > 0
     }
 
-    /// Ends it: the writer stops after what it is sending, the reader at its next look.
+    /// Ends it: nothing more is sent, and the reader stops at its next look.
     pub fn close(&self) {
         self.closed.set(true);
         self.answers.close();
-        self.work.raise();
         self.drained.raise();
+    }
+}
+
+impl OnSent for Conn {
+    fn sent(self: Rc<Conn>, outcome: std::io::Result<Vec<u8>>) {
+        self.sending.set(0);
+        match outcome {
+            Err(_) => self.close(),
+            Ok(emptied) => {
+                if emptied.capacity() <= SPARE_BYTES_MAX {
+                    self.spare.set(emptied);
+                }
+                self.flush();
+                self.drained.raise();
+            }
+        }
     }
 }
 
@@ -224,7 +253,7 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     fn holding(admit: &Rc<Admit>, bytes: usize) -> Rc<Conn> {
-        let conn = Rc::new(Conn::new(admit));
+        let conn = Rc::new(Conn::new(admit, None));
         *conn.out.borrow_mut() = vec![0; bytes];
         conn.recount();
         conn
@@ -251,10 +280,10 @@ mod tests {
         other.close();
         assert!(matches!(given_up.as_mut().poll(context), Poll::Ready(None)), "its connection ended");
         for conn in deaf.drain(..2) {
-            drop(conn.take_out(Vec::new(), Mono(7)));
+            drop(conn.take_out(Mono(7)));
             let later = |ms| Mono(7).plus(Duration::from_millis(ms));
             assert!(conn.is_stuck(later(STALLED_MS_MAX)) && !conn.is_stuck(later(STALLED_MS_MAX - 1)));
-            conn.sent();
+            conn.sent(Ok(Vec::new()));
         }
         assert!(matches!(large.as_mut().poll(context), Poll::Ready(Some(_))));
         drop(deaf);

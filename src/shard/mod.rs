@@ -2,8 +2,8 @@
 //!
 //! `session` takes frames from a connection, `route` decides whose they are, `execute` carries out what this core owns (one arm a command),
 //! `perform` waits where memory cannot answer, `commits` holds answers until the log has them, `mailbox` carries what other cores own,
-//! `start` opens and ends it all. Answers are encoded straight into the connection's outgoing bytes; `settle` ends a turn: it starts the
-//! writers and wakes the cores that were written to.
+//! `start` opens and ends it all. Answers are encoded straight into the connection's outgoing bytes; `settle` ends a turn: it sends
+//! them and wakes the cores that were written to.
 
 pub mod admit;
 pub mod budget;
@@ -322,10 +322,14 @@ impl Shard {
 
     /// Ends a turn: what it left to send goes out, and the cores it wrote to are woken.
     pub fn settle(&self) {
-        for conn in self.dirty.borrow_mut().drain(..) {
+        // Taken out for the while: a send that cannot begin ends its connection at once.
+        let mut dirty = self.dirty.take();
+        for conn in dirty.drain(..) {
             conn.dirty.set(false);
-            conn.recount();
-            conn.work.raise();
+            conn.flush();
+        }
+        if self.dirty.borrow().is_empty() {
+            self.dirty.replace(dirty);
         }
         self.mailbox.wake();
     }

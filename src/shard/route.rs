@@ -37,6 +37,11 @@ impl<'a> Asked<'a> {
         Asked { kind, body, token: key.map_or(0, token_of), request }
     }
 
+    /// Of the frame's body.
+    pub fn body_bytes(&self) -> usize {
+        self.body.len()
+    }
+
     /// What a lookup in memory will touch begins to load.
     pub fn prefetch(&self, shard: &Shard, ahead: Ahead) {
         if let Ok(Request { namespace, command: Command::Get { .. } | Command::Put(_), .. }) = self.request {
@@ -48,12 +53,12 @@ impl<'a> Asked<'a> {
 impl Shard {
     /// One request frame from another core. Its answer goes to `ticket`, now or later.
     pub fn handle(self: &Rc<Shard>, ticket: Ticket, kind: u16, body: &[u8]) {
-        self.handle_asked(ticket, Asked::new(kind, body));
+        self.handle_asked(ticket, &Asked::new(kind, body));
     }
 
     /// One request, from a client of this core or from another core.
-    pub fn handle_asked(self: &Rc<Shard>, ticket: Ticket, asked: Asked<'_>) {
-        let Asked { kind, body, request, token } = asked;
+    pub fn handle_asked(self: &Rc<Shard>, ticket: Ticket, asked: &Asked<'_>) {
+        let &Asked { kind, body, ref request, token } = asked;
         self.stats.request(kind);
         if self.is_closing() {
             return self.fail(&ticket, ErrorCode::ShuttingDown, "this node is shutting down");
@@ -62,11 +67,11 @@ impl Shard {
             Ok(request) => request,
             Err(error) => return self.fail(&ticket, error.code, error.what),
         };
-        if let Err((code, message)) = self.check(&request) {
+        if let Err((code, message)) = self.check(request) {
             return self.fail(&ticket, code, message);
         }
         let owner = match &request.command {
-            Command::MultiGet { .. } | Command::MultiPut(_) => return self.take_apart(ticket, &request, kind, body),
+            Command::MultiGet { .. } | Command::MultiPut(_) => return self.take_apart(ticket, request, kind, body),
             Command::Scan(scan) => core_of(scan.vnode, self.node.cores),
             Command::Snapshot { .. } if self.is_part(&ticket) => self.core(),
             // What the whole node has one of.
@@ -74,7 +79,7 @@ impl Shard {
             Command::NamespaceMake(_) | Command::NamespaceChange(_) | Command::Snapshot { .. } => 0,
             command => command.key().map_or(self.core(), |_| self.owner(token)),
         };
-        if owner == self.core() { self.run_here(ticket, &request, token, kind, body) } else { self.pass_on(owner, ticket, kind, body) }
+        if owner == self.core() { self.run_here(ticket, request, token, kind, body) } else { self.pass_on(owner, ticket, kind, body) }
     }
 
     /// What is wrong with any request of this kind, whoever carries it out.

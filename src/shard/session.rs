@@ -1,5 +1,5 @@
-//! Connections: accepted on core 0, which reads the hello and hands the connection to the core it wants; then a reader and a writer task
-//! each, on that core.
+//! Connections: accepted on core 0, which reads the hello and hands the connection to the core it wants; then a task each, which reads, on
+//! that core.
 
 use super::budget::Lease;
 use super::conn::{Conn, Incoming};
@@ -17,13 +17,10 @@ use crate::wire::command::{
     CORE_ANY, Command, ErrorCode, ErrorReply, FEATURE_NAMESPACE_DETAILS, FEATURE_TTL_NEVER, Hello, HelloOk, Limits, Node, PROTOCOL_VERSION,
     PROTOCOL_VERSION_MIN, Reply,
 };
-use crate::wire::frame::{FrameError, FrameReader};
+use crate::wire::frame::{FrameError, FrameReader, Frames};
 use crate::wire::native::{decode_request, encode_reply, put_goodbye};
 use std::rc::Rc;
 use std::time::Duration;
-
-/// A buffer that grew for one large answer is not kept for small ones.
-const SPARE_BYTES_MAX: usize = 256 * 1024;
 
 /// Requests of a pipeline whose lookups are prefetched together.
 const REQUESTS_AHEAD: usize = 16;
@@ -157,17 +154,16 @@ pub async fn adopt(shard: Rc<Shard>, parcel: Parcel, id: u64, rest: Vec<u8>) {
 
 /// Serves a connection that said hello: reads and carries out until either side ends.
 async fn serve(shard: &Rc<Shard>, socket: Socket, id: u64, rest: Vec<u8>) {
-    let conn = Rc::new(Conn::new(&shard.admit));
+    let conn = Rc::new(Conn::new(&shard.admit, Some((shard.io.clone(), socket.clone()))));
     encode_reply(&mut conn.out.borrow_mut(), id, &welcome(shard));
     shard.mark_dirty(&conn);
-    let writer = shard.io.spawn(Class::Foreground, write(shard.io.clone(), socket.clone(), conn.clone()));
     shard.add_connection(&conn, &socket);
     if read(shard, &socket, &conn, rest).await {
         // The client ended its side: what it asked for is still answered.
         conn.drained.until(|| conn.closed.get() || conn.pending() == 0 && conn.out_bytes() == 0).await;
     }
     conn.close();
-    writer.await;
+    conn.drained.until(|| !conn.is_sending()).await;
     shard.io.close(&socket);
 }
 
@@ -216,16 +212,11 @@ async fn read(shard: &Rc<Shard>, socket: &Socket, conn: &Rc<Conn>, rest: Vec<u8>
         if conn.closed.get() {
             return false;
         }
-        match shard.io.receive(socket).await {
+        match shard.io.receive_chunk(socket).await {
             Err(_) => return false,
-            Ok(chunks) if chunks.is_empty() => return true,
-            Ok(chunks) => {
-                for chunk in chunks {
-                    if !take_in(shard, conn, &mut intake, &chunk).await {
-                        return false;
-                    }
-                }
-            }
+            Ok(None) => return true,
+            Ok(Some(chunk)) if take_in(shard, conn, &mut intake, &chunk).await => {}
+            Ok(Some(_)) => return false,
         }
     }
 }
@@ -236,36 +227,73 @@ async fn take_in(shard: &Rc<Shard>, conn: &Rc<Conn>, intake: &mut Intake, chunk:
         conn.incoming.set(Some(Incoming { last: shard.io.now(), ..incoming }));
     }
     let mut frames = intake.reader.feed(chunk);
-    'chunk: loop {
-        // What a lookup touches is loaded for some requests at a time: a miss costs as much as all else that a small request does.
-        let ahead: [_; REQUESTS_AHEAD] =
-            std::array::from_fn(|_| frames.next().map(|frame| frame.map(|frame| (frame, Asked::new(frame.kind, frame.body)))));
-        for step in [Ahead::Index, Ahead::Entry] {
-            ahead.iter().flatten().flatten().for_each(|(_, asked)| asked.prefetch(shard, step));
-        }
-        for next in ahead {
-            let (frame, asked) = match next {
-                Some(Ok(next)) => next,
-                Some(Err(error)) => {
-                    say_goodbye(shard, conn, &error).await;
-                    return false;
-                }
-                None => break 'chunk,
-            };
-            if !conn.has_room() || !shard.admit.may_keep(frame.body.len()) {
-                shard.settle();
-                conn.room().await;
-                shard.admit.room_to_keep(frame.body.len()).await;
-            }
-            if conn.closed.get() {
+    loop {
+        match carry_out(shard, conn, &mut intake.lease, &mut frames) {
+            Halt::End => break,
+            Halt::Closed => return false,
+            Halt::Lost(error) => {
+                say_goodbye(shard, conn, &error).await;
                 return false;
             }
-            (intake.lease, _) = (None, conn.incoming.take());
-            conn.begin_request();
-            shard.handle_asked(Ticket { origin: Origin::Connection(conn.clone()), id: frame.id }, asked);
+            Halt::Full { bytes } => {
+                shard.settle();
+                conn.room().await;
+                shard.admit.room_to_keep(bytes).await;
+            }
         }
     }
     room_for_the_rest(shard, conn, intake).await
+}
+
+/// Why no more of a chunk's requests are carried out.
+enum Halt {
+    /// There are none.
+    End,
+    /// The next one, of so many bytes, has no room yet.
+    Full {
+        bytes: usize,
+    },
+    Lost(FrameError),
+    Closed,
+}
+
+/// Carries out a chunk's requests, as many as there is room for.
+fn carry_out(shard: &Rc<Shard>, conn: &Rc<Conn>, lease: &mut Option<Lease>, frames: &mut Frames<'_>) -> Halt {
+    loop {
+        let mut at = frames.clone();
+        // What a lookup touches is loaded for some requests at a time: a miss costs as much as all else that a small request does.
+        let mut ahead = [const { None }; REQUESTS_AHEAD];
+        let mut error = None;
+        for slot in &mut ahead {
+            match frames.next() {
+                Some(Ok(frame)) => *slot = Some((frame.id, Asked::new(frame.kind, frame.body))),
+                Some(Err(lost)) => error = Some(lost),
+                None => break,
+            }
+        }
+        for step in [Ahead::Index, Ahead::Entry] {
+            ahead.iter().flatten().for_each(|(_, asked)| asked.prefetch(shard, step));
+        }
+        for (id, asked) in ahead.iter().flatten() {
+            let bytes = asked.body_bytes();
+            if conn.closed.get() {
+                return Halt::Closed;
+            }
+            if !conn.has_room() || !shard.admit.may_keep(bytes) {
+                *frames = at;
+                return Halt::Full { bytes };
+            }
+            at.next();
+            (*lease, _) = (None, conn.incoming.take());
+            conn.begin_request();
+            shard.handle_asked(Ticket { origin: Origin::Connection(conn.clone()), id: *id }, asked);
+        }
+        match error {
+            Some(error) => return Halt::Lost(error),
+            None if ahead[REQUESTS_AHEAD - 1].is_none() => return Halt::End,
+            None => {}
+        }
+    }
 }
 
 /// A large request has its share of the core's budget before more than its beginning is read, so that requests whose ends never come hold
@@ -332,25 +360,6 @@ async fn send_last(shard: &Rc<Shard>, conn: &Rc<Conn>) {
     shard.settle();
     let until = shard.io.now().plus(Duration::from_secs(1));
     let _ = within(&shard.io, until, conn.drained.until(|| conn.closed.get() || conn.out_bytes() == 0)).await;
-}
-
-/// Sends what turns leave in `out`, all of it with one operation a turn.
-async fn write(io: Io, socket: Socket, conn: Rc<Conn>) {
-    let mut spare = Vec::new();
-    loop {
-        conn.work.until(|| conn.closed.get() || !conn.out.borrow().is_empty()).await;
-        if conn.closed.get() {
-            return;
-        }
-        match io.send(&socket, conn.take_out(spare, io.now())).await {
-            Err(_) => return conn.close(),
-            Ok(mut sent) => {
-                sent.clear();
-                spare = if sent.capacity() > SPARE_BYTES_MAX { Vec::new() } else { sent };
-                conn.sent();
-            }
-        }
-    }
 }
 
 /// Counts a connection for as long as it lives.

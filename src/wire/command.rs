@@ -512,8 +512,20 @@ pub const COMMANDS: &[CommandRow] = &[
 
 /// The row of a kind, where it is a request's.
 pub fn command_row(kind: u16) -> Option<&'static CommandRow> {
-    COMMANDS.binary_search_by_key(&kind, |row| row.kind).ok().map(|index| &COMMANDS[index])
+    let row = *ROWS.get(usize::from(kind))?;
+    COMMANDS.get(usize::from(row))
 }
+
+/// The row of each kind, or one that is not there: every request asks.
+static ROWS: [u8; 64] = {
+    let mut rows = [u8::MAX; 64];
+    let mut row = 0;
+    while row < COMMANDS.len() {
+        rows[COMMANDS[row].kind as usize] = row as u8;
+        row += 1;
+    }
+    rows
+};
 
 impl Command<'_> {
     /// The frame's kind.
