@@ -1,6 +1,6 @@
 //! What a core takes on at a time. Refusing early costs little and keeps what was taken on within its deadline.
 
-use super::budget::Budget;
+use super::budget::{Budget, Lease};
 use super::conn::Conn;
 use crate::io::signal::Signal;
 use crate::limits::{CORE_READS_MAX, CORE_REQUESTS_MAX};
@@ -12,14 +12,12 @@ const REQUEST_BYTES_FREE: usize = 4096;
 
 /// The budgets of one core.
 pub struct Admit {
-    /// Bytes of values that are being read, bounded by `bytes_max`.
-    bytes: Cell<usize>,
-    bytes_max: usize,
+    /// Bytes of values that are being read.
+    bytes: Rc<Budget>,
     /// Requests that wait for something: a disk, a lock, another core, the log.
     waiting: Cell<usize>,
-    /// Disk reads under way.
-    reads: Cell<usize>,
-    freed: Signal,
+    /// Disk reads under way, each counted as one.
+    reads: Rc<Budget>,
     /// Bytes of requests that are kept while they wait, for all connections of the core; bounded by `kept_max`.
     kept: Cell<usize>,
     kept_max: usize,
@@ -30,30 +28,19 @@ pub struct Admit {
     pub unfinished: Rc<Budget>,
 }
 
-/// A part of a budget, given back when dropped.
+/// A place among the disk reads and its memory, given back when dropped.
 pub struct Permit {
-    admit: Rc<Admit>,
-    bytes: usize,
+    _read: Lease,
+    _bytes: Lease,
 }
 
 impl Admit {
     /// `bytes_max` for what is read, `kept_max` for requests that wait, for those that are coming in, and for answers.
     pub fn new(bytes_max: usize, kept_max: usize) -> Rc<Admit> {
         let zero = || Cell::new(0);
-        let (freed, kept_freed) = (Signal::default(), Signal::default());
+        let (bytes, reads) = (Budget::new(bytes_max), Budget::new(CORE_READS_MAX));
         let (answers, unfinished) = (Budget::new(kept_max), Budget::new(kept_max));
-        Rc::new(Admit {
-            bytes: zero(),
-            bytes_max,
-            waiting: zero(),
-            reads: zero(),
-            freed,
-            kept: zero(),
-            kept_max,
-            kept_freed,
-            answers,
-            unfinished,
-        })
+        Rc::new(Admit { bytes, waiting: zero(), reads, kept: zero(), kept_max, kept_freed: Signal::default(), answers, unfinished })
     }
 
     /// A request of `bytes` may be taken in. Small ones always may: their number is bounded.
@@ -95,19 +82,18 @@ impl Admit {
         self.waiting.get()
     }
 
-    /// Waits for a place among the disk reads and for `bytes` of memory. A request larger than the whole budget waits until it is alone.
-    pub async fn read(self: &Rc<Admit>, bytes: usize) -> Permit {
-        let bytes = bytes.min(self.bytes_max);
-        self.freed.until(|| self.reads.get() < CORE_READS_MAX && self.bytes.get() + bytes <= self.bytes_max).await;
-        self.reads.set(self.reads.get() + 1);
-        self.bytes.set(self.bytes.get() + bytes);
-        self.freed.raise_first();
-        Permit { admit: self.clone(), bytes }
+    /// Waits for a place among the disk reads and for `bytes` of memory, in the order of asking. A request larger than the whole budget
+    /// waits until it is alone.
+    pub async fn read(&self, bytes: usize) -> Permit {
+        const NEVER_CLOSED: &str = "these budgets are never closed";
+        let read = self.reads.take(1).await.expect(NEVER_CLOSED);
+        let bytes = self.bytes.take(bytes).await.expect(NEVER_CLOSED);
+        Permit { _read: read, _bytes: bytes }
     }
 
     /// Bytes taken now.
     pub fn bytes(&self) -> usize {
-        self.bytes.get()
+        self.bytes.held()
     }
 }
 
@@ -130,14 +116,6 @@ impl Drop for Kept {
     fn drop(&mut self) {
         self.admit.let_go(self.bytes);
         self.conn.let_go(self.bytes);
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.admit.bytes.set(self.admit.bytes.get() - self.bytes);
-        self.admit.reads.set(self.admit.reads.get() - 1);
-        self.admit.freed.raise_first();
     }
 }
 

@@ -18,6 +18,8 @@ pub struct Budget {
 struct Place {
     bytes: usize,
     given: Cell<bool>,
+    /// Out of the line, and the bytes are a lease's.
+    taken: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -63,7 +65,7 @@ impl Budget {
         if let Some(lease) = self.try_take(bytes) {
             return Some(lease);
         }
-        let place = Rc::new(Place { bytes, given: Cell::new(false), waker: RefCell::default() });
+        let place = Rc::new(Place { bytes, given: Cell::new(false), taken: Cell::new(false), waker: RefCell::default() });
         self.line.borrow_mut().push_back(place.clone());
         let waiting = Waiting { budget: self, place };
         poll_fn(|context| {
@@ -74,7 +76,9 @@ impl Budget {
             Poll::Pending
         })
         .await;
-        waiting.place.given.take().then(|| Lease { budget: self.clone(), bytes })
+        let given = waiting.place.given.take();
+        waiting.place.taken.set(given);
+        given.then(|| Lease { budget: self.clone(), bytes })
     }
 
     /// Counts what is held already, whether it fits or not.
@@ -119,6 +123,9 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if self.place.given.get() {
             return self.budget.release(self.place.bytes);
+        }
+        if self.place.taken.get() {
+            return;
         }
         let mut line = self.budget.line.borrow_mut();
         line.retain(|place| !Rc::ptr_eq(place, &self.place));
