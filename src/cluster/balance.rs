@@ -2,8 +2,8 @@
 //! augmenting paths.
 //!
 //! A **bin** is a core of a seat; a vnode may lie in one bin a seat, its core there. Giving each vnode a bin, with bounds for bins and for
-//! seats, is a flow. A path pushes a vnode out of a bin that has too much into another, there perhaps another vnode on, and so forth until one
-//! has room (or pulls, backwards, into a bin that has too little): breadth first, so that the fewest vnodes move.
+//! seats, is a flow. A path pushes a vnode out of a bin that has too much into another, there perhaps another vnode on, and so forth
+//! until one has room (or pulls, backwards, into a bin that has too little): breadth first, so that the fewest vnodes move.
 
 use super::placement::{NOBODY, Owners, Seat, UNOWNED};
 use super::ring::{Ring, core_of};
@@ -182,7 +182,8 @@ impl<'a> Balance<'a> {
     }
 
     /// A seat with room for a vnode: clockwise one that is not among its owners, else one that moves up from further back, before
-    /// somebody comes who would drive a rackmate out. Where vnodes have data, rather one a little over its share than a path that moves more.
+    /// somebody comes who would drive a rackmate out. Where vnodes have data, rather one a little over its share than a path that moves
+    /// more.
     fn by_walk(&self, vnode: u32, ring: &Ring, start: Token) -> Option<u16> {
         let is_new = |seat: &u16| self.later(vnode).all(|other| other != *seat && !self.wants_apart(vnode, other, *seat));
         let look = |has_room: fn(&Load) -> bool| {
@@ -256,8 +257,8 @@ impl<'a> Balance<'a> {
         self.lists
     }
 
-    /// So far under that it is worth moves: a few below a share that hardly changed are not, unless the share is every vnode, since then what
-    /// is missing here weighs on seats that are to have less.
+    /// So far under that it is worth moves: a few below a share that hardly changed are not, unless the share is every vnode, since then
+    /// what is missing here weighs on seats that are to have less.
     fn is_low(&self, seat: u16) -> bool {
         let load = self.seat_loads[usize::from(seat)];
         let is_whole = (load.before + load.low) as usize >= self.lists.len();

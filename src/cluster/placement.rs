@@ -1,16 +1,16 @@
 //! Placement: which nodes hold which vnode, for every node of a cluster the same from the same arguments.
 //!
 //! A vnode belongs to the first distinct seats clockwise on the ring of tokens (`ring`), racks without it first, but nobody takes more than
-//! its share (`targets`): consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, 2016). The bound here is the share rounded
-//! up, for a seat and for each of its cores, among the first 1, 2, … `RF_MAX` replicas apart. So a namespace takes as many replicas as
-//! it wants from the front of a list, and its load is even; and first replicas are as even as all.
+//! its share (`targets`): consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, 2016). The bound here is the share
+//! rounded up, for a seat and for each of its cores, among the first 1, 2, … `RF_MAX` replicas apart. So a namespace takes as many
+//! replicas as it wants from the front of a list, and its load is even; and first replicas are as even as all.
 //!
 //! A bound that tight cannot be met by a walk alone. So placement goes by position (first replicas, then second, …), each in three steps:
 //! what may stay of the previous placement stays; holes are filled by the walk; and what is then over or under its share is mended along
 //! augmenting paths (`balance`), the shortest first. A path moves one vnode a step, so a change moves little more than the changed share.
 //!
-//! The previous placement is an argument because a topology is a decision, persisted whole: nobody has to find it again from the list of nodes.
-//! Integers only, and no map whose order is chance.
+//! The previous placement is an argument because a topology is a decision, persisted whole: nobody has to find it again from the list of
+//! nodes. Integers only, and no map whose order is chance.
 
 use super::balance::Balance;
 use super::ring::Ring;

@@ -150,7 +150,8 @@ fn the_same_arguments_give_the_same_placement_on_every_machine() {
     seats.push(seat(99, 8, 8, 1));
     let second = place(&seats, &first);
     let bytes = |lists: &[Owners]| lists.iter().flatten().flat_map(|owner| owner.to_le_bytes()).collect::<Vec<u8>>();
-    // Frozen: two versions of a node that place differently would disagree about a plan. A change of these numbers is a change of behaviour.
+    // Frozen: two versions of a node that place differently would disagree about a plan. A change of these numbers is a change of
+    // behaviour.
     assert_eq!([hash64(&bytes(&first)), hash64(&bytes(&second))], [3_897_232_569_247_006_111, 11_288_372_016_840_019_117]);
 }
 

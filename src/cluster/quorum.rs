@@ -1,9 +1,9 @@
 //! How many answers a request needs, and from whom: the levels, and rule M1 of PROTOCOL.md while a vnode moves.
 //!
-//! While a move is pending a vnode has two groups of replicas: its owners, and those that will own it. A write needs its level in both. A read
-//! learns the newest from the owners alone, since a pending owner may lack anything (M2), and then has to hold to rule P5 for both groups:
-//! what it answers must be held (that version or a newer one) by its level of the owners and of the pending owners, else a read after the
-//! flip could miss what this one showed. So it writes back where that many did not say so.
+//! While a move is pending a vnode has two groups of replicas: its owners, and those that will own it. A write needs its level in both. A
+//! read learns the newest from the owners alone, since a pending owner may lack anything (M2), and then has to hold to rule P5 for both
+//! groups: what it answers must be held (that version or a newer one) by its level of the owners and of the pending owners, else a read
+//! after the flip could miss what this one showed. So it writes back where that many did not say so.
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +52,8 @@ impl Need {
 }
 
 impl Replicas<'_> {
-    /// What `level` needs of each group. A read at ONE promises nothing about later reads, so it needs no pending owner; unless the one is all
-    /// there are, and so a quorum.
+    /// What `level` needs of each group. A read at ONE promises nothing about later reads, so it needs no pending owner; unless the one
+    /// is all there are, and so a quorum.
     pub fn need(&self, level: Level, access: Access) -> Need {
         let of = |group: &[u16]| match level {
             Level::One => 1,

@@ -242,12 +242,12 @@ mod tests {
         let mut table = RingTable::new(&Sketch { nodes: 6, cores: vec![2, 4], vnodes: 512, rf: 3, racks: 1 });
         assert_eq!((table.loads.len(), table.moves.len(), table.is_met()), (4, 4, true));
         let node = &table.loads[0];
-        assert_eq!((node.min, node.mean, node.max), (170, 256.0, 342));
+        assert_eq!((node.min, node.mean, node.max), (171, 256.0, 342));
         let text = table.lines().join("\n");
         assert!(text.starts_with("6 nodes · 2/4 cores · 1 racks · 512 vnodes · RF 3\n") && !text.contains("MISSED"));
         assert_eq!(text.matches("≤ 1.05").count() + text.matches("≤ 1.10").count(), 8);
         let json = table.json();
-        assert!(json.starts_with("{\"nodes\":6,\"cores\":[2, 4],\"racks\":1,\"vnodes\":512,\"rf\":3,\"met\":true,\"node\":{\"min\":170,"));
+        assert!(json.starts_with("{\"nodes\":6,\"cores\":[2, 4],\"racks\":1,\"vnodes\":512,\"rf\":3,\"met\":true,\"node\":{\"min\":171,"));
         assert_eq!(json.matches("\"ratio\":").count(), 4);
         table.moves[0].is_met = false;
         assert!(!table.is_met() && table.lines().join("\n").contains("≤ 1.10  MISSED") && table.json().contains("\"met\":false"));

@@ -1,12 +1,12 @@
 //! The topology: nodes, which of them own which vnode, and which vnodes are moving, at an epoch. An immutable value, replaced whole.
 //!
 //! A change is a decision (DESIGN.md section 4): it is made for one epoch and gives the next, or is refused because another change came
-//! first (compare and set). It only marks vnodes as moving. Each of them has then two groups of replicas (`quorum`), until it is told that its
-//! pending owners have taken over (rule M2): `MoveDone` flips it. When the last has flipped, who joined is a member and who leaves is gone.
-//! One change is under way at a time; `Cancel` gives up what has not flipped, and leaves a topology as sound as any.
+//! first (compare and set). It only marks vnodes as moving. Each of them has then two groups of replicas (`quorum`), until it is told
+//! that its pending owners have taken over (rule M2): `MoveDone` flips it. When the last has flipped, who joined is a member and who
+//! leaves is gone. One change is under way at a time; `Cancel` gives up what has not flipped, and leaves a topology as sound as any.
 //!
-//! Rule M1's "coordinators of an older epoch are refused" is asked a vnode: a coordinator whose epoch saw this vnode's last change has the right
-//! replicas, whatever else moved since. So a flip disturbs the requests of one vnode, not of all.
+//! Rule M1's "coordinators of an older epoch are refused" is asked a vnode: a coordinator whose epoch saw this vnode's last change has
+//! the right replicas, whatever else moved since. So a flip disturbs the requests of one vnode, not of all.
 
 use super::placement::{NOBODY, Owners, Seat, UNOWNED, place};
 use super::quorum::Replicas;
@@ -190,8 +190,8 @@ impl Topology {
         self.pending.iter().map(|(vnode, _)| *vnode)
     }
 
-    /// The replicas of a vnode for a namespace with `rf` replicas. The pending ones are there where the move changes who they are; a move that
-    /// changes only their order, or only owners beyond `rf`, does not concern this namespace.
+    /// The replicas of a vnode for a namespace with `rf` replicas. The pending ones are there where the move changes who they are; a move
+    /// that changes only their order, or only owners beyond `rf`, does not concern this namespace.
     pub fn replicas(&self, vnode: u32, rf: usize) -> Replicas<'_> {
         let owners = prefix(&self.owners[vnode as usize], rf);
         let pending = self.pending_of(vnode).map(|pending| prefix(pending, rf));

@@ -6,7 +6,7 @@
 //! | 4 | `RKTP` |
 //! | 2 | format version, 1 |
 //! | 8, 8 | cluster, epoch |
-//! | varint, then as many | nodes: id (8), token id (8), native, gossip, rack (each behind a varint length), cores, weight (varints), state (1) |
+//! | varint, then as many | nodes: id (8), token id (8); native, gossip, rack (behind varint lengths); cores, weight (varints); state (1) |
 //! | varint, then as many | vnodes: owners, epochs since their last change (varint) |
 //! | varint, then as many | moves: vnode (varint, distance from the one before), owners |
 //! | 8 | xxh3 of all before |
