@@ -11,7 +11,7 @@ pub mod parse;
 
 pub use crate::io::driver::Backend;
 pub use crate::wire::command::{Condition, Durability};
-pub use command::{Client, Command, Inspect, Namespaces, SimRun, Target, Word};
+pub use command::{Client, Command, Inspect, Namespaces, RingRun, SimRun, Target, Word};
 
 use crate::io::SocketAddr;
 use crate::limits::{CORES_MAX, VNODES_DEFAULT};
@@ -54,8 +54,7 @@ pub const DATA_DEFAULT: &str = "./ringkv-data";
 pub const MEMORY_PERCENT_DEFAULT: u64 = 25;
 /// The least memory a core can work with: a memtable that fills while another is flushed, and a cache.
 pub const MEMORY_BYTES_MIN_PER_CORE: u64 = 16 << 20;
-/// The most vnodes: one a Redis Cluster slot.
-pub const VNODES_MAX: u32 = 1 << crate::base::record::SLOT_BITS;
+pub use crate::limits::VNODES_MAX;
 
 /// Gives the text of a file; the seam's, or a test's.
 pub type Read<'a> = &'a dyn Fn(&Path) -> std::io::Result<String>;

@@ -17,6 +17,18 @@ pub const MULTI_KEYS_MAX: usize = 4096;
 pub const SCAN_ENTRIES_MAX: usize = 1024;
 /// Equal arcs of the ring unless the cluster was made with another number.
 pub const VNODES_DEFAULT: u32 = 4096;
+/// The most vnodes: one a Redis Cluster slot.
+pub const VNODES_MAX: u32 = 1 << crate::base::record::SLOT_BITS;
+/// The most nodes of a cluster: every node keeps the whole topology, and gossip tells everybody about everybody.
+pub const NODES_MAX: usize = 1024;
+/// The largest weight of a node; a node's core count is the usual one.
+pub const WEIGHT_MAX: u32 = 65_536;
+/// The longest name of a rack.
+pub const RACK_BYTES_MAX: usize = 64;
+/// The longest address: a host name of DNS (255), a colon and a port.
+pub const ADDRESS_BYTES_MAX: usize = 261;
+/// The most replicas of a vnode: the length of a preference list.
+pub const RF_MAX: usize = 5;
 /// The most cores (shards) of a node.
 pub const CORES_MAX: usize = 256;
 /// The longest name of a namespace.
@@ -40,7 +52,8 @@ const _: () = assert!(BLOCK_BYTES.is_power_of_two());
 const _: () = assert!(WAL_SEGMENT_BYTES.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(WAL_SEGMENT_BYTES > FRAME_BYTES_MAX, "the largest write fits into one segment");
 const _: () = assert!(CONNECTION_BYTES_MAX > FRAME_BYTES_MAX, "the largest request can be taken in");
-const _: () = assert!(VNODES_DEFAULT.is_power_of_two());
+const _: () = assert!(VNODES_DEFAULT.is_power_of_two() && VNODES_DEFAULT <= VNODES_MAX);
+const _: () = assert!(NODES_MAX < u16::MAX as usize, "a node's index is a u16, and one of them means nobody");
 /// Bytes of answers that may wait on a connection before no more of its requests are taken in.
 pub const CONNECTION_OUT_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes of answers that every connection may hold whatever the others do; beyond, they take from the core's budget.

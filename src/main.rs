@@ -1,5 +1,6 @@
 //! The process: reads the command line and goes where it says.
 
+use ringkv::cluster::ring_table::{RingTable, Sketch};
 use ringkv::config::{self, Command, exit};
 use ringkv::io::host;
 use std::io::Write;
@@ -24,6 +25,7 @@ fn run() -> i32 {
         Ok(Command::Verify(dir)) => ringkv::verify::run(&dir, &|line| println!("{line}")),
         Ok(Command::Salvage { from, to }) => ringkv::verify::salvage(&from, &to, &|line| println!("{line}")),
         Ok(Command::Inspect(what)) => ringkv::verify::inspect(&what, &mut std::io::stdout().lock(), &|line| eprintln!("ringkv: {line}")),
+        Ok(Command::Ring(run)) => ring(run),
         Ok(Command::Sim(run)) => ringkv::sim::run(&run, &mut |line| println!("{line}")),
     }
 }
@@ -39,6 +41,18 @@ fn serve(config: &config::Config) -> i32 {
         let _ = std::io::stdout().flush();
     };
     ringkv::node::serve(config, &say, &|line| eprintln!("{line}"))
+}
+
+fn ring(run: config::RingRun) -> i32 {
+    let config::RingRun { nodes, cores, mixed, vnodes, rf, racks, json } = run;
+    let cores = if mixed.is_empty() { vec![cores] } else { mixed };
+    let table = RingTable::new(&Sketch { nodes, cores, vnodes, rf: usize::from(rf), racks });
+    if json {
+        println!("{}", table.json());
+    } else {
+        table.lines().iter().for_each(|line| println!("{line}"));
+    }
+    if table.is_met() { exit::CLEAN } else { exit::FAILED }
 }
 
 fn shell(client: &config::Client) -> i32 {

@@ -3,6 +3,8 @@
 
 use ringkv::base::prng::Prng;
 use ringkv::base::record::{Cell, Kind, Version};
+use ringkv::cluster::topology::{Change, NodeSpec, Proposal, Topology};
+use ringkv::cluster::topology_codec::encode;
 use ringkv::engine::format::block::BlockBuilder;
 use ringkv::engine::format::lz4::Packer;
 use ringkv::engine::format::manifest::{Edit, MergeRecord, TableId, TableRecord, VnodeRecord, group_blocks, header_block, put_edit};
@@ -13,7 +15,7 @@ use ringkv::engine::format::wal::{
     start_payload,
 };
 use ringkv::engine::format::{Identity, put_cell, put_place};
-use ringkv::{engine, wire};
+use ringkv::{cluster, engine, wire};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -157,6 +159,26 @@ fn manifests() -> Vec<Vec<u8>> {
     vec![plain, [header_block(IDENTITY, 3), groups.clone()].concat(), groups]
 }
 
+fn topologies() -> Vec<Vec<u8>> {
+    let spec = |id: u64| NodeSpec {
+        id,
+        native: format!("10.0.0.{id}:7400"),
+        gossip: format!("10.0.0.{id}:7490"),
+        cores: 2,
+        weight: 2,
+        rack: format!("r{}", id % 2),
+    };
+    let settled = Topology::found(1, 16, (1..=3).map(spec).collect()).expect("a sound cluster");
+    let join = Proposal { cluster: 1, vnodes: 16, epoch: 1, change: Change::Join(spec(4)) };
+    let moving = settled.apply(&join).expect("a sound join");
+    let bytes = |topology: &Topology| {
+        let mut out = Vec::new();
+        encode(topology, &mut out);
+        out
+    };
+    vec![bytes(&settled), bytes(&moving)]
+}
+
 #[test]
 fn no_target_falls_within_its_budget() {
     let began = Instant::now();
@@ -169,7 +191,8 @@ fn no_target_falls_within_its_budget() {
     run("table_block", engine::fuzz::table_block, &[table_block()]);
     run("table", engine::fuzz::table, &table_parts());
     run("manifest", engine::fuzz::manifest, &manifests());
-    assert!(began.elapsed() < Duration::from_secs(30), "7 targets of at most {TIME_MAX:?} each took {:?}", began.elapsed());
+    run("topology", cluster::fuzz::topology, &topologies());
+    assert!(began.elapsed() < Duration::from_secs(30), "8 targets of at most {TIME_MAX:?} each took {:?}", began.elapsed());
 }
 
 #[test]
@@ -178,5 +201,5 @@ fn every_target_is_wrapped_for_cargo_fuzz() {
     let mut names: Vec<String> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
-    assert_eq!(names, ["body.rs", "frame.rs", "manifest.rs", "table.rs", "table_block.rs", "wal_block.rs", "wal_record.rs"]);
+    assert_eq!(names, ["body.rs", "frame.rs", "manifest.rs", "table.rs", "table_block.rs", "topology.rs", "wal_block.rs", "wal_record.rs"]);
 }

@@ -2,6 +2,7 @@
 
 use super::{Durability, HOST_DEFAULT, PORT_DEFAULT, Refusal, Settings, parse};
 use crate::base::record::Version;
+use crate::limits::{CORES_MAX, NODES_MAX, RF_MAX, VNODES_DEFAULT};
 use crate::wire::command::{Compression, Condition};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
@@ -25,6 +26,8 @@ pub enum Command {
     Inspect(Inspect),
     /// Say what this host, and the file system of a data folder, give a node.
     Probe(Option<PathBuf>),
+    /// Draw the placement of a cluster that need not exist.
+    Ring(RingRun),
     Sim(SimRun),
 }
 
@@ -111,6 +114,35 @@ pub struct Inspect {
     /// One JSON object a line
     #[arg(long)]
     pub json: bool,
+}
+
+/// A cluster to place.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct RingRun {
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..NODES_MAX as i64))]
+    pub nodes: u16,
+    /// Cores of each node
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = core_count())]
+    pub cores: u16,
+    /// Core counts of the nodes in turn, as in 4,8,16
+    #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with = "cores", value_parser = core_count())]
+    pub mixed: Vec<u16>,
+    /// Vnodes of the cluster, a power of two up to 16384
+    #[arg(long, value_name = "N", default_value_t = VNODES_DEFAULT)]
+    pub vnodes: u32,
+    /// Replicas of a vnode
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=RF_MAX as i64))]
+    pub rf: u8,
+    /// Racks that the nodes are dealt out to
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub racks: u16,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn core_count() -> clap::builder::RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(1..=CORES_MAX as i64)
 }
 
 /// A run of the simulator.
@@ -222,6 +254,8 @@ enum Verb {
     Inspect(Inspect),
     /// Print what this host gives a node: io_uring, limits, clocks, and with a data folder its direct I/O
     Probe { dir: Option<PathBuf> },
+    /// Print how evenly a cluster would hold its data, and what a join and a leave would move; exit code 1 if a goal is missed
+    Ring(RingRun),
     /// Run the simulator
     Sim(SimRun),
 }
@@ -289,6 +323,10 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, 
         Verb::Verify { dir, salvage: Some(to) } => return Ok(Parsed::Done(Command::Salvage { from: dir, to })),
         Verb::Inspect(inspect) => return Ok(Parsed::Done(Command::Inspect(inspect))),
         Verb::Probe { dir } => return Ok(Parsed::Done(Command::Probe(dir))),
+        Verb::Ring(run) => {
+            super::check_vnodes(run.vnodes)?;
+            return Ok(Parsed::Done(Command::Ring(run)));
+        }
         Verb::Sim(run) => return Ok(Parsed::Done(Command::Sim(run))),
         Verb::Put { key, value, ttl, if_absent, if_present, if_version, target } => {
             let condition = match (if_absent, if_present, if_version) {

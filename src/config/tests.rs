@@ -92,6 +92,12 @@ fn a_refusal_is_one_sentence_that_names_the_key() {
         ("put k v --ttl 0", "", "--ttl"),
         ("get k --if-absent", "", "--if-absent"),
         ("sim --seed 1 --seeds 2", "", "--seeds"),
+        ("ring --nodes 0", "", "--nodes"),
+        ("ring --cores 4 --mixed 4,8", "", "--mixed"),
+        ("ring --mixed 4,0", "", "--mixed"),
+        ("ring --rf 6", "", "--rf"),
+        ("ring --racks 0", "", "--racks"),
+        ("ring --vnodes 100", "", "vnodes"),
         ("ns alter x", "", "--ttl"),
         ("ns", "", "word"),
         ("frobnicate", "", "frobnicate"),
@@ -149,6 +155,10 @@ fn the_shell_clients_words_are_understood() {
     assert_eq!(run("verify d --salvage n", &[]), Ok(salvage));
     let inspect = Inspect { file: "f".into(), limit: 7, cells: false, json: true };
     assert_eq!(run("inspect f --limit 7 --json", &[]), Ok(Command::Inspect(inspect)));
+    let ring = RingRun { nodes: 20, cores: 16, mixed: vec![], vnodes: 4096, rf: 3, racks: 1, json: false };
+    assert_eq!(run("ring --nodes 20 --cores 16", &[]), Ok(Command::Ring(ring.clone())));
+    let ring = RingRun { mixed: vec![4, 8], racks: 2, json: true, ..ring };
+    assert_eq!(run("ring --nodes 20 --mixed 4,8 --racks 2 --json", &[]), Ok(Command::Ring(ring)));
     let sim = SimRun { seed: None, seeds: Some(50), planted: None, cores: None };
     assert_eq!(run("sim --seeds 50", &[]), Ok(Command::Sim(sim)));
 }
