@@ -1,3 +1,4 @@
-//! Decisions about the ring and its replicas: pure, synchronous, no hands.
+//! Decisions about the ring, its members and its replicas: pure, synchronous, no hands.
 
+pub mod detector;
 pub mod ring;
