@@ -3,6 +3,7 @@
 
 use ringkv::base::prng::Prng;
 use ringkv::base::record::{Cell, Kind, Version};
+use ringkv::cluster::gossip;
 use ringkv::engine::format::block::BlockBuilder;
 use ringkv::engine::format::lz4::Packer;
 use ringkv::engine::format::manifest::{Edit, MergeRecord, TableId, TableRecord, VnodeRecord, group_blocks, header_block, put_edit};
@@ -169,7 +170,8 @@ fn no_target_falls_within_its_budget() {
     run("table_block", engine::fuzz::table_block, &[table_block()]);
     run("table", engine::fuzz::table, &table_parts());
     run("manifest", engine::fuzz::manifest, &manifests());
-    assert!(began.elapsed() < Duration::from_secs(30), "7 targets of at most {TIME_MAX:?} each took {:?}", began.elapsed());
+    run("gossip", gossip::fuzz::message, &gossip::fuzz::examples());
+    assert!(began.elapsed() < Duration::from_secs(30), "8 targets of at most {TIME_MAX:?} each took {:?}", began.elapsed());
 }
 
 #[test]
@@ -178,5 +180,5 @@ fn every_target_is_wrapped_for_cargo_fuzz() {
     let mut names: Vec<String> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
-    assert_eq!(names, ["body.rs", "frame.rs", "manifest.rs", "table.rs", "table_block.rs", "wal_block.rs", "wal_record.rs"]);
+    assert_eq!(names, ["body.rs", "frame.rs", "gossip.rs", "manifest.rs", "table.rs", "table_block.rs", "wal_block.rs", "wal_record.rs"]);
 }
