@@ -105,3 +105,19 @@ pub const POOL_BUFFER_BYTES_MAX: usize = 1024 * 1024;
 
 const _: () = assert!(POOL_SLAB_BYTES >= CORE_READS_MAX * BLOCK_BYTES, "reads of clients lie in the slab");
 const _: () = assert!(POOL_IDLE_BYTES_MAX.is_multiple_of(POOL_BUFFER_BYTES_MAX));
+/// The largest datagram of gossip: below the 1,500 bytes of Ethernet less the headers of IP, UDP and a tunnel, so that none is cut up.
+pub const GOSSIP_DATAGRAM_BYTES_MAX: usize = 1400;
+/// Members that a node keeps, the dead ones not yet forgotten among them: many times what a cluster of full membership is good for.
+pub const MEMBERS_MAX: usize = 4096;
+/// The longest name of a rack.
+pub const RACK_BYTES_MAX: usize = 31;
+/// The largest table of members as it goes over a stream.
+pub const GOSSIP_SYNC_BYTES_MAX: usize = 1024 * 1024;
+/// Addresses of a join list.
+pub const SEEDS_MAX: usize = 64;
+/// A peer whose wall clock is further off is refused by gossip. This finds clocks that nobody set, and bounds how long a recorded datagram
+/// is good for; what a drift within it may do to data is bounded where versions are taken (`CLOCK_SKEW_MS_MAX`).
+pub const GOSSIP_CLOCK_MS_MAX: u64 = 10_000;
+
+const _: () = assert!(MEMBERS_MAX * 200 + 4096 <= GOSSIP_SYNC_BYTES_MAX, "a record takes at most 200 bytes");
+const _: () = assert!(GOSSIP_CLOCK_MS_MAX < 3_600_000 && GOSSIP_CLOCK_MS_MAX > CLOCK_SKEW_MS_MAX, "an hour off is refused");

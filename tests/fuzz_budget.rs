@@ -3,6 +3,7 @@
 
 use ringkv::base::prng::Prng;
 use ringkv::base::record::{Cell, Kind, Version};
+use ringkv::cluster::gossip;
 use ringkv::cluster::topology::{Change, NodeSpec, Proposal, Topology};
 use ringkv::cluster::topology_codec::encode;
 use ringkv::engine::format::block::BlockBuilder;
@@ -192,7 +193,8 @@ fn no_target_falls_within_its_budget() {
     run("table", engine::fuzz::table, &table_parts());
     run("manifest", engine::fuzz::manifest, &manifests());
     run("topology", cluster::fuzz::topology, &topologies());
-    assert!(began.elapsed() < Duration::from_secs(30), "8 targets of at most {TIME_MAX:?} each took {:?}", began.elapsed());
+    run("gossip", gossip::fuzz::message, &gossip::fuzz::examples());
+    assert!(began.elapsed() < Duration::from_secs(30), "9 targets of at most {TIME_MAX:?} each took {:?}", began.elapsed());
 }
 
 #[test]
@@ -201,5 +203,7 @@ fn every_target_is_wrapped_for_cargo_fuzz() {
     let mut names: Vec<String> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
-    assert_eq!(names, ["body.rs", "frame.rs", "manifest.rs", "table.rs", "table_block.rs", "topology.rs", "wal_block.rs", "wal_record.rs"]);
+    let wanted =
+        ["body.rs", "frame.rs", "gossip.rs", "manifest.rs", "table.rs", "table_block.rs", "topology.rs", "wal_block.rs", "wal_record.rs"];
+    assert_eq!(names, wanted);
 }

@@ -1,7 +1,9 @@
-//! Decisions about the ring and its replicas: pure, synchronous, no hands.
+//! Decisions about the ring, its members and its replicas: pure, synchronous, no hands.
 
 mod balance;
+pub mod detector;
 pub mod fuzz;
+pub mod gossip;
 pub mod placement;
 #[cfg(test)]
 mod placement_tests;

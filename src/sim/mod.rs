@@ -1,10 +1,14 @@
 //! Whole nodes in one thread, from a seed, under a checker: production code of every room over `io::sim`.
 //!
 //! `scenario` is one run; `workload` its clients; `checker` knows what answers may be; `final_look` reads everything at the end; `rot`
-//! flips bits; `minimize` makes a failing run smaller. A seed is a bug report: the same seed gives the same bytes.
+//! flips bits; `minimize` makes a failing run smaller. `gossip` is membership alone, for clusters of any size. A seed is a bug
+//! report: the same seed gives the same bytes.
 
 pub mod checker;
 mod final_look;
+pub mod gossip;
+#[cfg(test)]
+mod gossip_tests;
 pub mod minimize;
 mod rot;
 pub mod scenario;
