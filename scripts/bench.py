@@ -94,6 +94,11 @@ def end_peers():
         peer.stop()
 
 
+def bounded_seconds(seconds):
+    """Less of them in a quick look."""
+    return max(1, int(seconds * min(1, SCALE)))
+
+
 def requests(report):
     return sum(op["count"] for op in report["ops"].values())
 
@@ -209,10 +214,12 @@ def million():
     load(node, "--fill", "--conns", "50", "--pipeline", "16", *keys)
     rate = str(scaled(1_000_000, 10_000))
     mix = ["--mix", "get=91,put=9", "--dist", "zipf:0.99", "--conns", "50", *keys]
-    # What is asked for often comes into memory.
-    load(node, "--closed", *mix, "--pipeline", "100", "--warmup", "0", "--seconds", "15")
+    # As after some minutes of such a load: what fits into memory is there, then what is asked for often.
+    sweep = ["--closed", "--pipeline", "100", "--conns", "50", *keys, "--warmup", "0"]
+    load(node, *sweep, "--mix", "get=100", "--dist", "uniform", "--seconds", str(bounded_seconds(60)))
+    load(node, "--closed", *mix, "--pipeline", "100", "--warmup", "0", "--seconds", str(bounded_seconds(15)))
     before = node.cpu_seconds()
-    report = load(node, "--rate", rate, *mix, "--warmup", "3", "--seconds", "20", "--html", os.path.join(WORK, "million.html"))
+    report = load(node, "--rate", rate, *mix, "--warmup", "3", "--seconds", str(bounded_seconds(20)), "--html", os.path.join(WORK, "million.html"))
     spent = node.cpu_seconds() - before
     ops = report["ops"]
     p99 = max(op["p99_us"] for op in ops.values())
@@ -402,15 +409,65 @@ def memory():
     bounded("memory", "a cached string of 16 B key and 100 B value (%d of them)" % entries, held / entries, high=160, unit=" B", digits=0)
 
 
-ROWS = {row.__name__: row for row in (cpu, hop, million, durable, memory, disk, overwrite)}
-FOLDERS = ("bench-cpu", "bench-hop", "bench-million", "bench-durable", "bench-disk", "bench-rocksdb", "bench-overwrite", "bench-memory")
+# ----------------------------------------------------------------------------------------------------------------------------------
+# knobs: what the flags of tuning.md give.
+
+KNOBS = {
+    "as it is": [],
+    "--spin-us 0": ["--spin-us", "0"],
+    "--spin-us 300": ["--spin-us", "300"],
+    "--durability interval": ["--durability", "interval"],
+    "--io epoll": ["--io", "epoll"],
+    "--memory 128MiB": ["--memory", "128MiB"],
+}
+
+
+def knobs():
+    """For each setting: one request at a time, reads and durable writes in a pipeline, and what an idle second costs."""
+    keys = ["--keys", str(scaled(1_000_000, 10_000)), *CPU_KEYS]
+    times = ["--warmup", "0.5", "--seconds", str(SECONDS)]
+    for name, flags in KNOBS.items():
+        node = Node("bench-knobs", *(["--memory", "1GiB"] if "--memory" not in flags else []), *flags, fresh=True)
+        load(node, "--fill", "--conns", "50", "--pipeline", "16", *keys)
+        load(node, *cpu_flags(50, 16, "get=100", 2 * SECONDS))
+        alone = load(node, "--rate", "2000", "--conns", "1", "--mix", "get=100", *keys, *times)["ops"]["get"]["p50_us"]
+        before = node.cpu_seconds()
+        time.sleep(1)
+        idle = 100 * (node.cpu_seconds() - before)
+        get_cost, get_rate = cpu_of(node, *cpu_flags(50, 16, "get=100"))
+        put_cost, put_rate = cpu_of(node, *cpu_flags(50, 16, "put=100"))
+        node.stop()
+        got = (alone, idle, get_rate / 1e3, get_cost, put_rate / 1e3, put_cost)
+        result("knobs", name, "", "get at 2k/s p50 %.0f µs, idle %.1f %% CPU, get %.0fk/s %.2f µs, put %.0fk/s %.2f µs" % got, None)
+    shutil.rmtree(os.path.join(WORK, "bench-knobs"), ignore_errors=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------------------
+# machine: what no server can be better than here.
+
+
+def machine():
+    """How long a thread that only reads the clock is kept from running, while another does the same on the other CPU."""
+    gaps = os.path.join(measure.RELEASE, "gaps")
+    cpus = [cpu for cpu in (NODE_CPU, measure.LOAD_CPU) if cpu is not None]
+    words = [[gaps, str(5 * SECONDS)] for _ in cpus]
+    running = [subprocess.Popen(["taskset", "-c", str(cpu), *line], stdout=subprocess.PIPE) for cpu, line in zip(cpus, words)]
+    for cpu, process in zip(cpus, running):
+        said = json.loads(process.communicate(timeout=60)[0])
+        got = "%.2f %% of the time; the longest %.1f ms" % (said["lost_percent"], said["longest_us"] / 1000)
+        result("machine", "CPU %s: kept from running for over 0.5 ms at a time, all CPUs busy" % cpu, "", got, None)
+
+
+ROWS = {row.__name__: row for row in (machine, cpu, hop, million, durable, memory, disk, overwrite, knobs)}
+BY_NAME = ("overwrite", "knobs")
+FOLDERS = ("bench-cpu", "bench-hop", "bench-million", "bench-durable", "bench-disk", "bench-rocksdb", "bench-overwrite", "bench-memory", "bench-knobs")
 
 
 def main():
     try:
-        # Ten minutes long: only by name.
+        # Ten minutes long, or no race: only by name.
         if not sys.argv[1:]:
-            sys.argv += [name for name in ROWS if name != "overwrite"]
+            sys.argv += [name for name in ROWS if name not in BY_NAME]
         return run_rows(ROWS, FOLDERS, "bench.json")
     finally:
         end_peers()

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Races ringkv against Redis, memcached, RocksDB and the bare disk on this machine, server and load on a CPU each, and prints the ratios.
 #
-#   scripts/bench.sh [ROW...]      rows: cpu hop million durable memory disk overwrite (all but the last, which takes a quarter of an hour)
+#   scripts/bench.sh [ROW...]      rows: machine cpu hop million durable memory disk, and by name only overwrite (a quarter of an hour) and
+#                                  knobs (what the flags of tuning.md give)
 #
 # Peers are Debian's packages redis-server, memcached, rocksdb-tools and fio; a row whose peer is missing says so. Writes
 # target/figures/bench.json, and for `million` the report target/figures/million.html. Exit code 0 only if every goal was reached.
@@ -11,5 +12,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 command -v python3 >/dev/null || { echo "bench.sh needs python3" >&2; exit 2; }
-cargo build --locked --release --quiet -p ringkv -p loadgen
+cargo build --locked --release --quiet -p ringkv -p loadgen -p bench
 PYTHONDONTWRITEBYTECODE=1 exec python3 scripts/bench.py "$@"

@@ -24,7 +24,7 @@ pub const NODES_MAX: usize = 1024;
 /// The largest weight of a node; a node's core count is the usual one.
 pub const WEIGHT_MAX: u32 = 65_536;
 /// The longest name of a rack.
-pub const RACK_BYTES_MAX: usize = 64;
+pub const RACK_BYTES_MAX: usize = 31;
 /// The longest address: a host name of DNS (255), a colon and a port.
 pub const ADDRESS_BYTES_MAX: usize = 261;
 /// The most replicas of a vnode: the length of a preference list.
@@ -109,8 +109,6 @@ const _: () = assert!(POOL_IDLE_BYTES_MAX.is_multiple_of(POOL_BUFFER_BYTES_MAX))
 pub const GOSSIP_DATAGRAM_BYTES_MAX: usize = 1400;
 /// Members that a node keeps, the dead ones not yet forgotten among them: many times what a cluster of full membership is good for.
 pub const MEMBERS_MAX: usize = 4096;
-/// The longest name of a rack.
-pub const RACK_BYTES_MAX: usize = 31;
 /// The largest table of members as it goes over a stream.
 pub const GOSSIP_SYNC_BYTES_MAX: usize = 1024 * 1024;
 /// Addresses of a join list.

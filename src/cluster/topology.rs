@@ -454,7 +454,7 @@ fn check_spec(spec: &NodeSpec) -> Result<(), Refused> {
     match spec {
         spec if spec.cores == 0 || usize::from(spec.cores) > CORES_MAX => refuse("a node has 1 to 256 cores"),
         spec if spec.weight > WEIGHT_MAX => refuse("a node's weight is at most 65536"),
-        spec if spec.rack.len() > RACK_BYTES_MAX => refuse("the name of a rack has at most 64 bytes"),
+        spec if spec.rack.len() > RACK_BYTES_MAX => refuse("the name of a rack has at most 31 bytes"),
         spec if !is_address(&spec.native) || !is_address(&spec.gossip) => refuse("an address has 1 to 261 bytes"),
         _ => Ok(()),
     }
