@@ -8,6 +8,7 @@
 # target/figures/bench.json, and for `million` the report target/figures/million.html. Exit code 0 only if every goal was reached.
 #
 #   RINGKV_SCALE     shrinks keys and times for a quick look: 0.02 is enough to see every row run (1)
+#   RINGKV_PEERS     no leaves the peers out
 #   RINGKV_FIGURES   folder for the data (target/figures); it must lie on the disk that is to be measured, with some 40 GiB free
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -33,7 +33,7 @@ const ADDRS: usize = 3;
 const SPILLED: usize = 15;
 const LINE_BYTES: usize = 64;
 /// The index is made for entries of this size: with larger ones it has room to spare, with smaller ones it is what bounds their number.
-const ENTRY_BYTES_USUAL: usize = 160;
+const ENTRY_BYTES_USUAL: usize = 144;
 
 /// hash u32 | tail length u16, its two top bits the uses | cell length u16 | tail | cell. The tail is the place of a head without what all
 /// heads have at their end and what follows from the rest: namespace (a byte; `NAMESPACE_LONG` and four where it is not so small) | key.
@@ -169,9 +169,10 @@ impl CellCache {
         if let Some(slot) = (0..SLOTS).find(|&slot| tag_at(bucket, slot) == hash.tag()) {
             let entry = state.entry(bucket[ADDRS + slot]);
             prefetch(entry);
-            // Place and a small value reach over a line or two more.
-            entry.get(LINE_BYTES..).inspect(|next| prefetch(next));
-            entry.get(2 * LINE_BYTES..).inspect(|next| prefetch(next));
+            // Key and a small value reach over two or three lines more, by where the entry begins in its first.
+            for at in [LINE_BYTES, 2 * LINE_BYTES, ENTRY_BYTES_USUAL - UNIT_BYTES] {
+                entry.get(at..).inspect(|next| prefetch(next));
+            }
         }
     }
 
@@ -196,7 +197,8 @@ impl CellCache {
         Some(f(&parse_cell(cell).expect("a cell that was encoded here")))
     }
 
-    /// Puts the encoded cell of a head in, in place of an older one. What is large against the cache is not taken, nor another kind of cell.
+    /// Puts the encoded cell of a head in, in place of an older one. What is large against the cache is not taken, nor another kind of
+    /// cell.
     pub fn insert(&self, place: &[u8], cell: &[u8]) {
         let hash = self.hash_of(place);
         let Some(tail) = Tail::of(place) else { return };
@@ -388,7 +390,10 @@ impl State {
         let free = |state: &State, number| (0..SLOTS).find(|&slot| tag_at(state.bucket(number), slot) == 0);
         let slot = free(self, home).map(|slot| (home, slot)).or_else(|| free(self, home ^ 1).map(|slot| (home ^ 1, slot)));
         let (number, slot) = slot.unwrap_or_else(|| {
-            let victim = hash.0 as usize / 256 % SLOTS;
+            // The least used, from anywhere on: what a scan brings does not push out what is asked for again and again.
+            let from = hash.0 as usize / 256;
+            let uses = |&slot: &usize| u16_at(self.entry(self.bucket(home)[ADDRS + slot]), 4) >> USES_SHIFT;
+            let victim = (0..SLOTS).map(|step| (from + step) % SLOTS).min_by_key(uses).expect("a bucket has slots");
             let its_home = self.home(hash_at(self.entry(self.bucket(home)[ADDRS + victim])));
             self.clear_slot(its_home, home, victim);
             self.stats.evictions += 1;
