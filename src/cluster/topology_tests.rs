@@ -185,7 +185,7 @@ fn every_refusal_is_typed_and_said_in_a_sentence() {
         (join(NodeSpec { gossip: address.clone(), ..spec(4) }), Refused::AddressTaken { address }),
         (join(NodeSpec { cores: 0, ..spec(4) }), Refused::Node { why: "a node has 1 to 256 cores" }),
         (join(NodeSpec { weight: 65_537, ..spec(4) }), Refused::Node { why: "a node's weight is at most 65536" }),
-        (join(NodeSpec { rack: "r".repeat(65), ..spec(4) }), Refused::Node { why: "the name of a rack has at most 64 bytes" }),
+        (join(NodeSpec { rack: "r".repeat(65), ..spec(4) }), Refused::Node { why: "the name of a rack has at most 31 bytes" }),
         (join(NodeSpec { native: long, ..spec(4) }), Refused::Node { why: "an address has 1 to 261 bytes" }),
         (apply(&topology, Change::Leave { node: 8 }), Refused::UnknownNode { id: 8 }),
         (apply(&topology, Change::Weight { node: 8, weight: 1 }), Refused::UnknownNode { id: 8 }),
