@@ -471,8 +471,7 @@ def machine():
     """How long a thread that only reads the clock is kept from running, while another does the same on the other CPU."""
     gaps = os.path.join(measure.RELEASE, "gaps")
     cpus = [cpu for cpu in (NODE_CPU, measure.LOAD_CPU) if cpu is not None]
-    words = [[gaps, str(5 * SECONDS)] for _ in cpus]
-    running = [subprocess.Popen(["taskset", "-c", str(cpu), *line], stdout=subprocess.PIPE) for cpu, line in zip(cpus, words)]
+    running = [subprocess.Popen(["taskset", "-c", str(cpu), gaps, str(5 * SECONDS)], stdout=subprocess.PIPE) for cpu in cpus]
     for cpu, process in zip(cpus, running):
         said = json.loads(process.communicate(timeout=60)[0])
         got = "%.2f %% of the time; the longest %.1f ms" % (said["lost_percent"], said["longest_us"] / 1000)

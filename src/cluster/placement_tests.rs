@@ -89,16 +89,15 @@ fn random_clusters_keep_distinct_owners_racks_and_bounds() {
     let mut prng = Prng::new(0x91AC);
     for _ in 0..150 {
         let (count, racks) = (1 + prng.below(40), 1 + prng.below(5));
-        let mut seats = random_seats(&mut prng, count, racks);
-        let lists = place(&seats, &vec![UNOWNED; VNODES as usize]);
-        check_owners(&seats, &lists);
-        let (of_seats, of_cores) = worst_against_bounds(&seats, &lists, 3);
-        assert!(of_seats.max(of_cores) <= bound(racks), "{count} {racks}: {of_seats} {of_cores}");
-        (0u32..).zip(&mut seats).for_each(|(index, seat)| seat.rack = index % racks as u32);
-        let lists = place(&seats, &vec![UNOWNED; VNODES as usize]);
-        check_owners(&seats, &lists);
-        let (of_seats, of_cores) = worst_against_bounds(&seats, &lists, 3);
-        assert!(of_seats.max(of_cores) <= bound(racks), "{count} {racks}: {of_seats} {of_cores}");
+        let seats = random_seats(&mut prng, count, racks);
+        let mut dealt = seats.clone();
+        (0u32..).zip(&mut dealt).for_each(|(index, seat)| seat.rack = index % racks as u32);
+        for seats in [seats, dealt] {
+            let lists = place(&seats, &vec![UNOWNED; VNODES as usize]);
+            check_owners(&seats, &lists);
+            let (of_seats, of_cores) = worst_against_bounds(&seats, &lists, 3);
+            assert!(of_seats.max(of_cores) <= bound(racks), "{count} {racks}: {of_seats} {of_cores}");
+        }
     }
 }
 

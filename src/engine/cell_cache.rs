@@ -48,7 +48,7 @@ const CHUNK_BYTES_MAX: usize = 256 * 1024;
 const CHUNK_BYTES_MIN: usize = 1024;
 
 /// What both logs hold at most, so that addresses suffice.
-const LOG_BYTES_MAX: usize = (u32::MAX as usize - 1) / 2 * UNIT_BYTES;
+const LOG_BYTES_MAX: usize = u32::MAX as usize * UNIT_BYTES - CHUNKS_OPEN * CHUNK_BYTES_MAX;
 /// Chunks beyond what the bytes in the logs fill: the newest and the oldest of each may be partly empty, and one is being filled.
 const CHUNKS_OPEN: usize = 6;
 

@@ -203,7 +203,10 @@ impl OnSent for Conn {
     fn sent(self: Rc<Conn>, outcome: std::io::Result<Vec<u8>>) {
         self.sending.set(0);
         match outcome {
-            Err(_) => self.close(),
+            Err(_) => {
+                self.recount();
+                self.close();
+            }
             Ok(emptied) => {
                 if emptied.capacity() <= SPARE_BYTES_MAX {
                     self.spare.set(emptied);

@@ -163,7 +163,9 @@ async fn serve(shard: &Rc<Shard>, socket: Socket, id: u64, rest: Vec<u8>) {
         conn.drained.until(|| conn.closed.get() || conn.pending() == 0 && conn.out_bytes() == 0).await;
     }
     conn.close();
-    conn.drained.until(|| !conn.is_sending()).await;
+    // What the driver has may still arrive; who does not take it in time does not keep the connection.
+    let until = shard.io.now().plus(Duration::from_secs(1));
+    let _ = within(&shard.io, until, conn.drained.until(|| !conn.is_sending())).await;
     shard.io.close(&socket);
 }
 
