@@ -6,9 +6,9 @@
 //! | --- | --- | --- |
 //! | [`base`] | time, random numbers, the record model (places, versions, cells, their join), checksums, codecs | nothing of ours |
 //! | [`limits`] | every bound, with its reason | base |
-//! | [`wire`] | one vocabulary (`command`), frames, the native encoding: bytes ⇄ `Request`/`Reply` | base, limits |
+//! | [`wire`] | one vocabulary (`command`), frames, the native encoding: bytes ⇄ `Request`/`Reply`; messages between nodes | base, limits |
 //! | [`client`] | the native client: a core without I/O, a blocking face, one for tokio | base, limits, wire |
-//! | [`cluster`] | decisions about the ring: pure | base, limits, wire |
+//! | [`cluster`] | decisions about ring, members, replicas, repair: pure, and not yet wired to any node | base, limits, wire |
 //! | [`io`] | the seam to the world: operations, executor, the drivers: io_uring, epoll, simulated | base, limits |
 //! | [`engine`] | a core's storage: WAL, memtable, tables, compaction, recovery; `format`: every byte on disk | base, limits, io |
 //! | [`shard`] | where wire and engine meet: sessions, execution, cross-core mail | all of the above |

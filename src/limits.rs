@@ -11,6 +11,8 @@ pub const VALUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const CHUNK_BYTES: usize = 64 * 1024;
 /// The largest frame of the native protocol: one value, its key and room for the fields around them.
 pub const FRAME_BYTES_MAX: usize = VALUE_BYTES_MAX + KEY_BYTES_MAX + 4096;
+/// The largest frame between nodes: a cell also has an element, as long as a key may be.
+pub const PEER_FRAME_BYTES_MAX: usize = FRAME_BYTES_MAX + KEY_BYTES_MAX;
 /// The most keys in one multi-get or multi-put.
 pub const MULTI_KEYS_MAX: usize = 4096;
 /// The most entries in one page of a scan.

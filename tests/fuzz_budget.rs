@@ -180,6 +180,18 @@ fn topologies() -> Vec<Vec<u8>> {
     vec![bytes(&settled), bytes(&moving)]
 }
 
+/// One message of each kind: its kind, and its frame behind the header with and without the checksum.
+fn peers() -> Vec<Vec<u8>> {
+    let mut out = Vec::new();
+    for message in wire::peer::examples() {
+        let mut frame = Vec::new();
+        wire::peer::encode(&mut frame, 1, wire::peer::Head { epoch: 3, deadline_ms: 900 }, &message);
+        out.push([&frame[4..6], &frame[16..]].concat());
+        out.push([&frame[4..6], &frame[16..frame.len() - 8]].concat());
+    }
+    out
+}
+
 #[test]
 fn no_target_falls_within_its_budget() {
     let began = Instant::now();
@@ -193,8 +205,9 @@ fn no_target_falls_within_its_budget() {
     run("table", engine::fuzz::table, &table_parts());
     run("manifest", engine::fuzz::manifest, &manifests());
     run("topology", cluster::fuzz::topology, &topologies());
+    run("peer", wire::fuzz::peer, &peers());
     run("gossip", gossip::fuzz::message, &gossip::fuzz::examples());
-    assert!(began.elapsed() < Duration::from_secs(30), "9 targets of at most {TIME_MAX:?} each took {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(30), "10 targets of at most {TIME_MAX:?} each took {:?}", began.elapsed());
 }
 
 #[test]
@@ -203,7 +216,17 @@ fn every_target_is_wrapped_for_cargo_fuzz() {
     let mut names: Vec<String> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
-    let wanted =
-        ["body.rs", "frame.rs", "gossip.rs", "manifest.rs", "table.rs", "table_block.rs", "topology.rs", "wal_block.rs", "wal_record.rs"];
+    let wanted = [
+        "body.rs",
+        "frame.rs",
+        "gossip.rs",
+        "manifest.rs",
+        "peer.rs",
+        "table.rs",
+        "table_block.rs",
+        "topology.rs",
+        "wal_block.rs",
+        "wal_record.rs",
+    ];
     assert_eq!(names, wanted);
 }

@@ -1,14 +1,22 @@
 //! Decisions about the ring, its members and its replicas: pure, synchronous, no hands.
 
 mod balance;
+pub mod coordinator;
+#[cfg(test)]
+mod coordinator_sim;
+#[cfg(test)]
+mod coordinator_tests;
 pub mod detector;
 pub mod fuzz;
 pub mod gossip;
+#[cfg(test)]
+mod linearize;
 pub mod placement;
 #[cfg(test)]
 mod placement_tests;
 pub mod plan;
 pub mod quorum;
+pub mod replica;
 pub mod ring;
 pub mod ring_table;
 pub mod targets;

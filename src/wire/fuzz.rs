@@ -1,8 +1,9 @@
 //! Entry points for fuzzing: plain functions over arbitrary bytes that must neither panic nor grow. A unit test runs them for a fixed
 //! budget.
 
-use super::frame::{FrameReader, HEADER_BYTES};
+use super::frame::{Frame, FrameReader, HEADER_BYTES};
 use super::native::{decode_reply, decode_request, encode_reply, encode_request};
+use super::peer;
 use crate::limits::FRAME_BYTES_MAX;
 
 /// A stream: however it is cut into chunks, the same frames and the same end come out.
@@ -42,5 +43,19 @@ pub fn body(bytes: &[u8]) {
         let mut out = Vec::new();
         encode_reply(&mut out, 1, &reply);
         assert_eq!(decode_reply(kind, &out[HEADER_BYTES..]).as_ref(), Ok(&reply));
+    }
+}
+
+/// A kind (2 bytes, LE) and what stands behind it in a frame between nodes. Also taken for a body whose checksum fits, behind which the
+/// fuzzer would see nothing: what decodes then survives another round.
+pub fn peer(bytes: &[u8]) {
+    let Some((kind, body)) = bytes.split_first_chunk::<2>() else { return };
+    let kind = u16::from_le_bytes(*kind);
+    let frame = |body| Frame { kind, flags: 0, id: 1, body };
+    let _ = peer::decode(&frame(body));
+    if let Ok((head, message)) = peer::decode_body(kind, body) {
+        let mut out = Vec::new();
+        peer::encode(&mut out, 1, head, &message);
+        assert_eq!(peer::decode(&frame(&out[HEADER_BYTES..])).as_ref(), Ok(&(head, message)));
     }
 }

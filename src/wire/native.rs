@@ -22,6 +22,7 @@ macro_rules! frozen {
         const _: () = assert!(align_of::<$archived>() == 1 && size_of::<$archived>() == $bytes, "frozen");
     )*};
 }
+pub(super) use frozen;
 
 /// The bodies as they lie on the wire.
 pub mod body {
@@ -154,11 +155,11 @@ impl WireError {
     }
 }
 
-fn bad(what: &'static str) -> WireError {
+pub(super) fn bad(what: &'static str) -> WireError {
     WireError { code: ErrorCode::BadRequest, what }
 }
 
-fn too_large(what: &'static str) -> WireError {
+pub(super) fn too_large(what: &'static str) -> WireError {
     WireError { code: ErrorCode::TooLarge, what }
 }
 
@@ -167,19 +168,19 @@ fn too_large(what: &'static str) -> WireError {
 
 /// Where bytes lie in `out`, until the root points at them.
 #[derive(Clone, Copy)]
-struct Span {
+pub(super) struct Span {
     at: usize,
     count: usize,
 }
 
 /// Appends one frame.
-struct Writer<'o> {
-    out: &'o mut Vec<u8>,
-    start: usize,
+pub(super) struct Writer<'o> {
+    pub(super) out: &'o mut Vec<u8>,
+    pub(super) start: usize,
 }
 
 impl<'o> Writer<'o> {
-    fn new(out: &'o mut Vec<u8>) -> Writer<'o> {
+    pub(super) fn new(out: &'o mut Vec<u8>) -> Writer<'o> {
         let start = out.len();
         // One growth for most messages.
         out.reserve(128);
@@ -188,7 +189,7 @@ impl<'o> Writer<'o> {
     }
 
     /// Out-of-line bytes.
-    fn bytes(&mut self, bytes: &[u8]) -> Span {
+    pub(super) fn bytes(&mut self, bytes: &[u8]) -> Span {
         let at = self.out.len();
         self.out.extend_from_slice(bytes);
         Span { at, count: bytes.len() }
@@ -199,12 +200,12 @@ impl<'o> Writer<'o> {
         Span { at: self.out.len(), count }
     }
 
-    fn put(&mut self, bytes: &[u8]) -> &mut Self {
+    pub(super) fn put(&mut self, bytes: &[u8]) -> &mut Self {
         self.out.extend_from_slice(bytes);
         self
     }
 
-    fn u8(&mut self, value: u8) -> &mut Self {
+    pub(super) fn u8(&mut self, value: u8) -> &mut Self {
         self.put(&[value])
     }
 
@@ -212,25 +213,25 @@ impl<'o> Writer<'o> {
         self.put(&value.to_le_bytes())
     }
 
-    fn u32(&mut self, value: u32) -> &mut Self {
+    pub(super) fn u32(&mut self, value: u32) -> &mut Self {
         self.put(&value.to_le_bytes())
     }
 
-    fn u64(&mut self, value: u64) -> &mut Self {
+    pub(super) fn u64(&mut self, value: u64) -> &mut Self {
         self.put(&value.to_le_bytes())
     }
 
-    fn version(&mut self, version: Option<Version>) -> &mut Self {
+    pub(super) fn version(&mut self, version: Option<Version>) -> &mut Self {
         self.put(&version.unwrap_or(Version::ZERO).to_bytes())
     }
 
     /// A relative pointer and a count.
-    fn span(&mut self, span: Span) -> &mut Self {
+    pub(super) fn span(&mut self, span: Span) -> &mut Self {
         let offset = i32::try_from(self.out.len() - span.at).expect("a frame is under 2 GiB");
         self.put(&(-offset).to_le_bytes()).u32(u32::try_from(span.count).expect("a frame is under 2 GiB"))
     }
 
-    fn finish(self, kind: u16, flags: u16, id: u64) {
+    pub(super) fn finish(self, kind: u16, flags: u16, id: u64) {
         let body_bytes = self.out.len() - self.start - HEADER_BYTES;
         self.out[self.start..][..HEADER_BYTES].copy_from_slice(&header(body_bytes, kind, flags, id));
     }
@@ -514,7 +515,7 @@ pub fn put_goodbye(out: &mut Vec<u8>, error: &FrameError) {
 // Reading.
 
 /// bytecheck in place.
-fn access<T>(body: &[u8]) -> Result<&T, WireError>
+pub(super) fn access<T>(body: &[u8]) -> Result<&T, WireError>
 where
     T: rkyv::Portable + for<'a> rkyv::bytecheck::CheckBytes<rkyv::api::low::LowValidator<'a, rkyv::rancor::Failure>>,
 {
@@ -534,7 +535,7 @@ fn ms_of(ms: u64) -> Option<u64> {
     (ms != MS_NONE).then_some(ms)
 }
 
-fn key_of(key: &ArchivedVec<u8>) -> Result<&[u8], WireError> {
+pub(super) fn key_of(key: &ArchivedVec<u8>) -> Result<&[u8], WireError> {
     if key.len() > KEY_BYTES_MAX { Err(too_large("the key is over 32 KiB")) } else { Ok(key) }
 }
 
