@@ -121,3 +121,11 @@ pub const GOSSIP_CLOCK_MS_MAX: u64 = 10_000;
 
 const _: () = assert!(MEMBERS_MAX * 200 + 4096 <= GOSSIP_SYNC_BYTES_MAX, "a record takes at most 200 bytes");
 const _: () = assert!(GOSSIP_CLOCK_MS_MAX < 3_600_000 && GOSSIP_CLOCK_MS_MAX > CLOCK_SKEW_MS_MAX, "an hour off is refused");
+/// A vnode's hash tree has at most 2^this leaves: 17 KiB of memory, and with 10^9 keys on 20 nodes (RF 3) some 240 cells a leaf.
+pub const LEAVES_LOG2_MAX: u8 = 10;
+/// Hashes of one message of a comparison: the children of 16 nodes, 5 KiB.
+pub const LEVEL_NODES_MAX: usize = 256;
+/// Of one message of a comparison, the bytes of its list of cells, and of the cells copied; one cell may lie beyond.
+pub const REPAIR_PAGE_BYTES: usize = 64 * 1024;
+
+const _: () = assert!(REPAIR_PAGE_BYTES + 2 * KEY_BYTES_MAX + CHUNK_BYTES + 4096 < FRAME_BYTES_MAX / 2, "a page and one cell are a frame");

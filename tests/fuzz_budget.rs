@@ -4,6 +4,8 @@
 use ringkv::base::prng::Prng;
 use ringkv::base::record::{Cell, Kind, Version};
 use ringkv::cluster::gossip;
+use ringkv::cluster::hints::Record;
+use ringkv::cluster::merkle::Level;
 use ringkv::cluster::topology::{Change, NodeSpec, Proposal, Topology};
 use ringkv::cluster::topology_codec::encode;
 use ringkv::engine::format::block::BlockBuilder;
@@ -192,6 +194,26 @@ fn peers() -> Vec<Vec<u8>> {
     out
 }
 
+fn levels() -> Vec<Vec<u8>> {
+    let level = |log2: u8, step: usize| {
+        let nodes = (0..1u32 << log2).step_by(step).map(|index| (index, (index % 3 > 0).then_some(u128::from(index) << 64))).collect();
+        let mut out = Vec::new();
+        Level { log2, nodes }.encode(&mut out);
+        out
+    };
+    vec![level(0, 1), level(4, 1), level(10, 37)]
+}
+
+fn hints() -> Vec<Vec<u8>> {
+    let mut log = Vec::new();
+    for number in 1..4 {
+        let (place, mut cell) = (place(number as u32), Vec::new());
+        put_cell(&mut cell, &Cell::value(Version::put(number, 2), b"value"));
+        Record { number, peer: 2, written_ms: 1 << 40, namespace: 1, vnode: 3, place: &place, cell: &cell }.encode(&mut log);
+    }
+    vec![log[..log.len() / 3].to_vec(), log]
+}
+
 #[test]
 fn no_target_falls_within_its_budget() {
     let began = Instant::now();
@@ -206,8 +228,10 @@ fn no_target_falls_within_its_budget() {
     run("manifest", engine::fuzz::manifest, &manifests());
     run("topology", cluster::fuzz::topology, &topologies());
     run("peer", wire::fuzz::peer, &peers());
+    run("merkle", cluster::fuzz::merkle, &levels());
+    run("hints", cluster::fuzz::hints, &hints());
     run("gossip", gossip::fuzz::message, &gossip::fuzz::examples());
-    assert!(began.elapsed() < Duration::from_secs(30), "10 targets of at most {TIME_MAX:?} each took {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(30), "12 targets of at most {TIME_MAX:?} each took {:?}", began.elapsed());
 }
 
 #[test]
@@ -220,7 +244,9 @@ fn every_target_is_wrapped_for_cargo_fuzz() {
         "body.rs",
         "frame.rs",
         "gossip.rs",
+        "hints.rs",
         "manifest.rs",
+        "merkle.rs",
         "peer.rs",
         "table.rs",
         "table_block.rs",

@@ -7,15 +7,26 @@ mod coordinator_sim;
 #[cfg(test)]
 mod coordinator_tests;
 pub mod detector;
+pub mod forget;
+#[cfg(test)]
+mod forget_tests;
 pub mod fuzz;
 pub mod gossip;
+pub mod hints;
 #[cfg(test)]
 mod linearize;
+pub mod merkle;
 pub mod placement;
 #[cfg(test)]
 mod placement_tests;
 pub mod plan;
 pub mod quorum;
+pub mod repair;
+pub mod repair_plan;
+#[cfg(test)]
+mod repair_tests;
+#[cfg(test)]
+mod repair_world;
 pub mod replica;
 pub mod ring;
 pub mod ring_table;
