@@ -35,13 +35,15 @@ pub struct Books<'a> {
     pub ledger: Option<&'a Ledger>,
     /// When the last answer came.
     pub last_ns: u64,
+    /// When the last one came that was not an error.
+    good_ns: u64,
     interval: Interval,
     told: u32,
 }
 
 impl<'a> Books<'a> {
     pub fn new(window: Window, values: &'a Values, ledger: Option<&'a Ledger>) -> Books<'a> {
-        Books { tally: Tally::default(), window, values, ledger, last_ns: 0, interval: Interval::default(), told: 0 }
+        Books { tally: Tally::default(), window, values, ledger, last_ns: 0, good_ns: 0, interval: Interval::default(), told: 0 }
     }
 
     /// Takes the answer to the request `id`, which is in flight; Err: what makes it none. Some: the request was refused and did nothing.
@@ -86,8 +88,23 @@ impl<'a> Books<'a> {
         if self.window.contains(planned.at_ns) {
             self.tally.ops[planned.kind as usize].latencies.record(latency_ns);
         }
-        self.tally.answered += u64::from(self.window.contains(now_ns));
+        self.count_good(now_ns);
         None
+    }
+
+    /// An answer came that was no error.
+    fn count_good(&mut self, now_ns: u64) {
+        if self.window.contains(now_ns) {
+            self.tally.answered += 1;
+            self.note_gap(now_ns);
+        }
+        self.good_ns = now_ns;
+    }
+
+    /// No good answer came between the last one, or the window's start, and now.
+    fn note_gap(&mut self, now_ns: u64) {
+        let gap_ns = now_ns.saturating_sub(self.good_ns.max(self.window.from_ns));
+        self.tally.longest_gap_ns = self.tally.longest_gap_ns.max(gap_ns);
     }
 
     /// A request that will never be answered.
@@ -139,9 +156,33 @@ impl<'a> Books<'a> {
         true
     }
 
-    /// Hands over the rest.
-    pub fn publish_rest(&mut self, shared: &Intervals) {
+    /// Hands over the rest. A thread that waits for answers which never come is silent until now.
+    pub fn publish_rest(&mut self, now_ns: u64, shared: &Intervals) {
+        if self.window.until_ns != u64::MAX {
+            self.note_gap(now_ns.min(self.window.until_ns));
+        }
         shared.push(&self.interval);
         self.interval.reset(self.interval.tick + 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sizes::Sizes;
+
+    #[test]
+    fn the_longest_gap_counts_from_the_windows_start_to_its_end() {
+        let values = Values::new(Sizes::uniform(32, 32));
+        let gap = |answers: &[u64], end_ns| {
+            let mut books = Books::new(Window { from_ns: 100, until_ns: 1000 }, &values, None);
+            answers.iter().for_each(|&now_ns| books.count_good(now_ns));
+            books.publish_rest(end_ns, &Intervals::default());
+            books.tally.longest_gap_ns
+        };
+        assert_eq!(gap(&[50, 150, 400, 900], 2000), 500, "between two answers");
+        assert_eq!(gap(&[600, 900], 2000), 500, "from the start");
+        assert_eq!(gap(&[10, 200, 300], 5000), 700, "to the end, and no further");
+        assert_eq!(gap(&[], 1000), 900);
     }
 }

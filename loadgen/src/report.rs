@@ -63,6 +63,8 @@ pub struct Tally {
     pub answered: u64,
     /// Answers of any kind, the warm-up's too.
     pub answers: u64,
+    /// The longest time within the window in which a thread got no answer but errors, in nanoseconds.
+    pub longest_gap_ns: u64,
     /// Planned within the window and never sent.
     pub unsent: u64,
     /// Gets that found nothing.
@@ -93,6 +95,7 @@ impl Tally {
         other.findings.iter().for_each(|(kind, count)| *self.findings.entry(kind).or_default() += count);
         self.answered += other.answered;
         self.answers += other.answers;
+        self.longest_gap_ns = self.longest_gap_ns.max(other.longest_gap_ns);
         self.unsent += other.unsent;
         self.absent += other.absent;
         self.hops += other.hops;
@@ -252,6 +255,7 @@ impl Report {
             tally.busy_max * 100.0,
             self.cpu_ns_a_request().map_or(String::new(), |ns| format!(", {ns:.0} ns a request"))
         );
+        let _ = writeln!(out, "gap       {:.1} ms without an answer at the longest", tally.longest_gap_ns as f64 / 1e6);
         for (kind, count) in &tally.errors {
             let _ = writeln!(out, "error     {kind}: {count}");
         }
@@ -305,6 +309,7 @@ impl Report {
             number(late.max_us()),
             number(tally.busy_max)
         );
+        let _ = writeln!(out, "  \"longest_gap_ms\": {},", number(tally.longest_gap_ns as f64 / 1e6));
         let _ = writeln!(out, "  \"generator_limit\": {},", self.generator_limit().map_or("null".to_owned(), |text| quoted(&text)));
         let cpu = self.cpu_ns_a_request().map_or("null".to_owned(), number);
         let _ = writeln!(out, "  \"cpu_ns_a_request\": {cpu},");
@@ -385,7 +390,8 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        let mut tally = Tally { answered: 1000, wrong: 2, lost: 1, checked: 910, busy_max: 0.25, ..Tally::default() };
+        let mut tally =
+            Tally { answered: 1000, wrong: 2, lost: 1, checked: 910, busy_max: 0.25, longest_gap_ns: 41_500_000, ..Tally::default() };
         (1..=1000u64).for_each(|us| tally.ops[OpKind::Get as usize].latencies.record(us * 1000));
         tally.ops[OpKind::Put as usize].errors = 3;
         tally.error("overloaded \"now\"");
@@ -414,6 +420,7 @@ mod tests {
             "\"rate_reached\": 100.000",
             "\"wrong\": 2",
             "\"lost\": 1",
+            "\"longest_gap_ms\": 41.500",
             "\"get\": {\"count\": 1000, \"errors\": 0, \"p50_us\": ",
             "\"p90_us\": ",
             "\"p99_us\": ",

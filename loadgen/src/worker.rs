@@ -147,7 +147,8 @@ impl<'a> Worker<'a> {
             self.wait_and_read();
         }
         self.wind_up();
-        self.books.publish_rest(intervals);
+        let now_ns = self.now_ns();
+        self.books.publish_rest(now_ns, intervals);
         let wall_ns = (self.now_ns() - began_ns).max(1);
         let tally = &mut self.books.tally;
         (tally.cpu_ns, tally.wall_ns) = (thread_cpu_ns() - cpu_start_ns, wall_ns);
