@@ -31,6 +31,8 @@ pub const RACK_BYTES_MAX: usize = 31;
 pub const ADDRESS_BYTES_MAX: usize = 261;
 /// The most replicas of a vnode: the length of a preference list.
 pub const RF_MAX: usize = 5;
+/// Replicas of a vnode where its namespace says nothing.
+pub const RF_DEFAULT: usize = 3;
 /// The most cores (shards) of a node.
 pub const CORES_MAX: usize = 256;
 /// The longest name of a namespace.
@@ -80,6 +82,16 @@ pub const CORE_READS_MAX: usize = 256;
 pub const FORWARDS_MAX: usize = 2048;
 /// Messages that fit between two cores: every forward and at most two answers of each of the other side's, and a few of the node's own.
 pub const MAILBOX_MAX: usize = 8192;
+/// Bytes that wait to be sent on one link to another node; beyond, the node counts as gone for what more there is.
+pub const LINK_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Links of one core: to all nodes, of which each has the core that owns the same vnodes or, with other core counts, several.
+pub const LINKS_MAX: usize = 8192;
+/// A link must be up within this time.
+pub const LINK_CONNECT_MS_MAX: u64 = 1_000;
+/// A link that broke is tried again after this long, if somebody wants it.
+pub const LINK_RETRY_MS: u64 = 100;
+/// Of a core's memory so much, 1 in this, may be values that coordinated gets have gathered.
+pub const GATHERED_SHARE: usize = 8;
 /// A client must say hello within this time.
 pub const HELLO_MS_MAX: u64 = 10_000;
 /// A request's deadline when it names none.

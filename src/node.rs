@@ -143,6 +143,7 @@ fn plan(config: &Config, secret: Option<Vec<u8>>, tell: mpsc::Sender<News>) -> P
         memory_bytes,
         engine,
         board: Arc::new(Board::default()),
+        cluster: None,
         publish_every: Duration::from_millis(500),
         port: 0.into(),
         stop: false.into(),

@@ -20,7 +20,7 @@ const MIB: u64 = 1 << 20;
 fn request(id: u64, command: Command<'_>) -> Vec<u8> {
     let namespace = if command.row().has_keys { NAMESPACE_DEFAULT } else { 0 };
     let mut out = Vec::new();
-    encode_request(&mut out, id, &Request { deadline_ms: 10_000, namespace, command });
+    encode_request(&mut out, id, &Request { deadline_ms: 10_000, namespace, levels: LevelsAsked::default(), command });
     out
 }
 

@@ -23,8 +23,8 @@ fn unhex(text: &str) -> Vec<u8> {
 }
 
 fn requests() -> Vec<(&'static str, u64, Request<'static>)> {
-    let plain = |command| Request { deadline_ms: 1000, namespace: 0, command };
-    let keyed = |command| Request { deadline_ms: 1000, namespace: 1, command };
+    let plain = |command| Request { deadline_ms: 1000, namespace: 0, levels: LevelsAsked::default(), command };
+    let keyed = |command| Request { deadline_ms: 1000, namespace: 1, levels: LevelsAsked::default(), command };
     let plain_write = WriteOptions::default();
     let announced = WriteOptions { version: None, announce: true };
     let retry = WriteOptions { version: Some(VERSION), announce: false };

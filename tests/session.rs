@@ -68,7 +68,7 @@ impl Wire {
     fn add_in(&mut self, out: &mut Vec<u8>, namespace: u32, deadline_ms: u32, command: Command<'_>) -> u64 {
         let namespace = if command.row().has_keys { namespace } else { 0 };
         self.next += 1;
-        encode_request(out, self.next, &Request { deadline_ms, namespace, command });
+        encode_request(out, self.next, &Request { deadline_ms, namespace, levels: LevelsAsked::default(), command });
         self.next
     }
 

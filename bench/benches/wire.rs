@@ -3,7 +3,7 @@
 use bench::Suite;
 use ringkv::base::record::Version;
 use ringkv::limits::FRAME_BYTES_MAX;
-use ringkv::wire::command::{Command, Condition, Put, Reply, Request, Value, WriteOptions};
+use ringkv::wire::command::{Command, Condition, LevelsAsked, Put, Reply, Request, Value, WriteOptions};
 use ringkv::wire::frame::FrameReader;
 use ringkv::wire::native::{decode_reply, decode_request, encode_reply, encode_request, value_frame_ends};
 use std::hint::black_box;
@@ -13,12 +13,12 @@ const KEY: &[u8] = b"key:000000123456";
 const BATCH: usize = 256;
 
 fn get() -> Request<'static> {
-    Request { deadline_ms: 1000, namespace: 1, command: Command::Get { key: KEY } }
+    Request { deadline_ms: 1000, namespace: 1, levels: LevelsAsked::default(), command: Command::Get { key: KEY } }
 }
 
 fn put(value: &[u8]) -> Request<'_> {
     let put = Put { key: KEY, value, ttl_ms: 0, condition: Condition::Always, write: WriteOptions::default() };
-    Request { deadline_ms: 1000, namespace: 1, command: Command::Put(put) }
+    Request { deadline_ms: 1000, namespace: 1, levels: LevelsAsked::default(), command: Command::Put(put) }
 }
 
 fn batch(mut encode: impl FnMut(&mut Vec<u8>, u64)) -> Vec<u8> {

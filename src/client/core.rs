@@ -8,7 +8,7 @@ use crate::base::map::{Map, Seeded};
 use crate::base::record::{NamespaceId, Version};
 use crate::base::time::Mono;
 use crate::limits::FRAME_BYTES_MAX;
-use crate::wire::command::{Access, Command, ErrorCode, ErrorReply, Reply, Request};
+use crate::wire::command::{Access, Command, ErrorCode, ErrorReply, LevelsAsked, Reply, Request};
 use crate::wire::frame::{FrameReader, HEADER_BYTES};
 use crate::wire::native::{decode_reply, encode_request};
 use std::time::Duration;
@@ -83,7 +83,7 @@ impl Core {
         let deadline_ms = (deadline.since(now).as_millis() * 7 / 8).clamp(1, u128::from(u32::MAX)) as u32;
         let version = version_of(&command);
         let before = self.out.len();
-        encode_request(&mut self.out, self.next_id, &Request { deadline_ms, namespace, command });
+        encode_request(&mut self.out, self.next_id, &Request { deadline_ms, namespace, levels: LevelsAsked::default(), command });
         if self.out.len() - before > FRAME_BYTES_MAX + HEADER_BYTES {
             self.out.truncate(before);
             return Err(ClientError::Failed { code: ErrorCode::TooLarge, message: "the request is larger than a frame may be".into() });

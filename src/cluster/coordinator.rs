@@ -131,6 +131,8 @@ pub enum Outcome {
     Done { version: Version },
     /// The put was sent under this version and may take effect, now, later or never. A retry carries the version.
     Unknown { version: Version, why: Option<Refusal> },
+    /// The version that a put with `stamp_only` was to find; nothing is stored under it.
+    Stamped { version: Version },
     /// `Get::cell` is the answer.
     Read,
     /// The level cannot be met. Nothing was sent to be stored by a put; its version is there if it brought one.

@@ -459,7 +459,7 @@ impl World {
         self.next += 1;
         let start = |turn: &mut Turn<'_>| match did {
             Did::Put(value) => Request::Put {
-                put: Box::new(Put::start(turn, PutStart { roster, levels, version, writer, deadline, planted })),
+                put: Box::new(Put::start(turn, PutStart { roster, levels, version, writer, deadline, stamp_only: false, planted })),
                 value,
                 origin,
             },

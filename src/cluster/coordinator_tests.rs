@@ -108,7 +108,7 @@ impl Stage {
     fn put(&mut self, event: &str, version: Option<Version>, writer: u16) -> Put {
         let (roster, deadline) = (self.roster(), Mono(100_000_000));
         let levels = Levels::both(Level::Quorum);
-        self.say(event, |turn| Put::start(turn, PutStart { roster, levels, version, writer, deadline, planted: None }))
+        self.say(event, |turn| Put::start(turn, PutStart { roster, levels, version, writer, deadline, stamp_only: false, planted: None }))
     }
 
     fn get(&mut self, event: &str, level: Level) -> Get {

@@ -5,15 +5,7 @@
 //! groups: what it answers must be held (that version or a newer one) by its level of the owners and of the pending owners, else a read
 //! after the flip could miss what this one showed. So it writes back where that many did not say so.
 
-/// What a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    One,
-    Quorum,
-    All,
-    /// So many replicas.
-    Exactly(u8),
-}
+pub use crate::wire::command::Level;
 
 /// What the level is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -157,6 +157,12 @@ pub struct SimRun {
     /// Plant this bug; the run passes when it is found
     #[arg(long, value_name = "NAME")]
     pub planted: Option<String>,
+    /// A cluster of nodes instead of one node
+    #[arg(long)]
+    pub cluster: bool,
+    /// The first of the seeds (1), so that another part of them can be run
+    #[arg(long, value_name = "N", conflicts_with = "seed")]
+    pub first: Option<u64>,
     /// Shards of the simulated node; drawn by the seed if not said
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub cores: Option<u16>,

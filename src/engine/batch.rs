@@ -72,6 +72,19 @@ impl Batch {
         }
     }
 
+    /// Adds a cell as another replica gave it: a large string comes in one piece and lies in chunks.
+    pub fn put_copy(&mut self, key: KeyRef<'_>, kind: Kind, element: &[u8], cell: &Cell<'_>) {
+        match cell.body {
+            Body::Bytes(value) if value.len() > CHUNK_BYTES => {
+                self.push(key, kind, element, &Cell { body: Body::Chunked { len: value.len() as u32 }, ..*cell });
+                for (number, chunk) in value.chunks(CHUNK_BYTES).enumerate() {
+                    self.push(key, Kind::Chunk, &(number as u32).to_be_bytes(), &Cell::value(cell.version, chunk));
+                }
+            }
+            _ => self.push(key, kind, element, cell),
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.cells == 0
     }

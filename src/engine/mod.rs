@@ -60,7 +60,7 @@ mod wal_tests;
 
 pub use batch::{Batch, KeyRef};
 pub use store::{Engine, EngineConfig};
-pub use store_read::Ahead;
+pub use store_read::{Ahead, Value, Whole};
 
 use crate::base::codec::Malformed;
 

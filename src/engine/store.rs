@@ -198,6 +198,19 @@ impl Engine {
         self.core.clock.borrow_mut().look(now_ms);
     }
 
+    /// The core's clock, for who stamps and observes by rules of its own.
+    pub fn with_clock<R>(&self, f: impl FnOnce(&mut HybridClock) -> R) -> R {
+        let mut clock = self.core.clock.borrow_mut();
+        let given = f(&mut clock);
+        self.core.wal.raise_clock(clock.last());
+        given
+    }
+
+    /// No restart stamps at or below this clock.
+    pub fn ceiling(&self) -> u64 {
+        self.core.tables.manifest().state().clock_ceiling
+    }
+
     /// A clock of this node may have given `version`, as far as this core knows.
     pub fn may_have_given(&self, version: Version, now_ms: WallMs) -> bool {
         let mut clock = self.core.clock.borrow_mut();

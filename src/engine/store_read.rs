@@ -41,6 +41,30 @@ impl ReadCell {
     }
 }
 
+/// A head with all of its string.
+#[derive(Clone, Debug, Default)]
+pub struct Whole {
+    head: ReadCell,
+    /// The chunks of a large one, put together.
+    chunks: Option<Vec<u8>>,
+}
+
+impl Whole {
+    /// The cell, a large string in one piece.
+    pub fn cell(&self) -> Option<Cell<'_>> {
+        let cell = self.head.cell()?;
+        Some(match &self.chunks {
+            Some(bytes) => Cell { body: Body::Bytes(bytes), ..cell },
+            None => cell,
+        })
+    }
+
+    /// As in `ReadCell`.
+    pub fn settled(&self) -> Seq {
+        self.head.settled
+    }
+}
+
 /// A live string.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Value {
@@ -237,6 +261,19 @@ impl Engine {
         given
     }
 
+    /// Versions of the value and expiry parts of a cell and the log record that put it there, as far as memory knows. What is only on
+    /// disk is not looked for.
+    pub fn held(&self, key: KeyRef<'_>, kind: Kind, element: &[u8]) -> Option<(Version, Version, Seq)> {
+        let core = &self.core;
+        let mut place = core.scratch.take();
+        place.clear();
+        super::format::put_place(&mut place, key.namespace, key.token, key.key, kind, element);
+        let found = core.in_memory(&place, |cell, seq| cell.map(|cell| (cell.version, cell.expiry.version, seq)));
+        let found = found.or_else(|| core.cells.with(&place, |cell| (cell.version, cell.expiry.version, 0)));
+        core.scratch.replace(place);
+        found
+    }
+
     /// The head of a key.
     ///
     /// # Errors
@@ -270,6 +307,27 @@ impl Engine {
             };
             if let Some(bytes) = bytes {
                 return Ok(Some(Value { version, bytes, deadline_ms, settled }));
+            }
+            if missing == version {
+                let what = Malformed("a chunk of a string is missing");
+                return Err(EngineError::corrupt(&format!("the tables of shard {}", self.core.config.core), 0, what));
+            }
+            missing = version;
+        }
+        Err(EngineError::Overloaded)
+    }
+
+    /// The head of a key as it is stored, live or not, and a large string's chunks with it.
+    ///
+    /// # Errors
+    /// As `read_value`.
+    pub async fn read_whole(&self, key: KeyRef<'_>) -> Result<Whole, EngineError> {
+        let mut missing = Version::ZERO;
+        for _ in 0..ATTEMPTS_MAX {
+            let head = self.read(key).await?;
+            let Some(Cell { version, body: Body::Chunked { len }, .. }) = head.cell() else { return Ok(Whole { head, chunks: None }) };
+            if let Some(bytes) = self.read_chunks(key, version, len as usize).await? {
+                return Ok(Whole { head, chunks: Some(bytes) });
             }
             if missing == version {
                 let what = Malformed("a chunk of a string is missing");

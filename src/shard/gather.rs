@@ -10,7 +10,7 @@ use crate::io::signal::Signal;
 use crate::limits::{FRAME_BYTES_MAX, MULTI_BYTES_MAX};
 use crate::wire::command::{ErrorCode, ErrorReply, List, Reply, VersionedValue};
 use crate::wire::frame::FrameReader;
-use crate::wire::native::{decode_reply, encode_values};
+use crate::wire::native::{Form, decode_reply, encode_values};
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
@@ -29,7 +29,7 @@ pub enum Whole {
 
 /// A multi-get as it was asked, to be asked again with more room.
 pub struct Again {
-    pub kind: u16,
+    pub form: Form,
     pub body: Vec<u8>,
     pub deadline: Mono,
     /// How often it was asked before.

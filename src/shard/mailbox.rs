@@ -4,10 +4,12 @@
 //! that the client gets. The number of forwards in flight is bounded so that no queue can be full, which is why sending never waits and
 //! two cores can never block each other. Wakes are gathered: one for all that a turn sent, none to a core that is awake.
 
+use crate::cluster::topology::Topology;
 use crate::engine::recover::NodeStore;
 use crate::io::spsc::{self, Consumer, Producer};
 use crate::io::{Io, Parcel};
 use crate::limits::{FORWARDS_MAX, MAILBOX_MAX};
+use crate::wire::native::Form;
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
@@ -15,6 +17,7 @@ use super::Ticket;
 use super::admit::Kept;
 use super::conn::Promise;
 use super::namespaces::NamespaceTable;
+use super::replicate::PeerConnection;
 
 /// Places that no connection takes, beside those of forwards and their answers.
 const OTHERS_MAX: usize = 512;
@@ -23,13 +26,19 @@ const _: () = assert!(FORWARDS_MAX * 3 + OTHERS_MAX < MAILBOX_MAX, "connections 
 /// What one core says to another.
 pub enum Mail {
     /// A request for a key that the receiver owns. `ticket` comes back in the answer. `room`: bytes that its answer may have.
-    Request { ticket: u32, kind: u16, id: u64, body: Vec<u8>, room: usize },
+    Request { ticket: u32, form: Form, id: u64, body: Vec<u8>, room: usize },
     /// The answer has more bytes than there was room for: ask again when the client has room for `bytes`.
-    NeedsRoom { ticket: u32, bytes: usize, kind: u16, body: Vec<u8> },
+    NeedsRoom { ticket: u32, bytes: usize, form: Form, body: Vec<u8> },
     /// An answer's frame; `last` unless more frames follow.
     Reply { ticket: u32, last: bool, frame: Vec<u8> },
     /// A connection that belongs to the receiver, its hello's request id, and what it sent behind the hello.
     Connection { parcel: Parcel, id: u64, rest: Vec<u8> },
+    /// A link of another node that belongs to the receiver.
+    Peer(PeerConnection),
+    /// A topology that a peer gave, for core 0 to make durable.
+    Learn(Arc<Topology>),
+    /// A topology that is durable.
+    Topology(Arc<Topology>),
     /// The namespaces as they are now.
     Namespaces(Arc<NamespaceTable>),
     /// The data folder is open: open your part of it.
@@ -134,7 +143,7 @@ impl Mailbox {
     }
 
     /// Sends a request on, or gives the ticket back where too many are on their way to that core.
-    pub fn forward(&self, core: usize, ticket: Ticket, held: Holds, kind: u16, body: Vec<u8>) -> Result<(), Ticket> {
+    pub fn forward(&self, core: usize, ticket: Ticket, held: Holds, form: Form, body: Vec<u8>) -> Result<(), Ticket> {
         let id = ticket.id;
         let peer = self.peers[core].as_ref().expect("a core does not forward to itself");
         if peer.outstanding.get() >= FORWARDS_MAX {
@@ -149,7 +158,7 @@ impl Mailbox {
         let room = held.bytes;
         forwards[slot as usize] = Some(Forward { ticket, _held: held });
         drop(forwards);
-        self.send(core, Mail::Request { ticket: slot, kind, id, body, room });
+        self.send(core, Mail::Request { ticket: slot, form, id, body, room });
         Ok(())
     }
 

@@ -7,14 +7,20 @@
 
 pub mod admit;
 pub mod budget;
+pub mod cluster;
 pub mod commits;
 pub mod conn;
+pub mod coordinate;
+pub mod decisions;
 pub mod execute;
 pub mod gather;
 pub mod locks;
 pub mod mailbox;
 pub mod namespaces;
+pub mod peers;
 pub mod perform;
+pub mod quorum;
+pub mod replicate;
 pub mod route;
 pub mod session;
 pub mod start;
@@ -27,16 +33,19 @@ use crate::io::signal::Signal;
 use crate::io::{Io, Socket};
 use crate::limits::{DEADLINE_MS_DEFAULT, DEADLINE_MS_MAX, INTERVAL_MS_MAX};
 use crate::wire::command::{Durability, ErrorCode, ErrorReply, Reply};
-use crate::wire::native::encode_reply;
+use crate::wire::native::{Form, encode_reply};
 use admit::{Admit, Kept};
+use cluster::Cluster;
 use commits::{Commits, Held};
 use conn::Conn;
+use coordinate::RequestId;
 use gather::Gather;
 use locks::KeyLocks;
 use mailbox::{Mail, Mailbox};
 use namespaces::{Namespace, NamespaceTable};
 use stats::Stats;
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,9 +62,17 @@ pub struct Shard {
     pub admit: Rc<Admit>,
     pub stats: Stats,
     pub node: Rc<start::NodeInfo>,
+    /// None where the node is alone.
+    pub cluster: Option<Rc<Cluster>>,
     core: u16,
     namespaces: RefCell<Arc<NamespaceTable>>,
+    /// Of the table as it is stored; core 0 alone keeps it.
+    namespaces_version: Cell<Version>,
     commits: RefCell<Commits<Ticket>>,
+    /// Answers of this core to requests that it coordinates itself: request, attempt, frame.
+    local: RefCell<VecDeque<(RequestId, u32, Vec<u8>)>>,
+    /// To be held by what outlives a call.
+    this: Weak<Shard>,
     /// The oldest write that was acknowledged before it was durable, and when.
     ahead: Cell<(Seq, Mono)>,
     dirty: RefCell<Vec<Rc<Conn>>>,
@@ -87,6 +104,10 @@ pub enum Origin {
     },
     /// A request of many keys that was taken apart.
     Part(Rc<Gather>),
+    /// A link from a core of another node.
+    Peer(Rc<Conn>),
+    /// A request that this core coordinates; the ticket's id is its attempt.
+    Local(RequestId),
     /// The node itself; nobody reads the answer.
     Nobody,
 }
@@ -97,7 +118,7 @@ impl Ticket {
         match &self.origin {
             Origin::Core { room, .. } => *room,
             Origin::Part(gather) => gather.room(self.id as usize),
-            Origin::Connection(_) | Origin::Nobody => usize::MAX,
+            Origin::Connection(_) | Origin::Peer(_) | Origin::Local(_) | Origin::Nobody => usize::MAX,
         }
     }
 
@@ -156,13 +177,13 @@ impl Shard {
     pub fn keep(&self, ticket: &Ticket, bytes: usize) -> Option<Kept> {
         match &ticket.origin {
             Origin::Connection(conn) => Some(Kept::new(&self.admit, conn, bytes)),
-            Origin::Core { .. } | Origin::Part(_) | Origin::Nobody => None,
+            Origin::Core { .. } | Origin::Part(_) | Origin::Peer(_) | Origin::Local(_) | Origin::Nobody => None,
         }
     }
 
     /// A request that another core sent on.
-    pub fn handle_forwarded(self: &Rc<Shard>, origin: Origin, kind: u16, id: u64, body: &[u8]) {
-        self.handle(Ticket { origin, id }, kind, body);
+    pub fn handle_forwarded(self: &Rc<Shard>, origin: Origin, form: Form, id: u64, body: &[u8]) {
+        self.handle(Ticket { origin, id }, form, body);
     }
 
     /// When a request that came now must be answered.
@@ -176,6 +197,8 @@ impl Shard {
         if let Origin::Connection(conn) = &ticket.origin {
             encode_reply(&mut conn.out.borrow_mut(), ticket.id, reply);
             self.finish(conn);
+        } else if let (Origin::Peer(_) | Origin::Local(_), Reply::Error(error)) = (&ticket.origin, reply) {
+            self.refuse_as(ticket, error.code);
         } else {
             let mut frame = Vec::new();
             encode_reply(&mut frame, ticket.id, reply);
@@ -186,7 +209,7 @@ impl Shard {
     /// Sends an answer's frame that is encoded already; `last` ends the request.
     pub fn answer_frame(&self, ticket: &Ticket, frame: Vec<u8>, last: bool) {
         match &ticket.origin {
-            Origin::Connection(conn) => {
+            Origin::Connection(conn) | Origin::Peer(conn) => {
                 conn.out.borrow_mut().extend_from_slice(&frame);
                 if last {
                     self.finish(conn);
@@ -196,6 +219,8 @@ impl Shard {
             }
             Origin::Core { core, ticket, .. } => self.mailbox.send(usize::from(*core), Mail::Reply { ticket: *ticket, last, frame }),
             Origin::Part(gather) => gather.take(self, ticket.id as usize, &frame, last),
+            // Not from here: whoever coordinates may be in the middle of a turn.
+            Origin::Local(id) => self.local.borrow_mut().push_back((*id, ticket.id as u32, frame)),
             Origin::Nobody => {}
         }
     }
@@ -322,6 +347,9 @@ impl Shard {
 
     /// Ends a turn: what it left to send goes out, and the cores it wrote to are woken.
     pub fn settle(&self) {
+        if let Some(cluster) = &self.cluster {
+            self.settle_cluster(cluster);
+        }
         // Taken out for the while: a send that cannot begin ends its connection at once.
         let mut dirty = self.dirty.take();
         for conn in dirty.drain(..) {
@@ -332,6 +360,15 @@ impl Shard {
             self.dirty.replace(dirty);
         }
         self.mailbox.wake();
+    }
+
+    fn settle_cluster(&self, cluster: &Rc<Cluster>) {
+        let Some(shard) = self.this.upgrade() else { return };
+        while let Some((id, attempt, frame)) = { self.local.borrow_mut().pop_front() } {
+            shard.on_local_frame(id, attempt, &frame);
+        }
+        cluster.requests.flush(self, cluster);
+        cluster.links.flush();
     }
 
     /// Connections open on this core.

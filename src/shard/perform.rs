@@ -5,17 +5,20 @@ use super::execute::{self, Write, engine_error, shown_after, ttl_reply, value_re
 use super::mailbox::Mail;
 use super::namespaces::{NamespaceError, NamespaceTable, TABLE_KEY};
 use super::session::within;
+use super::cluster::Cluster;
 use super::{Origin, Shard, Ticket};
 use crate::base::record::{Body, Cell, NAMESPACE_SYSTEM, Version, token_of, vnode_of};
 use crate::base::time::Mono;
-use crate::engine::{Batch, EngineError, KeyRef, Seq};
+use crate::cluster::coordinator::{Levels, Outcome};
+use crate::engine::{Batch, EngineError, KeyRef, Seq, Value as Found};
 use crate::io::Class;
 use crate::limits::{CHUNK_BYTES, MULTI_BYTES_MAX, SCAN_ENTRIES_MAX};
 use crate::wire::command::{
     Command, Compression, Condition, Durability, ErrorCode, MultiPut, NamespaceChange, NamespaceSpec, Page, Reply, Request, Scan,
     ScanEntry, Value, VersionedValue, WriteOptions,
 };
-use crate::wire::native::{decode_request, encode_values};
+use crate::wire::native::{Form, decode_request, encode_values};
+use crate::wire::peer::OwnedCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -53,8 +56,27 @@ pub fn multi_get_guess(keys: usize) -> usize {
     (keys * MULTI_VALUE_BYTES_GUESS).min(MULTI_BYTES_MAX)
 }
 
+/// Why a task ends without its own answer.
+enum Trouble {
+    Engine(EngineError),
+    /// A key's replicas did not do it.
+    Outcome(Outcome),
+}
+
+impl From<EngineError> for Trouble {
+    fn from(error: EngineError) -> Trouble {
+        Trouble::Engine(error)
+    }
+}
+
+impl From<Outcome> for Trouble {
+    fn from(outcome: Outcome) -> Trouble {
+        Trouble::Outcome(outcome)
+    }
+}
+
 /// Carries a request out in a task of its own, or refuses it where too many wait already.
-pub fn spawn(shard: &Rc<Shard>, ticket: Ticket, kind: u16, body: Vec<u8>, deadline: Mono) {
+pub fn spawn(shard: &Rc<Shard>, ticket: Ticket, form: Form, body: Vec<u8>, deadline: Mono) {
     if !shard.admit.begin() {
         return shard.fail(&ticket, ErrorCode::Overloaded, "too many requests wait");
     }
@@ -63,8 +85,8 @@ pub fn spawn(shard: &Rc<Shard>, ticket: Ticket, kind: u16, body: Vec<u8>, deadli
     let kept = shard.keep(&ticket, body.len());
     drop(io.spawn(Class::Foreground, async move {
         let _kept = kept;
-        let request = decode_request(kind, &body).expect("decoded once before");
-        let task = Task { shard: &shard, ticket: &ticket, request: &request, kind, body: &body, deadline };
+        let request = decode_request(form, &body).expect("decoded once before");
+        let task = Task { shard: &shard, ticket: &ticket, request: &request, form, body: &body, deadline };
         task.run().await;
         shard.admit.end();
         shard.settle();
@@ -75,7 +97,7 @@ struct Task<'a> {
     shard: &'a Rc<Shard>,
     ticket: &'a Ticket,
     request: &'a Request<'a>,
-    kind: u16,
+    form: Form,
     body: &'a [u8],
     deadline: Mono,
 }
@@ -105,9 +127,15 @@ impl Task<'_> {
                 unreachable!("answered in the connection's turn")
             }
         };
-        if let Err(error) = outcome {
-            engine_error(self.shard, self.ticket, &error);
+        match outcome {
+            Ok(()) => {}
+            Err(Trouble::Engine(error)) => engine_error(self.shard, self.ticket, &error),
+            Err(Trouble::Outcome(outcome)) => self.shard.answer_outcome(self.ticket, outcome),
         }
+    }
+
+    fn levels(&self, cluster: &Cluster) -> Levels {
+        cluster.levels(self.request.levels)
     }
 
     fn key<'k>(&self, key: &'k [u8]) -> KeyRef<'k> {
@@ -130,7 +158,7 @@ impl Task<'_> {
             }
             Origin::Core { core, ticket, room } if bytes > *room => {
                 let (ticket, body) = (*ticket, self.body.to_vec());
-                self.shard.mailbox.send(usize::from(*core), Mail::NeedsRoom { ticket, bytes, kind: self.kind, body });
+                self.shard.mailbox.send(usize::from(*core), Mail::NeedsRoom { ticket, bytes, form: self.form, body });
                 return None;
             }
             _ => return Some(None),
@@ -171,7 +199,7 @@ impl Task<'_> {
         late
     }
 
-    async fn get(&self, key: &[u8]) -> Result<(), EngineError> {
+    async fn get(&self, key: &[u8]) -> Result<(), Trouble> {
         let shard = self.shard;
         let key = self.key(key);
         let Some(room) = self.room(ANSWER_BYTES_GUESS).await else { return Ok(()) };
@@ -208,7 +236,7 @@ impl Task<'_> {
         Ok(())
     }
 
-    async fn ttl(&self, key: &[u8]) -> Result<(), EngineError> {
+    async fn ttl(&self, key: &[u8]) -> Result<(), Trouble> {
         let _permit = self.shard.admit.read(CHUNK_BYTES).await;
         if !self.too_late() {
             let found = self.shard.engine.read(self.key(key)).await?;
@@ -218,7 +246,7 @@ impl Task<'_> {
     }
 
     /// First with room for small values; where they are larger, once more with room for what they have.
-    async fn multi_get(&self, keys: &[&[u8]]) -> Result<(), EngineError> {
+    async fn multi_get(&self, keys: &[&[u8]]) -> Result<(), Trouble> {
         // A part, and what another core sends, has its room already.
         let mut bytes = self.ticket.room().min(MULTI_BYTES_MAX);
         if let Origin::Connection(_) = self.ticket.origin {
@@ -242,8 +270,17 @@ impl Task<'_> {
     }
 
     /// Bytes of the answer to a multi-get as things stand.
-    async fn answer_bytes(&self, keys: &[&[u8]]) -> Result<usize, EngineError> {
+    async fn answer_bytes(&self, keys: &[&[u8]]) -> Result<usize, Trouble> {
         let mut bytes = 0;
+        if let Some(cluster) = &self.shard.cluster {
+            for some in keys.chunks(READS_AT_ONCE) {
+                for cell in self.shard.quorum_cells(cluster, self.request.namespace, some, self.levels(cluster), self.deadline).await {
+                    let len = |cell: OwnedCell| if let Body::Bytes(value) = cell.as_cell().body { value.len() } else { 0 };
+                    bytes += multi_value_bytes(cell?.map_or(0, len));
+                }
+            }
+            return Ok(bytes);
+        }
         for key in keys {
             let _permit = self.shard.admit.read(CHUNK_BYTES).await;
             let found = self.shard.engine.read(self.key(key)).await?;
@@ -256,20 +293,30 @@ impl Task<'_> {
         Ok(bytes)
     }
 
+    /// The values of some keys, each as its own disk or its own replicas give it.
+    async fn values_of(&self, keys: &[&[u8]]) -> Result<Vec<Option<Found>>, Trouble> {
+        let shard = self.shard;
+        if let Some(cluster) = &shard.cluster {
+            let cells = shard.quorum_cells(cluster, self.request.namespace, keys, self.levels(cluster), self.deadline).await;
+            let now_ms = shard.io.wall_ms();
+            return cells.into_iter().map(|cell| Ok(cell?.and_then(|cell| value_of(&cell.as_cell(), now_ms)))).collect();
+        }
+        let read = async |key: &&[u8]| {
+            let _permit = shard.admit.read(CHUNK_BYTES).await;
+            shard.engine.read_value(self.key(key), shard.io.wall_ms()).await
+        };
+        all(keys.iter().map(read)).await.into_iter().map(|value| Ok(value?)).collect()
+    }
+
     /// False, and not answered: the values have more than `bytes_max` bytes.
-    async fn multi_get_within(&self, keys: &[&[u8]], bytes_max: usize) -> Result<bool, EngineError> {
+    async fn multi_get_within(&self, keys: &[&[u8]], bytes_max: usize) -> Result<bool, Trouble> {
         let shard = self.shard;
         let Some(_room) = self.room(bytes_max).await else { return Ok(true) };
         let mut values = Vec::with_capacity(keys.len());
         let mut settled = 0;
         let mut bytes = 0;
         for some in keys.chunks(READS_AT_ONCE) {
-            let read = async |key: &&[u8]| {
-                let _permit = shard.admit.read(CHUNK_BYTES).await;
-                shard.engine.read_value(self.key(key), shard.io.wall_ms()).await
-            };
-            for value in all(some.iter().map(read)).await {
-                let value = value?;
+            for value in self.values_of(some).await? {
                 settled = settled.max(value.as_ref().map_or(0, |value| value.settled));
                 bytes += multi_value_bytes(value.as_ref().map_or(0, |value| value.bytes.len()));
                 values.push(value);
@@ -296,7 +343,7 @@ impl Task<'_> {
         condition: Condition,
         options: WriteOptions,
         store: impl FnOnce(&Write<'_>, KeyRef<'_>),
-    ) -> Result<(), EngineError> {
+    ) -> Result<(), Trouble> {
         let shard = self.shard;
         let key = self.key(key);
         let _guard = shard.locks.lock(key.token).await;
@@ -326,7 +373,7 @@ impl Task<'_> {
         Ok(())
     }
 
-    async fn tell_version(&self, write: &Write<'_>, options: WriteOptions) -> Result<(), EngineError> {
+    async fn tell_version(&self, write: &Write<'_>, options: WriteOptions) -> Result<(), Trouble> {
         if options.announce {
             // A version that was told must never be given again, not even when the power fails before the write.
             self.shard.engine.make_ceiling_durable(write.version).await?;
@@ -336,8 +383,21 @@ impl Task<'_> {
         Ok(())
     }
 
-    async fn multi_put(&self, put: &MultiPut<'_>) -> Result<(), EngineError> {
+    async fn multi_put(&self, put: &MultiPut<'_>) -> Result<(), Trouble> {
         let shard = self.shard;
+        if let Some(cluster) = &shard.cluster {
+            let version = match put.write.version {
+                Some(version) => version,
+                None => shard.quorum_stamp(cluster, self.request, &put.items, self.deadline).await?,
+            };
+            if put.write.announce {
+                shard.announce(self.ticket, version);
+                shard.settle();
+            }
+            let outcome = shard.quorum_puts(cluster, self.request, &put.items, version, self.deadline).await;
+            shard.answer_outcome(self.ticket, outcome);
+            return Ok(());
+        }
         let mut tokens: Vec<_> = put.items.iter().map(|item| token_of(item.key)).collect();
         // In one order everywhere, so that two of them cannot wait for each other.
         tokens.sort_unstable();
@@ -358,8 +418,17 @@ impl Task<'_> {
     }
 
     /// A new deadline `ttl_ms` from now; 0 takes it away.
-    async fn expire(&self, key: &[u8], ttl_ms: u64, options: WriteOptions) -> Result<(), EngineError> {
+    async fn expire(&self, key: &[u8], ttl_ms: u64, options: WriteOptions) -> Result<(), Trouble> {
         let shard = self.shard;
+        if let Some(cluster) = &shard.cluster {
+            let cells = shard.quorum_cells(cluster, self.request.namespace, &[key], self.levels(cluster), self.deadline).await;
+            let cell = cells.into_iter().next().expect("one key, one cell")?;
+            match cell.filter(|cell| cell.as_cell().is_live(shard.io.wall_ms())) {
+                None => shard.answer(self.ticket, &Reply::Absent),
+                Some(_) => shard.quorum_expire(cluster, self.ticket, self.request, (key, ttl_ms), self.deadline),
+            }
+            return Ok(());
+        }
         let key = self.key(key);
         let _guard = shard.locks.lock(key.token).await;
         if self.too_late() {
@@ -378,8 +447,12 @@ impl Task<'_> {
         Ok(())
     }
 
-    async fn scan(&self, scan: &Scan<'_>) -> Result<(), EngineError> {
+    async fn scan(&self, scan: &Scan<'_>) -> Result<(), Trouble> {
         let shard = self.shard;
+        if shard.cluster.as_ref().is_some_and(|cluster| !cluster.is_owner(self.request.namespace, scan.vnode)) {
+            shard.fail(self.ticket, ErrorCode::Failed, "this node holds no copy of that vnode: scan it at one that does");
+            return Ok(());
+        }
         let limit = if scan.limit == 0 { SCAN_ENTRIES_MAX } else { (scan.limit as usize).min(SCAN_ENTRIES_MAX) };
         let Some(_room) = self.room(CHUNK_BYTES * 8).await else { return Ok(()) };
         let _permit = shard.admit.read(CHUNK_BYTES * 16).await;
@@ -404,11 +477,11 @@ impl Task<'_> {
         Ok(())
     }
 
-    async fn make_namespace(&self, spec: &NamespaceSpec<'_>) -> Result<(), EngineError> {
+    async fn make_namespace(&self, spec: &NamespaceSpec<'_>) -> Result<(), Trouble> {
         self.change_namespaces(spec.name, |table| table.with(spec)).await
     }
 
-    async fn change_namespace(&self, change: &NamespaceChange<'_>) -> Result<(), EngineError> {
+    async fn change_namespace(&self, change: &NamespaceChange<'_>) -> Result<(), Trouble> {
         self.change_namespaces(change.name, |table| table.altered(change)).await
     }
 
@@ -417,9 +490,13 @@ impl Task<'_> {
         &self,
         name: &str,
         change: impl FnOnce(&NamespaceTable) -> Result<NamespaceTable, NamespaceError>,
-    ) -> Result<(), EngineError> {
+    ) -> Result<(), Trouble> {
         let shard = self.shard;
-        let _guard = shard.locks.lock(0).await;
+        if let Err(why) = shard.changes_namespaces() {
+            shard.fail(self.ticket, ErrorCode::Failed, &why);
+            return Ok(());
+        }
+        let guard = shard.locks.lock(0).await;
         let table = match change(&shard.namespaces()) {
             Ok(table) => table,
             Err(error) => {
@@ -427,13 +504,15 @@ impl Task<'_> {
                 return Ok(());
             }
         };
-        store_namespaces(shard, &table).await?;
+        shard.namespaces_version.set(store_namespaces(shard, &table).await?);
         shard.publish_namespaces(Arc::new(table));
         // Mail is read in order: who answers a ping knows the table.
         let ping = Request { command: Command::Ping, ..self.request.clone() };
         while let Err((ErrorCode::Overloaded, _)) = shard.ask_all(self.ticket, &ping).wait().await {
             shard.io.sleep(ROOM_EVERY).await;
         }
+        drop(guard);
+        shard.spread_namespaces().await;
         let table = shard.namespaces();
         let row = table.by_name(name).expect("just stored");
         let rows = vec![execute::wire_namespace(row)].into();
@@ -442,7 +521,7 @@ impl Task<'_> {
         Ok(())
     }
 
-    async fn snapshot(&self, name: &str) -> Result<(), EngineError> {
+    async fn snapshot(&self, name: &str) -> Result<(), Trouble> {
         let good = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
         if name.is_empty() || name.len() > 64 || !name.bytes().all(good) {
             self.shard.fail(self.ticket, ErrorCode::BadRequest, "a snapshot's name has 1 to 64 letters, digits, '-' or '_'");
@@ -486,14 +565,19 @@ impl Task<'_> {
     }
 }
 
-/// Makes the table of namespaces durable.
+/// Makes the table of namespaces durable, under a new version.
 pub async fn store_namespaces(shard: &Shard, table: &NamespaceTable) -> Result<Version, EngineError> {
     let version = shard.engine.stamp(shard.io.wall_ms());
+    store_namespaces_as(shard, table, version).await?;
+    Ok(version)
+}
+
+/// Makes a table that has its version durable.
+pub async fn store_namespaces_as(shard: &Shard, table: &NamespaceTable, version: Version) -> Result<(), EngineError> {
     let mut batch = Batch::new(true);
     batch.put_value(table_key(), &table.encode(), version, 0);
     let seq = shard.engine.write(&batch)?;
-    shard.engine.wait_durable(seq).await?;
-    Ok(version)
+    shard.engine.wait_durable(seq).await
 }
 
 /// All of the futures' results, in their order. For a few: each wake looks at all that are not done.
@@ -526,5 +610,15 @@ fn is_met(condition: Condition, live: Option<Version>) -> bool {
         Condition::IfAbsent => live.is_none(),
         Condition::IfPresent => live.is_some(),
         Condition::IfVersion(version) => live == Some(version),
+    }
+}
+
+/// A live string as it came from its replicas.
+fn value_of(cell: &Cell<'_>, now_ms: u64) -> Option<Found> {
+    match cell.body {
+        Body::Bytes(bytes) if cell.is_live(now_ms) => {
+            Some(Found { version: cell.version, bytes: bytes.to_vec(), deadline_ms: cell.expiry.deadline_ms, settled: 0 })
+        }
+        _ => None,
     }
 }

@@ -15,7 +15,7 @@ use crate::io::Class;
 use crate::io::signal::Signal;
 use crate::limits::{CHUNK_BYTES, KEY_BYTES_MAX, MULTI_KEYS_MAX, VALUE_BYTES_MAX};
 use crate::wire::command::{Command, ErrorCode, MultiPut, PutItem, Request, WriteOptions};
-use crate::wire::native::{WireError, decode_request, encode_request};
+use crate::wire::native::{Form, WireError, decode_request, encode_request};
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -23,7 +23,7 @@ const TOO_MANY_FORWARDS: &str = "too many requests are on their way to the ownin
 
 /// A request's frame, taken apart.
 pub struct Asked<'a> {
-    kind: u16,
+    form: Form,
     body: &'a [u8],
     request: Result<Request<'a>, WireError>,
     /// Of its key; 0 where it has none or several.
@@ -31,10 +31,10 @@ pub struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
-    pub fn new(kind: u16, body: &'a [u8]) -> Asked<'a> {
-        let request = decode_request(kind, body);
+    pub fn new(form: Form, body: &'a [u8]) -> Asked<'a> {
+        let request = decode_request(form, body);
         let key = request.as_ref().ok().and_then(|request| request.command.key());
-        Asked { kind, body, token: key.map_or(0, token_of), request }
+        Asked { form, body, token: key.map_or(0, token_of), request }
     }
 
     /// Of the frame's body.
@@ -52,14 +52,14 @@ impl<'a> Asked<'a> {
 
 impl Shard {
     /// One request frame from another core. Its answer goes to `ticket`, now or later.
-    pub fn handle(self: &Rc<Shard>, ticket: Ticket, kind: u16, body: &[u8]) {
-        self.handle_asked(ticket, &Asked::new(kind, body));
+    pub fn handle(self: &Rc<Shard>, ticket: Ticket, form: Form, body: &[u8]) {
+        self.handle_asked(ticket, &Asked::new(form, body));
     }
 
     /// One request, from a client of this core or from another core.
     pub fn handle_asked(self: &Rc<Shard>, ticket: Ticket, asked: &Asked<'_>) {
-        let &Asked { kind, body, ref request, token } = asked;
-        self.stats.request(kind);
+        let &Asked { form, body, ref request, token } = asked;
+        self.stats.request(form.kind);
         if self.is_closing() {
             return self.fail(&ticket, ErrorCode::ShuttingDown, "this node is shutting down");
         }
@@ -71,7 +71,7 @@ impl Shard {
             return self.fail(&ticket, code, message);
         }
         let owner = match &request.command {
-            Command::MultiGet { .. } | Command::MultiPut(_) => return self.take_apart(ticket, request, kind, body),
+            Command::MultiGet { .. } | Command::MultiPut(_) => return self.take_apart(ticket, request, form, body),
             Command::Scan(scan) => core_of(scan.vnode, self.node.cores),
             Command::Snapshot { .. } if self.is_part(&ticket) => self.core(),
             // What the whole node has one of.
@@ -79,7 +79,7 @@ impl Shard {
             Command::NamespaceMake(_) | Command::NamespaceChange(_) | Command::Snapshot { .. } => 0,
             command => command.key().map_or(self.core(), |_| self.owner(token)),
         };
-        if owner == self.core() { self.run_here(ticket, request, token, kind, body) } else { self.pass_on(owner, ticket, kind, body) }
+        if owner == self.core() { self.run_here(ticket, request, token, form, body) } else { self.pass_on(owner, ticket, form, body) }
     }
 
     /// What is wrong with any request of this kind, whoever carries it out.
@@ -113,13 +113,18 @@ impl Shard {
         Ok(())
     }
 
-    fn run_here(self: &Rc<Shard>, ticket: Ticket, request: &Request<'_>, token: Token, kind: u16, body: &[u8]) {
+    fn run_here(self: &Rc<Shard>, ticket: Ticket, request: &Request<'_>, token: Token, form: Form, body: &[u8]) {
+        if let Some(cluster) = &self.cluster
+            && request.command.row().has_keys
+        {
+            return self.coordinate(cluster, ticket, request, token, (form, body));
+        }
         if let Step::Wait = execute::execute(self, &ticket, request, token) {
-            perform::spawn(self, ticket, kind, body.to_vec(), self.deadline(request.deadline_ms));
+            perform::spawn(self, ticket, form, body.to_vec(), self.deadline(request.deadline_ms));
         }
     }
 
-    fn pass_on(self: &Rc<Shard>, owner: u16, ticket: Ticket, kind: u16, body: &[u8]) {
+    fn pass_on(self: &Rc<Shard>, owner: u16, ticket: Ticket, form: Form, body: &[u8]) {
         self.stats.forwarded();
         let room = match &ticket.origin {
             Origin::Connection(conn) => conn.try_promise(CHUNK_BYTES),
@@ -132,14 +137,14 @@ impl Shard {
             _ => ANSWER_BYTES_GUESS,
         };
         let held = Holds { kept: self.keep(&ticket, body.len()), room, bytes };
-        if let Err(ticket) = self.mailbox.forward(usize::from(owner), ticket, held, kind, body.to_vec()) {
+        if let Err(ticket) = self.mailbox.forward(usize::from(owner), ticket, held, form, body.to_vec()) {
             self.fail(&ticket, ErrorCode::Overloaded, TOO_MANY_FORWARDS);
         }
     }
 
     /// The owner found that an answer is larger than it may be: asks again once the client's connection has room for it. Without this,
     /// clients that read nothing would have the other cores fill this one's memory.
-    pub fn ask_again(self: &Rc<Shard>, owner: usize, ticket: Ticket, bytes: usize, kind: u16, body: Vec<u8>) {
+    pub fn ask_again(self: &Rc<Shard>, owner: usize, ticket: Ticket, bytes: usize, form: Form, body: Vec<u8>) {
         if let Origin::Part(gather) = &ticket.origin {
             return gather.needs_room(self, ticket.id as usize, bytes);
         }
@@ -149,12 +154,12 @@ impl Shard {
         let shard = self.clone();
         drop(self.io.spawn(Class::Foreground, async move {
             let kept = shard.keep(&ticket, body.len());
-            let deadline = shard.deadline(decode_request(kind, &body).map_or(0, |request| request.deadline_ms));
+            let deadline = shard.deadline(decode_request(form, &body).map_or(0, |request| request.deadline_ms));
             match shard.room_for(&ticket, bytes, deadline).await {
                 Err((code, why)) => shard.fail(&ticket, code, why),
                 Ok(room) => {
                     let held = Holds { kept, room, bytes };
-                    if let Err(ticket) = shard.mailbox.forward(owner, ticket, held, kind, body) {
+                    if let Err(ticket) = shard.mailbox.forward(owner, ticket, held, form, body) {
                         shard.fail(&ticket, ErrorCode::Overloaded, TOO_MANY_FORWARDS);
                     }
                 }
@@ -180,8 +185,8 @@ impl Shard {
         let mut frame = Vec::new();
         encode_request(&mut frame, part as u64, request);
         let body = &frame[crate::wire::frame::HEADER_BYTES..];
-        let kind = request.command.kind();
-        if core == self.core() { self.run_here(ticket, request, 0, kind, body) } else { self.pass_on(core, ticket, kind, body) }
+        let form = Form::from(request);
+        if core == self.core() { self.run_here(ticket, request, 0, form, body) } else { self.pass_on(core, ticket, form, body) }
     }
 
     /// A request about the whole node was taken apart by core 0, and this is one core's part of it.
@@ -189,7 +194,7 @@ impl Shard {
         match ticket.origin {
             Origin::Part(_) => true,
             Origin::Core { core, .. } => core == 0 && self.core() != 0,
-            Origin::Connection(_) | Origin::Nobody => false,
+            Origin::Connection(_) | Origin::Peer(_) | Origin::Local(_) | Origin::Nobody => false,
         }
     }
 
@@ -216,7 +221,7 @@ impl Shard {
     }
 
     /// A request of many keys. Where one core owns them all, it goes there whole; else each owner gets its part.
-    fn take_apart(self: &Rc<Shard>, ticket: Ticket, request: &Request<'_>, kind: u16, body: &[u8]) {
+    fn take_apart(self: &Rc<Shard>, ticket: Ticket, request: &Request<'_>, form: Form, body: &[u8]) {
         let keys: Vec<&[u8]> = match &request.command {
             Command::MultiGet { keys } => keys.to_vec(),
             Command::MultiPut(put) => put.items.iter().map(|item| item.key).collect(),
@@ -230,16 +235,21 @@ impl Shard {
         }
         let (owners, places) = self.split(&keys);
         match owners[..] {
-            [] => return self.run_here(ticket, request, 0, kind, body),
-            [owner] if owner == self.core() => return self.run_here(ticket, request, 0, kind, body),
-            [owner] => return self.pass_on(owner, ticket, kind, body),
+            [] => return self.run_here(ticket, request, 0, form, body),
+            [owner] if owner == self.core() => return self.run_here(ticket, request, 0, form, body),
+            [owner] => return self.pass_on(owner, ticket, form, body),
             _ => {}
         }
         match &request.command {
-            Command::MultiPut(put) if put.write.announce => self.announce_and_split(ticket, kind, body.to_vec(), owners, places),
+            Command::MultiPut(put) if put.write.announce => self.announce_and_split(ticket, form, body.to_vec(), owners, places),
             Command::MultiPut(put) => {
-                let version = put.write.version.unwrap_or_else(|| self.engine.stamp(self.io.wall_ms()));
-                self.split_puts(ticket, request, put, version, &owners, &places);
+                match (put.write.version, &self.cluster) {
+                    (None, Some(_)) => self.announce_and_split(ticket, form, body.to_vec(), owners, places),
+                    (version, _) => {
+                        let version = version.unwrap_or_else(|| self.engine.stamp(self.io.wall_ms()));
+                        self.split_puts(ticket, request, put, version, &owners, &places);
+                    }
+                }
             }
             _ => self.split_gets(ticket, &keys, request, body, &owners, places),
         }
@@ -258,7 +268,7 @@ impl Shard {
         let rooms: Vec<usize> = places.iter().map(|places| multi_get_guess(places.len())).collect();
         let bytes = rooms.iter().sum();
         let asked =
-            Again { kind: request.command.kind(), body: body.to_vec(), deadline: self.deadline(request.deadline_ms), round: 0, rooms };
+            Again { form: Form::from(request), body: body.to_vec(), deadline: self.deadline(request.deadline_ms), round: 0, rooms };
         let kept = self.keep(&ticket, body.len());
         let room = match &ticket.origin {
             Origin::Connection(conn) => conn.try_promise(bytes),
@@ -282,7 +292,7 @@ impl Shard {
                 Ok(None) => unreachable!("only a connection's request is taken apart"),
                 Ok(Some(room)) => {
                     let body = asked.body.clone();
-                    let mut request = decode_request(asked.kind, &body).expect("decoded once before");
+                    let mut request = decode_request(asked.form, &body).expect("decoded once before");
                     let left_ms = asked.deadline.since(shard.io.now()).as_millis().max(1);
                     request.deadline_ms = u32::try_from(left_ms).unwrap_or(u32::MAX);
                     let Command::MultiGet { keys } = &request.command else { unreachable!("a multi-get") };
@@ -316,31 +326,38 @@ impl Shard {
     }
 
     /// Tells the version before any part is sent; none of the parts tells it again.
-    fn announce_and_split(self: &Rc<Shard>, ticket: Ticket, kind: u16, body: Vec<u8>, owners: Vec<u16>, places: Vec<Vec<u32>>) {
+    fn announce_and_split(self: &Rc<Shard>, ticket: Ticket, form: Form, body: Vec<u8>, owners: Vec<u16>, places: Vec<Vec<u32>>) {
         if !self.admit.begin() {
             return self.fail(&ticket, ErrorCode::Overloaded, "too many requests wait");
         }
         let (shard, kept) = (self.clone(), self.keep(&ticket, body.len()));
         drop(self.io.spawn(Class::Foreground, async move {
             let _kept = kept;
-            let request = decode_request(kind, &body).expect("decoded once before");
+            let request = decode_request(form, &body).expect("decoded once before");
             let Command::MultiPut(put) = &request.command else { unreachable!("only these are announced here") };
-            let ours = put.write.version.is_none().then(|| shard.engine.stamp(shard.io.wall_ms()));
-            let told = match ours {
-                Some(version) => shard.engine.make_ceiling_durable(version).await,
-                None => Ok(()),
-            };
-            match (told, ours.or(put.write.version)) {
-                (Ok(()), Some(version)) => {
+            if let Some(version) = shard.version_of_all(&ticket, &request, put).await {
+                if put.write.announce {
                     shard.announce(&ticket, version);
-                    shard.split_puts(ticket, &request, put, version, &owners, &places);
                 }
-                (Err(error), _) => engine_error(&shard, &ticket, &error),
-                (Ok(()), None) => unreachable!("ours, or the client's"),
+                shard.split_puts(ticket, &request, put, version, &owners, &places);
             }
             shard.admit.end();
             shard.settle();
         }));
+    }
+
+    /// The version of a put of many keys; none, and answered, where it cannot have one.
+    async fn version_of_all(self: &Rc<Shard>, ticket: &Ticket, request: &Request<'_>, put: &MultiPut<'_>) -> Option<Version> {
+        if put.write.version.is_some() {
+            return put.write.version;
+        }
+        if let Some(cluster) = &self.cluster {
+            let stamped = self.quorum_stamp(cluster, request, &put.items, self.deadline(request.deadline_ms)).await;
+            return stamped.map_err(|outcome| self.answer_outcome(ticket, outcome)).ok();
+        }
+        let version = self.engine.stamp(self.io.wall_ms());
+        let told = self.engine.make_ceiling_durable(version).await;
+        told.map_err(|error| engine_error(self, ticket, &error)).ok().map(|()| version)
     }
 
     /// All parts carry one version, so that a retry of the whole is the same write everywhere.

@@ -4,6 +4,7 @@
 use super::budget::Lease;
 use super::conn::{Conn, Incoming};
 use super::mailbox::Mail;
+use super::replicate::{self, Greeted, PeerConnection};
 use super::route::Asked;
 use super::{Origin, Shard, Ticket};
 use crate::base::time::Mono;
@@ -14,11 +15,12 @@ use crate::limits::{
     UNFINISHED_BYTES_FREE,
 };
 use crate::wire::command::{
-    CORE_ANY, Command, ErrorCode, ErrorReply, FEATURE_NAMESPACE_DETAILS, FEATURE_TTL_NEVER, Hello, HelloOk, Limits, Node, PROTOCOL_VERSION,
+    CORE_ANY, Command, ErrorCode, ErrorReply, FEATURE_LEVELS, FEATURE_NAMESPACE_DETAILS, FEATURE_TTL_NEVER, Hello, HelloOk, Limits, Node, PROTOCOL_VERSION,
     PROTOCOL_VERSION_MIN, Reply,
 };
 use crate::wire::frame::{FrameError, FrameReader, Frames};
-use crate::wire::native::{decode_request, encode_reply, put_goodbye};
+use crate::wire::native::{Form, decode_request, encode_reply, put_goodbye};
+use crate::wire::peer_hello::{self, PeerHello};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -65,6 +67,23 @@ async fn greet(shard: Rc<Shard>, socket: Socket, turn: u16) {
             let _ = within(&io, until, io.send(&socket, bytes)).await;
             io.close(&socket);
         }
+        Verdict::Peer { hello, nonce, welcome, used } => {
+            let rest = said.split_off(used);
+            if !matches!(within(&io, until, io.send(&socket, welcome)).await, Some(Ok(_))) {
+                return io.close(&socket);
+            }
+            if hello.core == shard.core() {
+                replicate::serve(&shard, socket, &hello, &nonce, rest).await;
+            } else if let Ok((parcel, unread)) = io.detach(socket).await {
+                let mut rest = rest;
+                rest.extend_from_slice(&unread);
+                let core = usize::from(hello.core);
+                if shard.mailbox.has_room_for_connections(core) {
+                    shard.mailbox.send(core, Mail::Peer(PeerConnection { parcel, hello: *hello, nonce, rest }));
+                    shard.mailbox.wake();
+                }
+            }
+        }
         Verdict::Welcome { core, id, used } => {
             let rest = said.split_off(used);
             if core == shard.core() {
@@ -90,6 +109,13 @@ enum Verdict {
         id: u64,
         used: usize,
     },
+    /// A link of another node.
+    Peer {
+        hello: Box<PeerHello>,
+        nonce: [u8; 16],
+        welcome: Vec<u8>,
+        used: usize,
+    },
 }
 
 /// None: the hello has not all arrived.
@@ -108,7 +134,14 @@ fn judge(shard: &Shard, said: &[u8], turn: u16) -> Option<Verdict> {
         encode_reply(&mut bytes, frame.id, &Reply::Error(ErrorReply::new(code, message)));
         Some(Verdict::Refuse(bytes))
     };
-    let hello = match decode_request(frame.kind, frame.body) {
+    if frame.kind == peer_hello::kind::HELLO {
+        let used = crate::wire::frame::HEADER_BYTES + frame.body.len();
+        return Some(match shard.greet_peer(&frame) {
+            Greeted::Refuse(bytes) => Verdict::Refuse(bytes),
+            Greeted::Welcome { hello, nonce, welcome } => Verdict::Peer { hello: Box::new(hello), nonce, welcome, used },
+        });
+    }
+    let hello = match decode_request(&frame, frame.body) {
         Ok(request) => request,
         Err(error) => return refuse(error.code, error.what),
     };
@@ -173,6 +206,7 @@ fn welcome(shard: &Shard) -> Reply<'_> {
     let node = &shard.node;
     let limits = Limits::of_this_build(DEADLINE_MS_DEFAULT);
     let this = Node { id: node.node_id, host: &node.host, port: node.port(), cores: node.cores };
+    let epoch = shard.cluster.as_ref().map_or(1, |cluster| cluster.epoch());
     Reply::HelloOk(HelloOk {
         protocol_version: PROTOCOL_VERSION,
         core: shard.core(),
@@ -180,8 +214,8 @@ fn welcome(shard: &Shard) -> Reply<'_> {
         vnodes: node.vnodes,
         node_id: node.node_id,
         cluster_id: node.cluster_id,
-        epoch: 1,
-        features: FEATURE_TTL_NEVER | FEATURE_NAMESPACE_DETAILS,
+        epoch,
+        features: FEATURE_TTL_NEVER | FEATURE_NAMESPACE_DETAILS | FEATURE_LEVELS,
         limits,
         nodes: vec![this].into(),
         owners: Vec::new().into(),
@@ -268,7 +302,7 @@ fn carry_out(shard: &Rc<Shard>, conn: &Rc<Conn>, lease: &mut Option<Lease>, fram
         let mut error = None;
         for slot in &mut ahead {
             match frames.next() {
-                Some(Ok(frame)) => *slot = Some((frame.id, Asked::new(frame.kind, frame.body))),
+                Some(Ok(frame)) => *slot = Some((frame.id, Asked::new(Form::from(&frame), frame.body))),
                 Some(Err(lost)) => error = Some(lost),
                 None => break,
             }

@@ -9,16 +9,18 @@ use super::locks::KeyLocks;
 use super::mailbox::{Mail, Mailbox, MailboxEnds};
 use super::namespaces::{Durability, NamespaceTable};
 use super::stats::{self, Board, Stats};
-use super::{Origin, Shard, perform, session};
+use super::cluster::{Cluster, ClusterPlan};
+use super::coordinate::Requests;
+use super::{Origin, Shard, decisions, perform, replicate, session};
 use crate::base::metrics::Report;
-use crate::base::record::core_of;
-use crate::base::time::hlc_ms;
+use crate::base::record::{Version, core_of};
+use crate::base::time::{HLC_COUNTER_BITS, hlc_ms};
 use crate::engine::format::Identity;
 use crate::engine::recover::{NodeConfig, NodeStore};
 use crate::engine::{Engine, EngineConfig, EngineError, Planted};
 use crate::io::signal::Signal;
 use crate::io::{Class, Io, SocketAddr};
-use crate::limits::VNODES_DEFAULT;
+use crate::limits::{GATHERED_SHARE, VNODES_DEFAULT};
 use std::cell::{Cell, RefCell};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -33,6 +35,8 @@ const STALLED_EVERY: Duration = Duration::from_millis(500);
 const OVERDUE_EVERY: Duration = Duration::from_millis(10);
 /// How long a starting shard waits until the wall clock is where its own is.
 const CLOCK_WAIT_MS_MAX: u64 = 250;
+/// The same in a cluster, where the clock's ceiling is laid further ahead.
+const CLUSTER_CLOCK_WAIT_MS_MAX: u64 = 5_000;
 /// How long a closing shard waits for what is under way.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
@@ -52,6 +56,8 @@ pub struct Plan {
     /// Sizes of the engine: everything in it that is the same for all cores.
     pub engine: EngineConfig,
     pub board: Arc<Board>,
+    /// None: the node is alone.
+    pub cluster: Option<ClusterPlan>,
     /// How often a shard publishes its figures.
     pub publish_every: Duration,
     /// The port that was bound; 0 until then.
@@ -101,6 +107,13 @@ impl NodeInfo {
             store: layout.clone(),
             data: plan.data.clone(),
             plan: plan.clone(),
+        }
+    }
+
+    /// Says a sentence to whoever runs the node.
+    pub fn warn(&self, sentence: &str) {
+        if let Some(cluster) = &self.plan.cluster {
+            (cluster.warn)(sentence);
         }
     }
 
@@ -192,7 +205,11 @@ pub async fn run(io: Io, ends: MailboxEnds, plan: Arc<Plan>) -> Result<(), Start
 
 /// The data folder's layout; an empty folder becomes a node's with names of its own.
 async fn open_store(io: &Io, plan: &Plan) -> Result<Arc<NodeStore>, EngineError> {
-    let identity = Some(Identity { cluster: io.random_u64(), node: io.random_u64() });
+    let identity = match &plan.cluster {
+        Some(cluster) => Identity { cluster: cluster.founding.cluster(), node: cluster.node },
+        None => Identity { cluster: io.random_u64(), node: io.random_u64() },
+    };
+    let identity = Some(identity);
     let config = NodeConfig { cores: plan.cores, vnodes: plan.vnodes.unwrap_or(VNODES_DEFAULT), identity, core_of };
     NodeStore::open(io, &plan.data, config).await
 }
@@ -220,8 +237,9 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
     };
     let config = EngineConfig { core: io.core() as u16, planted: plan.planted, ..plan.engine.clone() };
     let engine = open_engine(io, mailbox, plan, &layout, config).await?;
-    wait_for_wall_clock(io, &engine).await;
-    let shard = Rc::new(assemble(io, mailbox, plan, engine, &layout));
+    wait_for_wall_clock(io, &engine, plan.cluster.is_some()).await;
+    let cluster = open_cluster(io, plan, &layout)?;
+    let shard = Rc::new_cyclic(|this| assemble(io, mailbox, plan, (engine, cluster), &layout, this.clone()));
     if io.core() == 0 {
         for _ in others.clone() {
             next_step(io, mailbox, plan, |mail| matches!(mail, Mail::Opened(Ok(())))).await?;
@@ -229,6 +247,11 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
         layout.commit(io).await.map_err(|error| no_room(error, layout.previous_cores(), layout.cores()))?;
         let table = load_namespaces(&shard, plan.durability).await?;
         shard.publish_namespaces(Arc::new(table));
+        if let Some(cluster) = &plan.cluster {
+            let topology = Arc::new(decisions::load_topology(&shard.engine, cluster, shard.io.wall_ms()).await?);
+            others.clone().for_each(|core| mailbox.send(core, Mail::Topology(topology.clone())));
+            shard.learn_topology(&topology);
+        }
         others.for_each(|core| mailbox.send(core, Mail::Serve));
     } else {
         mailbox.send(0, Mail::Opened(Ok(())));
@@ -236,6 +259,7 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
         loop {
             match next_mail(io, mailbox, plan).await? {
                 (_, Mail::Namespaces(table)) => shard.set_namespaces(table),
+                (_, Mail::Topology(topology)) => shard.learn_topology(&topology),
                 (_, Mail::Serve) => break,
                 (_, Mail::Opened(Err(why))) => return Err(StartFailure::Other(why)),
                 _ => {}
@@ -293,15 +317,36 @@ fn no_room(error: EngineError, before: Option<u16>, cores: u16) -> StartFailure 
 
 /// The engine's clock starts above everything that it may have told before, a little ahead of the wall clock; deadlines count from it.
 /// Where the wall clock is there at once it is waited for, so that a time to live is what was asked; where it was set back, it is not.
-async fn wait_for_wall_clock(io: &Io, engine: &Engine) {
+async fn wait_for_wall_clock(io: &Io, engine: &Engine, in_cluster: bool) {
     let now_ms = io.wall_ms();
     let ahead_ms = hlc_ms(engine.stamp(now_ms).hlc()).saturating_sub(now_ms);
-    if ahead_ms <= CLOCK_WAIT_MS_MAX {
+    // Other nodes take no stamp that is far ahead of their clocks.
+    if ahead_ms <= if in_cluster { CLUSTER_CLOCK_WAIT_MS_MAX } else { CLOCK_WAIT_MS_MAX } {
         io.sleep(Duration::from_millis(ahead_ms)).await;
     }
 }
 
-fn assemble(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>, engine: Engine, layout: &Arc<NodeStore>) -> Shard {
+/// What this core knows of its cluster. The layout says whose the data is.
+fn open_cluster(io: &Io, plan: &Plan, layout: &NodeStore) -> Result<Option<Rc<Cluster>>, StartFailure> {
+    let Some(cluster) = &plan.cluster else { return Ok(None) };
+    let identity = layout.identity();
+    if identity.node != cluster.node {
+        return Err(StartFailure::Contradiction(format!("node-id {}: the data folder is node {}'s", cluster.node, identity.node)));
+    }
+    // Until core 0 has read what is stored; nobody serves before.
+    let topology = Arc::new(cluster.founding.clone());
+    let gathered = plan.memory_bytes / GATHERED_SHARE;
+    Ok(Some(Rc::new(Cluster::new(cluster, topology, io.random_u64(), gathered))))
+}
+
+fn assemble(
+    io: &Io,
+    mailbox: &Rc<Mailbox>,
+    plan: &Arc<Plan>,
+    (engine, cluster): (Engine, Option<Rc<Cluster>>),
+    layout: &Arc<NodeStore>,
+    this: Weak<Shard>,
+) -> Shard {
     Shard {
         io: io.clone(),
         mailbox: mailbox.clone(),
@@ -311,6 +356,10 @@ fn assemble(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>, engine: Engine, la
         node: Rc::new(NodeInfo::new(plan, layout)),
         core: io.core() as u16,
         engine,
+        cluster,
+        namespaces_version: Cell::new(Version::ZERO),
+        local: RefCell::default(),
+        this,
         namespaces: RefCell::new(Arc::new(NamespaceTable::fresh(plan.durability))),
         commits: RefCell::default(),
         ahead: Cell::default(),
@@ -359,10 +408,18 @@ fn tell_failure(io: &Io, mailbox: &Mailbox, failure: &StartFailure) {
 async fn load_namespaces(shard: &Rc<Shard>, durability: Durability) -> Result<NamespaceTable, EngineError> {
     let key = perform::table_key();
     if let Some(value) = shard.engine.read_value(key, shard.io.wall_ms()).await? {
+        shard.namespaces_version.set(value.version);
         return NamespaceTable::decode(&value.bytes).map_err(|error| EngineError::corrupt("the namespace table", 0, error));
     }
     let table = NamespaceTable::fresh(durability);
-    perform::store_namespaces(shard, &table).await?;
+    if shard.cluster.is_some() {
+        // Older than any that somebody made: what other nodes have goes before it.
+        let version = Version::put(1 << HLC_COUNTER_BITS, 0);
+        perform::store_namespaces_as(shard, &table, version).await?;
+        shard.namespaces_version.set(version);
+    } else {
+        shard.namespaces_version.set(perform::store_namespaces(shard, &table).await?);
+    }
     Ok(table)
 }
 
@@ -378,6 +435,13 @@ fn spawn_services(shard: &Rc<Shard>, plan: &Arc<Plan>) {
         }
     }));
     let io = &shard.io;
+    if let Some(cluster) = &shard.cluster {
+        Requests::start(shard, cluster);
+        if shard.core() == 0 {
+            let comparing = shard.clone();
+            drop(io.spawn(Class::Background, async move { comparing.compare_with_all().await }));
+        }
+    }
     let watched = shard.clone();
     drop(io.spawn(Class::Foreground, async move {
         while !watched.is_closing() {
@@ -459,12 +523,12 @@ fn take_mail(shard: &Rc<Shard>) -> MailEnd {
     for core in 0..shard.mailbox.cores() {
         while let Some(mail) = shard.mailbox.pop(core) {
             match mail {
-                Mail::Request { ticket, kind, id, body, room } => {
-                    shard.handle_forwarded(Origin::Core { core: core as u16, ticket, room }, kind, id, &body);
+                Mail::Request { ticket, form, id, body, room } => {
+                    shard.handle_forwarded(Origin::Core { core: core as u16, ticket, room }, form, id, &body);
                 }
-                Mail::NeedsRoom { ticket, bytes, kind, body } => {
+                Mail::NeedsRoom { ticket, bytes, form, body } => {
                     let ticket = shard.mailbox.claim(core, ticket, true);
-                    shard.ask_again(core, ticket, bytes, kind, body);
+                    shard.ask_again(core, ticket, bytes, form, body);
                 }
                 Mail::Reply { ticket, last, frame } => {
                     let ticket = shard.mailbox.claim(core, ticket, last);
@@ -473,6 +537,9 @@ fn take_mail(shard: &Rc<Shard>) -> MailEnd {
                 Mail::Connection { parcel, id, rest } => {
                     drop(shard.io.spawn(Class::Foreground, session::adopt(shard.clone(), parcel, id, rest)));
                 }
+                Mail::Peer(peer) => drop(shard.io.spawn(Class::Replication, replicate::adopt(shard.clone(), peer))),
+                Mail::Learn(topology) => shard.adopt_topology(topology),
+                Mail::Topology(topology) => shard.learn_topology(&topology),
                 Mail::Namespaces(table) => shard.set_namespaces(table),
                 Mail::Opened(Err(_)) => end = MailEnd::Failed,
                 Mail::Open(_) | Mail::LogsRead | Mail::Opened(Ok(())) | Mail::Serve => {}

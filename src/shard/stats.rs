@@ -17,6 +17,8 @@ pub struct Stats {
     cut: Cell<u64>,
     memory_hits: Cell<u64>,
     memory_misses: Cell<u64>,
+    malformed: Cell<u64>,
+    hints_not_kept: Cell<u64>,
 }
 
 impl Default for Stats {
@@ -28,6 +30,8 @@ impl Default for Stats {
             cut: Cell::new(0),
             memory_hits: Cell::new(0),
             memory_misses: Cell::new(0),
+            malformed: Cell::new(0),
+            hints_not_kept: Cell::new(0),
         }
     }
 }
@@ -53,6 +57,16 @@ impl Stats {
     /// A connection was ended because others waited for what it held.
     pub fn cut(&self) {
         bump(&self.cut);
+    }
+
+    /// A link was closed because what came over it was no message.
+    pub fn malformed(&self) {
+        bump(&self.malformed);
+    }
+
+    /// A replica missed a write, and nothing was kept for it.
+    pub fn hint_not_kept(&self) {
+        bump(&self.hints_not_kept);
     }
 
     /// A read was answered from memory, or had to go on to a disk.

@@ -5,6 +5,8 @@
 //! report: the same seed gives the same bytes.
 
 pub mod checker;
+pub mod cluster;
+mod cluster_run;
 mod final_look;
 pub mod gossip;
 #[cfg(test)]
@@ -90,6 +92,9 @@ const SITES_WANTED: &[&str] = &[
 
 /// Runs what the command line asks for; the exit code.
 pub fn run(asked: &SimRun, say: &mut dyn FnMut(&str)) -> i32 {
+    if asked.cluster {
+        return cluster_run::run_seeds(asked, say);
+    }
     let planted = match asked.planted.as_deref().map(planted_by_name).transpose() {
         Ok(planted) => planted,
         Err(why) => {
@@ -99,7 +104,7 @@ pub fn run(asked: &SimRun, say: &mut dyn FnMut(&str)) -> i32 {
     };
     let (first, count) = match asked.seed {
         Some(seed) => (seed, 1),
-        None => (1, asked.seeds.unwrap_or(SEEDS_DEFAULT)),
+        None => (asked.first.unwrap_or(1), asked.seeds.unwrap_or(SEEDS_DEFAULT)),
     };
     let started = host::mono();
     let mut summary = Summary::default();

@@ -129,7 +129,7 @@ impl Run {
         let drawn = faults(&mut prng, setup.faults);
         // Quiet until the first node is up and its namespaces are made.
         let node = world.add_machine(Faults::default());
-        let clock = world.clone();
+        let (clock, latest) = (world.clone(), world.clone());
         let shared = Shared {
             checkers: [RefCell::new(Checker::new(false)), RefCell::new(Checker::new(true))],
             namespaces: [Cell::new(FIRST_NAMESPACE), Cell::new(FIRST_NAMESPACE + 1)],
@@ -140,8 +140,10 @@ impl Run {
             at_work: Cell::new(0),
             errors: RefCell::default(),
             wall_ms: Box::new(move || clock.wall_ms(node)),
+            latest_ms: Box::new(move || latest.wall_ms(node)),
             falls: RefCell::default(),
             large_one_in: prng.between(50, 400),
+            in_cluster: false,
         };
         let cores = setup.cores.unwrap_or(prng.between(1, 5) as u16);
         let hash_seed = prng.next_u64();
@@ -242,31 +244,8 @@ impl Run {
         let io = self.world.spawn_core(machine, 0, &Wakers::new(1));
         for _ in 0..self.prng.between(2, 7) {
             let pipeline = self.prng.between(1, 24) as usize;
-            let client = SimClient::new(io.clone(), self.address(), self.shared.clone(), self.prng.fork(), pipeline);
+            let client = SimClient::new(io.clone(), vec![self.address()], self.shared.clone(), self.prng.fork(), pipeline);
             drop(io.spawn(Class::Foreground, client.run()));
-        }
-    }
-
-    /// Sizes small enough that a few hundred writes flush and compact.
-    fn engine_config(&mut self) -> EngineConfig {
-        let memtable_bytes = self.prng.between(32, 160) as usize * 1024;
-        EngineConfig {
-            writer: 1,
-            memtable_bytes,
-            memtable_chunk_bytes: 4 * 1024,
-            cache_bytes: self.prng.between(16, 256) as usize * 1024,
-            wal_segment_bytes: 512 * 1024,
-            wal_segments_max: self.prng.between(4, 10) as usize,
-            wal_pending_bytes_max: 512 * 1024,
-            table_bytes_max: self.prng.between(32, 256) * 1024,
-            forget_after_ms: self.prng.one_in(2).then(|| self.prng.between(100, 2_000)),
-            policy: Policy {
-                level0_runs: self.prng.between(2, 4) as usize,
-                level1_runs: 2,
-                dead_bytes_min: 16 * 1024,
-                ..Policy::default()
-            },
-            ..EngineConfig::new(0, 1 << 20, self.hash_seed)
         }
     }
 
@@ -281,8 +260,9 @@ impl Run {
             durability: Durability::Sync,
             secret: None,
             memory_bytes: 4 << 20,
-            engine: self.engine_config(),
+            engine: small_engine(&mut self.prng, self.hash_seed),
             board: Arc::new(Board::default()),
+            cluster: None,
             publish_every: Duration::from_millis(8),
             port: 0.into(),
             stop: false.into(),
@@ -533,6 +513,29 @@ impl Run {
         self.outcome.errors = self.shared.errors.borrow().iter().map(|(code, count)| (format!("{code:?}"), *count)).collect();
         self.outcome.fingerprint = self.world.fingerprint();
         self.outcome
+    }
+}
+
+/// Sizes small enough that a few hundred writes flush and compact.
+pub(super) fn small_engine(prng: &mut Prng, hash_seed: u64) -> EngineConfig {
+    let memtable_bytes = prng.between(32, 160) as usize * 1024;
+    EngineConfig {
+        writer: 1,
+        memtable_bytes,
+        memtable_chunk_bytes: 4 * 1024,
+        cache_bytes: prng.between(16, 256) as usize * 1024,
+        wal_segment_bytes: 512 * 1024,
+        wal_segments_max: prng.between(4, 10) as usize,
+        wal_pending_bytes_max: 512 * 1024,
+        table_bytes_max: prng.between(32, 256) * 1024,
+        forget_after_ms: prng.one_in(2).then(|| prng.between(100, 2_000)),
+        policy: Policy {
+            level0_runs: prng.between(2, 4) as usize,
+            level1_runs: 2,
+            dead_bytes_min: 16 * 1024,
+            ..Policy::default()
+        },
+        ..EngineConfig::new(0, 1 << 20, hash_seed)
     }
 }
 

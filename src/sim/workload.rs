@@ -37,12 +37,15 @@ pub struct Shared {
     pub at_work: Cell<u32>,
     /// Answers with an error, by code.
     pub errors: RefCell<BTreeMap<ErrorCode, u64>>,
-    /// The node's wall clock.
+    /// The node's wall clock; of many, the one that is most behind, and the one that is most ahead.
     pub wall_ms: Box<dyn Fn() -> WallMs>,
+    pub latest_ms: Box<dyn Fn() -> WallMs>,
     /// When the node fell or its clock was moved, and what its wall clock showed: an answer on its way was given before.
     pub falls: RefCell<Vec<(Mono, WallMs)>>,
     /// Sizes of values: mostly small, rarely in chunks.
     pub large_one_in: u64,
+    /// Many nodes: no conditions, and batches that are atomic a key.
+    pub in_cluster: bool,
 }
 
 /// The name of a key: batch keys share a tag, some keys hold zeros.
@@ -107,7 +110,7 @@ enum Step {
 /// One client.
 pub struct SimClient {
     io: Io,
-    server: SocketAddr,
+    servers: Vec<SocketAddr>,
     shared: Rc<Shared>,
     prng: Prng,
     pipeline: usize,
@@ -118,9 +121,9 @@ pub struct SimClient {
 }
 
 impl SimClient {
-    pub fn new(io: Io, server: SocketAddr, shared: Rc<Shared>, mut prng: Prng, pipeline: usize) -> SimClient {
+    pub fn new(io: Io, servers: Vec<SocketAddr>, shared: Rc<Shared>, mut prng: Prng, pipeline: usize) -> SimClient {
         let thinks_one_in = prng.between(4, 40);
-        SimClient { io, server, shared, prng, pipeline, thinks_one_in, retries: Vec::new() }
+        SimClient { io, servers, shared, prng, pipeline, thinks_one_in, retries: Vec::new() }
     }
 
     /// Works until the run stops, over as many connections as it takes.
@@ -128,7 +131,11 @@ impl SimClient {
         self.shared.at_work.set(self.shared.at_work.get() + 1);
         while !self.shared.stop.get() {
             let until = self.io.now().plus(Duration::from_millis(500));
-            match within(&self.io.clone(), until, self.io.clone().connect(self.server)).await {
+            let server = match self.servers[..] {
+                [only] => only,
+                _ => self.servers[self.prng.below(self.servers.len() as u64) as usize],
+            };
+            match within(&self.io.clone(), until, self.io.clone().connect(server)).await {
                 Some(Ok(socket)) => self.converse(&socket).await,
                 _ => self.io.sleep(Duration::from_millis(2)).await,
             }
@@ -215,11 +222,13 @@ impl SimClient {
     /// A random command.
     fn draw(&mut self) -> Asked {
         let prng = &mut self.prng;
-        let namespace = usize::from(prng.one_in(5));
+        let namespace = usize::from(prng.one_in(5) && !self.shared.in_cluster);
         let key = prng.below(u64::from(self.shared.keys)) as u32;
         let begun_ms = (self.shared.wall_ms)();
         let bytes = if prng.one_in(self.shared.large_one_in) { prng.between(60_000, 150_000) } else { prng.below(300) } as usize;
-        let ttl_ms = prng.between(1, 400);
+        let in_cluster = self.shared.in_cluster;
+        let ttl_ms = prng.between(1, if in_cluster { 2_000 } else { 400 });
+        let when = |condition| if in_cluster { Condition::Always } else { condition };
         let mut checker = self.shared.checkers[namespace].borrow_mut();
         let mut write = |effect, step| What::Write { key, id: checker.begin(key, effect, begun_ms, None), step };
         let put = |ttl_ms, condition| (Effect::Put { ttl_ms }, Step::Put { bytes, ttl_ms, condition });
@@ -229,14 +238,14 @@ impl SimClient {
             48..50 => What::Other,
             50..70 => write(put(0, Condition::Always).0, put(0, Condition::Always).1),
             70..77 => write(put(ttl_ms, Condition::Always).0, put(ttl_ms, Condition::Always).1),
-            77..80 => write(put(0, Condition::IfAbsent).0, put(0, Condition::IfAbsent).1),
-            80..82 => write(put(0, Condition::IfPresent).0, put(0, Condition::IfPresent).1),
+            77..80 => write(put(0, Condition::Always).0, put(0, when(Condition::IfAbsent)).1),
+            80..82 => write(put(0, Condition::Always).0, put(0, when(Condition::IfPresent)).1),
             82..90 => write(Effect::Delete, Step::Delete { condition: Condition::Always }),
             90..94 => write(Effect::Expire { ttl_ms }, Step::Expire { ttl_ms }),
             94..95 => write(Effect::Expire { ttl_ms: 0 }, Step::Expire { ttl_ms: 0 }),
             _ => {
                 let first = key / BATCH_KEYS * BATCH_KEYS;
-                let batch = Some(prng.next_u64());
+                let batch = Some(prng.next_u64()).filter(|_| !in_cluster);
                 let keys = first..(first + BATCH_KEYS).min(self.shared.keys);
                 let begin = |key| (key, checker.begin(key, Effect::Put { ttl_ms: 0 }, begun_ms, batch));
                 What::Batch { writes: keys.map(begin).collect(), bytes: bytes.min(200) }
@@ -295,7 +304,7 @@ impl SimClient {
             *self.shared.errors.borrow_mut().entry(*code).or_default() += 1;
         }
         let fall = self.shared.falls.borrow().iter().find(|(at, _)| request.asked <= *at).map(|(_, wall_ms)| *wall_ms);
-        let answered_ms = fall.unwrap_or_else(|| (self.shared.wall_ms)());
+        let answered_ms = fall.unwrap_or_else(|| (self.shared.latest_ms)());
         let span = Span { asked: request.asked, asked_ms: request.asked_ms, answered_ms };
         let mut checker = self.shared.checkers[request.namespace].borrow_mut();
         let retry = match &request.what {

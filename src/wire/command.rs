@@ -60,6 +60,33 @@ impl<'a, T> From<&'a [T]> for List<'a, T> {
     }
 }
 
+/// How many replicas must answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    One,
+    Quorum,
+    All,
+    /// So many replicas: 1 to `limits::RF_MAX`.
+    Exactly(u8),
+}
+
+/// The levels that a request names: R and W. `None` takes the namespace's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LevelsAsked {
+    pub read: Option<Level>,
+    pub write: Option<Level>,
+}
+
+impl LevelsAsked {
+    /// The same for reading and writing.
+    pub fn both(level: Level) -> LevelsAsked {
+        LevelsAsked { read: Some(level), write: Some(level) }
+    }
+}
+
+/// A bit of `HelloOk::features`: requests may name levels.
+pub const FEATURE_LEVELS: u64 = 4;
+
 /// A request: what is common to all, and the command.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request<'a> {
@@ -67,6 +94,7 @@ pub struct Request<'a> {
     pub deadline_ms: u32,
     /// Where the keys lie. 0 in commands without keys; the system's namespace (0) is refused where there are keys.
     pub namespace: NamespaceId,
+    pub levels: LevelsAsked,
     pub command: Command<'a>,
 }
 

@@ -5,10 +5,10 @@
 //! of the fields, then the root. A struct never changes; a changed one is a new kind.
 
 use super::command::*;
-use super::frame::{FLAG_MORE, FrameError, HEADER_BYTES, header};
+use super::frame::{FLAG_MORE, Frame, FrameError, HEADER_BYTES, header};
 use crate::base::record::{NAMESPACE_SYSTEM, Version};
 use crate::limits::{
-    FRAME_BYTES_MAX, KEY_BYTES_MAX, MULTI_KEYS_MAX, NAMESPACE_NAME_BYTES_MAX, SCAN_ENTRIES_MAX, TTL_MS_MAX, VALUE_BYTES_MAX,
+    FRAME_BYTES_MAX, KEY_BYTES_MAX, MULTI_KEYS_MAX, NAMESPACE_NAME_BYTES_MAX, RF_MAX, SCAN_ENTRIES_MAX, TTL_MS_MAX, VALUE_BYTES_MAX,
 };
 use rkyv::vec::ArchivedVec;
 
@@ -209,7 +209,7 @@ impl<'o> Writer<'o> {
         self.put(&[value])
     }
 
-    fn u16(&mut self, value: u16) -> &mut Self {
+    pub(super) fn u16(&mut self, value: u16) -> &mut Self {
         self.put(&value.to_le_bytes())
     }
 
@@ -286,7 +286,7 @@ pub fn encode_request(out: &mut Vec<u8>, id: u64, request: &Request<'_>) {
         }
         _ => encode_keyed(&mut w, request),
     }
-    w.finish(request.command.kind(), 0, id);
+    w.finish(request.command.kind(), level_flags(request.levels), id);
 }
 
 /// The bodies that begin with deadline and namespace.
@@ -603,8 +603,71 @@ fn namespace_of(namespace: u32) -> Result<u32, WireError> {
     Ok(namespace)
 }
 
+/// What a request's header says of its body: the kind, and the flags, which hold the levels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Form {
+    pub kind: u16,
+    pub flags: u16,
+}
+
+impl From<u16> for Form {
+    fn from(kind: u16) -> Form {
+        Form { kind, flags: 0 }
+    }
+}
+
+impl From<&Frame<'_>> for Form {
+    fn from(frame: &Frame<'_>) -> Form {
+        Form { kind: frame.kind, flags: frame.flags }
+    }
+}
+
+impl From<&Request<'_>> for Form {
+    fn from(request: &Request<'_>) -> Form {
+        Form { kind: request.command.kind(), flags: level_flags(request.levels) }
+    }
+}
+
+/// Where the levels lie in a request's flags: 0 none, 1 to `RF_MAX` so many, 14 quorum, 15 all.
+const READ_LEVEL_SHIFT: u32 = 4;
+const WRITE_LEVEL_SHIFT: u32 = 8;
+const LEVEL_QUORUM: u16 = 14;
+const LEVEL_ALL: u16 = 15;
+
+fn level_flags(levels: LevelsAsked) -> u16 {
+    let bits = |level: Option<Level>| match level {
+        None => 0,
+        Some(Level::One) => 1,
+        Some(Level::Exactly(count)) => u16::from(count).min(LEVEL_QUORUM - 1),
+        Some(Level::Quorum) => LEVEL_QUORUM,
+        Some(Level::All) => LEVEL_ALL,
+    };
+    bits(levels.read) << READ_LEVEL_SHIFT | bits(levels.write) << WRITE_LEVEL_SHIFT
+}
+
+fn levels_of(flags: u16) -> Result<LevelsAsked, WireError> {
+    if flags == 0 {
+        return Ok(LevelsAsked::default());
+    }
+    let level = |shift: u32| match flags >> shift & 15 {
+        0 => Ok(None),
+        1 => Ok(Some(Level::One)),
+        LEVEL_QUORUM => Ok(Some(Level::Quorum)),
+        LEVEL_ALL => Ok(Some(Level::All)),
+        count if usize::from(count) <= RF_MAX => Ok(Some(Level::Exactly(count as u8))),
+        _ => Err(bad("a level of more replicas than there may be")),
+    };
+    Ok(LevelsAsked { read: level(READ_LEVEL_SHIFT)?, write: level(WRITE_LEVEL_SHIFT)? })
+}
+
 /// Takes a request's body apart, in place. A refusal is answered with `WireError::reply`; the connection goes on.
-pub fn decode_request(kind: u16, body: &[u8]) -> Result<Request<'_>, WireError> {
+pub fn decode_request(form: impl Into<Form>, body: &[u8]) -> Result<Request<'_>, WireError> {
+    let form = form.into();
+    let request = decode_command(form.kind, body)?;
+    Ok(Request { levels: levels_of(form.flags)?, ..request })
+}
+
+fn decode_command(kind: u16, body: &[u8]) -> Result<Request<'_>, WireError> {
     let (deadline_ms, command) = match kind {
         1 => {
             let b = access::<body::ArchivedHello>(body)?;
@@ -651,7 +714,7 @@ pub fn decode_request(kind: u16, body: &[u8]) -> Result<Request<'_>, WireError> 
         }
         _ => return decode_keyed(kind, body),
     };
-    Ok(Request { deadline_ms: deadline_ms.to_native(), namespace: 0, command })
+    Ok(Request { deadline_ms: deadline_ms.to_native(), namespace: 0, levels: LevelsAsked::default(), command })
 }
 
 /// The bodies that begin with deadline and namespace.
@@ -709,7 +772,7 @@ fn decode_keyed(kind: u16, body: &[u8]) -> Result<Request<'_>, WireError> {
         }
         _ => return Err(WireError { code: ErrorCode::UnknownKind, what: "this node knows no such kind of request" }),
     };
-    Ok(Request { deadline_ms: deadline_ms.to_native(), namespace: namespace_of(namespace.to_native())?, command })
+    Ok(Request { deadline_ms: deadline_ms.to_native(), namespace: namespace_of(namespace.to_native())?, levels: LevelsAsked::default(), command })
 }
 
 /// A list's elements, refused above the bound.

@@ -14,12 +14,12 @@ use super::native::{WireError, Writer, access, bad, frozen, key_of, too_large};
 use crate::base::checksum::{checksum, hash64_seeded};
 use crate::base::record::{Body, Cell, CollectionType, Expiry, Kind, NamespaceId, Version, join};
 use crate::base::time::WallMs;
-use crate::limits::{KEY_BYTES_MAX, PEER_FRAME_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::limits::{CHUNK_BYTES, KEY_BYTES_MAX, PEER_FRAME_BYTES_MAX, VALUE_BYTES_MAX};
 
 /// The bodies as they lie on the wire.
 pub mod body {
     super::frozen! {
-        /// 0x0101, 0x0104
+        /// 0x0101, 0x0104, 0x0105
         PeerPlain / ArchivedPeerPlain [12] { epoch: u64, deadline_ms: u32 }
         /// 0x0102
         Store / ArchivedStore [91] {
@@ -30,6 +30,8 @@ pub mod body {
         Read / ArchivedRead [42] {
             epoch: u64, deadline_ms: u32, namespace: u32, place_kind: u8, full: u8, now_ms: u64, key: Vec<u8>, element: Vec<u8>,
         }
+        /// 0x0106, 0x8105
+        PeerBytes / ArchivedPeerBytes [20] { epoch: u64, deadline_ms: u32, bytes: Vec<u8> }
         /// 0x8101
         Clock / ArchivedClock [20] { epoch: u64, deadline_ms: u32, hlc: u64 }
         /// 0x8102
@@ -54,6 +56,9 @@ pub mod kind {
     pub const STORE: u16 = 0x0102;
     pub const READ: u16 = 0x0103;
     pub const CORRECT: u16 = 0x0104;
+    pub const FETCH_TOPOLOGY: u16 = 0x0105;
+    pub const NAMESPACES: u16 = 0x0106;
+    pub const TOPOLOGY: u16 = 0x8105;
     pub const CLOCK: u16 = 0x8101;
     pub const STORED: u16 = 0x8102;
     pub const READ_FULL: u16 = 0x8103;
@@ -177,6 +182,16 @@ pub enum Message<'a> {
     },
     /// Whoever gets this knows an older topology than the sender.
     Correct,
+    /// "Give me the topology that you have."
+    FetchTopology,
+    /// It, in its own encoding (`cluster::topology_codec`).
+    Topology {
+        bytes: &'a [u8],
+    },
+    /// The namespaces as they are from now on, in the encoding of their table; answered with `Stored`.
+    Namespaces {
+        bytes: &'a [u8],
+    },
 }
 
 impl Digest {
@@ -186,7 +201,12 @@ impl Digest {
             Err(floor) => return Digest { present: false, version: floor, expiry: floor, hash: 0 },
         };
         scratch.clear();
-        let (tag, bytes) = flat(&cell.body, scratch);
+        // A large string lies in chunks on one replica's disk and comes in one piece from another; one version is one value.
+        let body = match cell.body {
+            Body::Bytes(bytes) if bytes.len() > CHUNK_BYTES => Body::Chunked { len: bytes.len() as u32 },
+            body => body,
+        };
+        let (tag, bytes) = flat(&body, scratch);
         let hash = hash64_seeded(bytes, cell.expiry.deadline_ms ^ u64::from(tag) << 56);
         Digest { present: true, version: cell.version, expiry: cell.expiry.version, hash }
     }
@@ -282,9 +302,18 @@ fn collection_of(of: u8) -> Result<CollectionType, WireError> {
 pub fn encode(out: &mut Vec<u8>, id: u64, head: Head, message: &Message<'_>) {
     let mut w = Writer::new(out);
     let kind = match message {
-        Message::AskClock | Message::Correct => {
+        Message::AskClock | Message::Correct | Message::FetchTopology => {
             w.u64(head.epoch).u32(head.deadline_ms);
-            if *message == Message::Correct { kind::CORRECT } else { kind::ASK_CLOCK }
+            match message {
+                Message::Correct => kind::CORRECT,
+                Message::FetchTopology => kind::FETCH_TOPOLOGY,
+                _ => kind::ASK_CLOCK,
+            }
+        }
+        Message::Topology { bytes } | Message::Namespaces { bytes } => {
+            let bytes = w.bytes(bytes);
+            w.u64(head.epoch).u32(head.deadline_ms).span(bytes);
+            if matches!(message, Message::Topology { .. }) { kind::TOPOLOGY } else { kind::NAMESPACES }
         }
         Message::Clock { hlc } => {
             w.u64(head.epoch).u32(head.deadline_ms).u64(*hlc);
@@ -395,6 +424,15 @@ pub(super) fn decode_body(kind: u16, bytes: &[u8]) -> Result<(Head, Message<'_>)
     Ok(match kind {
         kind::ASK_CLOCK => (open!(ArchivedPeerPlain).0, Message::AskClock),
         kind::CORRECT => (open!(ArchivedPeerPlain).0, Message::Correct),
+        kind::FETCH_TOPOLOGY => (open!(ArchivedPeerPlain).0, Message::FetchTopology),
+        kind::TOPOLOGY => {
+            let (head, b) = open!(ArchivedPeerBytes);
+            (head, Message::Topology { bytes: &b.bytes })
+        }
+        kind::NAMESPACES => {
+            let (head, b) = open!(ArchivedPeerBytes);
+            (head, Message::Namespaces { bytes: &b.bytes })
+        }
         kind::CLOCK => {
             let (head, b) = open!(ArchivedClock);
             (head, Message::Clock { hlc: b.hlc.to_native() })
@@ -515,6 +553,9 @@ pub fn examples() -> Vec<Message<'static>> {
         Message::ReadDigest { digest: Digest { present: true, version: new, expiry: old, hash: 3 } },
         Message::Refused { why: Refusal::EpochOld { epoch: 4 } },
         Message::Correct,
+        Message::FetchTopology,
+        Message::Topology { bytes: b"a topology" },
+        Message::Namespaces { bytes: b"a table" },
     ]);
     all
 }

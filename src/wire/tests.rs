@@ -18,7 +18,7 @@ fn any_bytes(prng: &mut Prng, below: u64) -> Vec<u8> {
 }
 
 fn key(deadline_ms: u32, command: Command<'_>) -> Request<'_> {
-    Request { deadline_ms, namespace: 1, command }
+    Request { deadline_ms, namespace: 1, levels: LevelsAsked::default(), command }
 }
 
 /// One request of each command, its bytes drawn by `prng`.
@@ -27,7 +27,7 @@ fn each_request(prng: &mut Prng, mut f: impl FnMut(&Request<'_>)) {
     let write = WriteOptions { version: prng.one_in(2).then_some(V), announce: prng.one_in(2) };
     let conditions = [Condition::Always, Condition::IfAbsent, Condition::IfPresent, Condition::IfVersion(W)];
     let condition = conditions[prng.below(4) as usize];
-    let plain = |command| Request { deadline_ms: 9, namespace: 0, command };
+    let plain = |command| Request { deadline_ms: 9, namespace: 0, levels: LevelsAsked::default(), command };
     let hello = Hello { version_min: 1, version_max: 2, core: 3, credential: &a, client_name: "tests" };
     f(&plain(Command::Hello(hello)));
     f(&plain(Command::Ping));
@@ -364,7 +364,7 @@ fn bodies_that_are_not_allowed_get_a_typed_error() {
     assert_eq!(refused(21, &body_of(&key(0, never))), ErrorCode::BadRequest, "that is persist's");
     for name in ["", ".x", "a/b", "a b", "ä", &"x".repeat(65)] {
         assert_eq!(
-            refused(40, &body_of(&Request { deadline_ms: 0, namespace: 0, command: Command::Snapshot { name } })),
+            refused(40, &body_of(&Request { deadline_ms: 0, namespace: 0, levels: LevelsAsked::default(), command: Command::Snapshot { name } })),
             ErrorCode::BadRequest
         );
     }

@@ -3,7 +3,7 @@
 use super::{Answer, Common, Refusal};
 use crate::ledger::WriteEnd;
 use crate::plan::OpKind;
-use ringkv::wire::command::{Command, Condition, Delete, ErrorCode, Put, Reply, Request, WriteOptions};
+use ringkv::wire::command::{Command, Condition, Delete, ErrorCode, LevelsAsked, Put, Reply, Request, WriteOptions};
 use ringkv::wire::frame::Frame;
 use ringkv::wire::native::{decode_reply, encode_request};
 
@@ -15,7 +15,7 @@ pub fn encode(out: &mut Vec<u8>, id: u64, common: &Common, kind: OpKind, key: &[
         OpKind::Put => Command::Put(Put { key, value, ttl_ms: common.ttl_ms, condition, write }),
         OpKind::Del => Command::Delete(Delete { key, condition, write }),
     };
-    encode_request(out, id, &Request { deadline_ms: common.deadline_ms, namespace: common.namespace, command });
+    encode_request(out, id, &Request { deadline_ms: common.deadline_ms, namespace: common.namespace, levels: LevelsAsked::default(), command });
 }
 
 /// Takes an answer apart.

@@ -21,6 +21,8 @@ pub struct PutStart {
     /// Of the coordinating node.
     pub writer: u16,
     pub deadline: Mono,
+    /// Ends with the version, before anything is stored under it: for several puts that are to have one.
+    pub stamp_only: bool,
     pub planted: Option<Planted>,
 }
 
@@ -152,6 +154,9 @@ impl Put {
         turn.clock.observe(self.highest);
         let version = Version::put(turn.clock.stamp(turn.now_ms), self.start.writer);
         self.version = Some(version);
+        if self.start.stamp_only {
+            return self.end(turn, Outcome::Stamped { version });
+        }
         turn.out.push(Effect::Stamped { version });
         self.send(turn);
     }
@@ -274,6 +279,18 @@ impl Put {
                 turn.out.push(if self.phase == Phase::Asking { Effect::AskClock { to } } else { Effect::Store { to, road: Road::Put } });
             }
         }
+    }
+
+    /// Whoever has not answered by now gets a hint, if the put was answered: its memory is wanted for others.
+    pub fn let_go(&mut self, turn: &mut Turn<'_>) {
+        if self.phase != Phase::Over && self.answered {
+            self.finish(turn);
+        }
+    }
+
+    /// The client was answered.
+    pub fn is_answered(&self) -> bool {
+        self.answered
     }
 
     fn position(&self, from: From) -> Option<usize> {

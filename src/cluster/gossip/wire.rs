@@ -39,6 +39,16 @@ impl Key {
     fn mac(&self, bytes: &[u8]) -> blake3::Hash {
         blake3::keyed_hash(&self.0, bytes)
     }
+
+    /// Of what is said on a link between two nodes.
+    pub fn prove(&self, transcript: &[u8]) -> [u8; 32] {
+        *self.mac(transcript).as_bytes()
+    }
+
+    /// Compares in constant time.
+    pub fn is_proven(&self, transcript: &[u8], proof: &[u8; 32]) -> bool {
+        self.mac(transcript) == *proof
+    }
 }
 
 impl fmt::Debug for Key {

@@ -1,0 +1,171 @@
+//! What a shard knows of its cluster: the topology, who of the nodes answers, the links to them, the requests that it coordinates.
+//!
+//! A node that is alone has none of this: its requests take the short road (`execute`). The topology is a value that is replaced whole
+//! (`Cluster::learn`); core 0 makes each one durable before any core uses it.
+
+use super::Shard;
+use super::coordinate::Requests;
+use super::peers::{Links, Notices};
+use crate::base::record::{NamespaceId, Token, core_of, vnode_of};
+use crate::base::time::Mono;
+use crate::cluster::coordinator::{Effect, Levels, Planted, Roster, Turn, View};
+use crate::cluster::detector::Detector;
+use crate::cluster::gossip::wire::Key;
+use crate::cluster::quorum::Level;
+use crate::cluster::topology::Topology;
+use crate::limits::RF_DEFAULT;
+use crate::wire::command::LevelsAsked;
+use crate::wire::peer::Head;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a node is told of its cluster when it starts.
+pub struct ClusterPlan {
+    /// Not 0; its low 16 bits are its writer number, so no two nodes of a cluster share them.
+    pub node: u64,
+    /// The topology that a fresh data folder begins with.
+    pub founding: Topology,
+    pub key: Key,
+    /// Drawn by this process: tells it from another that claims the same id.
+    pub boot: u64,
+    /// Where sentences about peers go.
+    pub warn: Box<dyn Fn(&str) + Send + Sync>,
+    pub planted: Option<Planted>,
+}
+
+/// One shard's.
+pub struct Cluster {
+    pub me: u64,
+    pub key: Key,
+    /// Tells this process from another that claims the same id.
+    pub boot: u64,
+    pub planted: Option<Planted>,
+    pub links: Links,
+    pub requests: Requests,
+    pub notices: Notices,
+    pub detector: RefCell<Detector>,
+    /// A peer knows of an epoch that this core has not: it is to be got.
+    pub wants_topology: Cell<u64>,
+    /// When a topology was last asked for.
+    pub asked_topology: Cell<Mono>,
+    topology: RefCell<Arc<Topology>>,
+}
+
+impl Cluster {
+    pub fn new(plan: &ClusterPlan, topology: Arc<Topology>, seed: u64, gathered_bytes_max: usize) -> Cluster {
+        Cluster {
+            me: plan.node,
+            key: plan.key.clone(),
+            boot: plan.boot,
+            planted: plan.planted,
+            links: Links::new(seed),
+            requests: Requests::new(seed, gathered_bytes_max),
+            notices: Notices::default(),
+            detector: RefCell::new(Detector::new(seed)),
+            wants_topology: Cell::new(0),
+            asked_topology: Cell::default(),
+            topology: RefCell::new(topology),
+        }
+    }
+
+    pub fn topology(&self) -> Arc<Topology> {
+        self.topology.borrow().clone()
+    }
+
+    pub fn epoch(&self) -> u64 {
+        self.topology.borrow().epoch()
+    }
+
+    /// Takes a newer topology into use; false: it is not newer.
+    pub fn replace(&self, topology: &Arc<Topology>) -> bool {
+        let is_newer = topology.epoch() > self.epoch();
+        if is_newer {
+            *self.topology.borrow_mut() = topology.clone();
+        }
+        is_newer
+    }
+
+    /// Replicas of a namespace. All have the same number so far.
+    pub fn rf(&self, _namespace: NamespaceId) -> usize {
+        RF_DEFAULT
+    }
+
+    /// The replicas of a key's vnode.
+    pub fn roster(&self, namespace: NamespaceId, token: Token) -> Roster {
+        let topology = self.topology.borrow();
+        Roster::new(&topology, vnode_of(token, topology.vnodes()), self.rf(namespace))
+    }
+
+    /// The node owns a copy of the vnode, and has no other owner to wait for.
+    pub fn is_owner(&self, namespace: NamespaceId, vnode: u32) -> bool {
+        let topology = self.topology.borrow();
+        let nodes = topology.nodes();
+        topology.replicas(vnode, self.rf(namespace)).owners.iter().any(|&index| nodes[usize::from(index)].spec.id == self.me)
+    }
+
+    /// The levels of a request; what it does not name is a quorum.
+    pub fn levels(&self, asked: LevelsAsked) -> Levels {
+        Levels { read: asked.read.unwrap_or(Level::Quorum), write: asked.write.unwrap_or(Level::Quorum) }
+    }
+
+    /// Which core of `node` owns the vnode of a token.
+    pub fn core_at(&self, node: u64, token: Token) -> Option<u16> {
+        let topology = self.topology.borrow();
+        let index = topology.index_of(node)?;
+        Some(core_of(vnode_of(token, topology.vnodes()), topology.nodes()[usize::from(index)].spec.cores))
+    }
+
+    /// Where a node's cores are reached.
+    pub fn address_of(&self, node: u64) -> Option<std::net::SocketAddr> {
+        let topology = self.topology.borrow();
+        let index = topology.index_of(node)?;
+        topology.nodes()[usize::from(index)].spec.native.parse().ok()
+    }
+
+    /// What a message begins with: of a question that is waited for until `deadline`, or of an answer.
+    pub fn head(&self, now: Mono, deadline: Option<Mono>) -> Head {
+        let left = |deadline: Mono| u32::try_from(deadline.since(now).as_millis()).unwrap_or(u32::MAX).max(1);
+        Head { epoch: self.epoch(), deadline_ms: deadline.map_or(0, left) }
+    }
+
+    /// One call of a state machine, with its effects behind `out`.
+    pub fn turn<R>(&self, shard: &Shard, out: &mut Vec<Effect>, f: impl FnOnce(&mut Turn<'_>) -> R) -> R {
+        let (now, now_ms) = (shard.io.now(), shard.io.wall_ms());
+        let health = Health { cluster: self, now };
+        shard.engine.with_clock(|clock| f(&mut Turn { now, now_ms, clock, view: &health, out }))
+    }
+}
+
+/// What this shard believes of the nodes' health.
+struct Health<'a> {
+    cluster: &'a Cluster,
+    now: Mono,
+}
+
+impl View for Health<'_> {
+    fn is_alive(&self, node: u64) -> bool {
+        node == self.cluster.me || self.cluster.links.is_reachable(node, self.now)
+    }
+
+    fn p99(&self, node: u64) -> Option<Duration> {
+        self.cluster.detector.borrow().p99(node)
+    }
+
+    /// Oneself first: no network lies between.
+    fn order(&self, nodes: &mut [u64]) {
+        self.cluster.detector.borrow().order(self.now, nodes);
+        nodes.sort_by_key(|node| *node != self.cluster.me);
+    }
+}
+
+impl Shard {
+    /// A topology that is durable on this node: every request under way hears of it.
+    pub fn learn_topology(self: &Rc<Shard>, topology: &Arc<Topology>) {
+        let Some(cluster) = &self.cluster else { return };
+        if cluster.replace(topology) {
+            cluster.requests.on_topology(self, topology);
+        }
+    }
+}

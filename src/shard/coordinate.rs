@@ -1,0 +1,751 @@
+//! Requests that this shard coordinates: the state machines of `cluster::coordinator` with hands.
+//!
+//! Each request in flight has a slot. An event (an answer from a link, from this core's own log or disk, a broken link, time, a topology)
+//! goes to its machine, and what comes out is done at once: a message is written to a link and leaves at the end of the turn; what concerns
+//! this node itself is done here, by the same rules (`replicate`), and comes back as an event. A put that was answered stays until every
+//! replica has spoken or its deadline has come, unless slots are short.
+//!
+//! The id of a frame names slot, generation and attempt, so an answer that is late meets nobody. Clocks (P1, first round) are asked for in
+//! one frame a link a turn.
+
+use super::admit::Kept;
+use super::budget::{Budget, Lease};
+use super::cluster::Cluster;
+use super::execute::{ttl_reply, value_reply};
+use super::peers::{At, Link};
+use super::session::within;
+use super::{Shard, Ticket};
+use crate::base::record::{Body, Cell as Record, Kind, NamespaceId, Token, Version};
+use crate::base::time::{Mono, hlc_ms};
+use crate::cluster::coordinator::clocks::Clocks;
+use crate::cluster::coordinator::get::{Get, GetStart};
+use crate::cluster::coordinator::put::{Put, PutStart};
+use crate::cluster::coordinator::{Effect, From, Levels, Outcome, Turn};
+use crate::cluster::topology::Topology;
+use crate::io::signal::Signal;
+use crate::limits::{CHUNK_BYTES, CORE_REQUESTS_MAX};
+use crate::wire::command::ErrorCode;
+use crate::wire::peer::{Head, Message, OwnedCell, Place, Refusal, Road, encode};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often requests in flight are looked through for what is due.
+const TICK: Duration = Duration::from_millis(1);
+/// The frame asks for a clock; below, the question's number.
+const CLOCK_BIT: u64 = 1 << 63;
+const SLOT_BITS: u32 = 24;
+const GENERATION_BITS: u32 = 32;
+const ATTEMPT_MASK: u32 = 0x3F;
+/// A task asked; below, its number.
+const ASK_BIT: u64 = 1 << 62;
+/// Tasks of one core that wait for answers.
+const ASKS_MAX: usize = 1024;
+/// Nobody waits for the answer.
+const NOBODY: u64 = ASK_BIT - 1;
+const _: () = assert!(CORE_REQUESTS_MAX * 2 < 1 << SLOT_BITS);
+
+/// Names a request in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestId {
+    slot: u32,
+    generation: u32,
+}
+
+impl RequestId {
+    /// Of a question that one attempt asks.
+    fn frame_id(self, attempt: u32) -> u64 {
+        let attempt = u64::from(attempt & ATTEMPT_MASK) << (SLOT_BITS + GENERATION_BITS);
+        u64::from(self.slot) | u64::from(self.generation) << SLOT_BITS | attempt
+    }
+
+    fn of_frame(id: u64) -> (RequestId, u32) {
+        let slot = id as u32 & ((1 << SLOT_BITS) - 1);
+        (RequestId { slot, generation: (id >> SLOT_BITS) as u32 }, (id >> (SLOT_BITS + GENERATION_BITS)) as u32 & ATTEMPT_MASK)
+    }
+}
+
+/// What a write stores.
+pub enum Stored<'a> {
+    Value { bytes: &'a [u8], ttl_ms: u64 },
+    Tombstone,
+    /// Only the deadline, so long from the version's clock; 0 takes it away.
+    Deadline { ttl_ms: u64 },
+}
+
+/// The same without the bytes, which lie behind the key.
+#[derive(Clone, Copy)]
+enum Form {
+    Value { ttl_ms: u64 },
+    Tombstone,
+    Deadline { ttl_ms: u64 },
+}
+
+/// What the client asked to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    Value,
+    Ttl,
+    Written { announce: bool },
+}
+
+/// Who hears of a request's end.
+pub enum Then {
+    Reply { ticket: Ticket, told: Told, kept: Option<Kept> },
+    /// A task of this core.
+    Wake(Rc<Waiting>),
+    /// It was told.
+    Nothing,
+}
+
+/// A task that waits for a request.
+#[derive(Default)]
+pub struct Waiting {
+    outcome: Cell<Option<Outcome>>,
+    cell: RefCell<Option<OwnedCell>>,
+    done: Signal,
+}
+
+impl Waiting {
+    pub async fn outcome(&self) -> Outcome {
+        self.done.until(|| self.outcome.get().is_some()).await;
+        self.outcome.get().expect("just seen")
+    }
+
+    /// After `Outcome::Read`; `None` is absent.
+    pub fn take_cell(&self) -> Option<OwnedCell> {
+        self.cell.take()
+    }
+}
+
+enum Machine {
+    Put(Put),
+    Get(Get),
+}
+
+struct Running {
+    machine: Machine,
+    namespace: NamespaceId,
+    token: Token,
+    /// The key, and behind it a put's value.
+    bytes: Vec<u8>,
+    key_len: usize,
+    stored: Form,
+    deadline: Mono,
+    then: Then,
+    /// For a large value that was gathered.
+    gathered: Option<Lease>,
+}
+
+impl Running {
+    fn attempt(&self) -> u32 {
+        match &self.machine {
+            Machine::Put(put) => put.attempt(),
+            Machine::Get(get) => get.attempt(),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        match &self.machine {
+            Machine::Put(put) => put.is_over(),
+            Machine::Get(get) => get.is_over(),
+        }
+    }
+
+    fn next_wake(&self) -> Mono {
+        let wake = match &self.machine {
+            Machine::Put(put) => put.next_wake(),
+            Machine::Get(get) => get.next_wake(),
+        };
+        wake.unwrap_or(Mono(u64::MAX))
+    }
+
+    fn epoch(&self) -> u64 {
+        match &self.machine {
+            Machine::Put(put) => put.roster().epoch(),
+            Machine::Get(get) => get.roster().epoch(),
+        }
+    }
+
+    fn concerns(&self, node: u64) -> bool {
+        match &self.machine {
+            Machine::Put(put) => put.roster().nodes().contains(&node),
+            Machine::Get(get) => get.roster().nodes().contains(&node),
+        }
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place { namespace: self.namespace, key: &self.bytes[..self.key_len], kind: Kind::Head, element: b"" }
+    }
+
+    /// What `Store` and `Repair` send.
+    fn cell(&self) -> Option<Record<'_>> {
+        match &self.machine {
+            Machine::Get(get) => get.cell(),
+            Machine::Put(put) => {
+                let version = put.version()?;
+                let deadline = |ttl_ms: u64| if ttl_ms == 0 { 0 } else { hlc_ms(version.hlc()).saturating_add(ttl_ms) };
+                Some(match self.stored {
+                    Form::Value { ttl_ms } => Record::value(version, &self.bytes[self.key_len..]).with_deadline(deadline(ttl_ms)),
+                    Form::Tombstone => Record::tombstone(version),
+                    Form::Deadline { ttl_ms } => Record::expire(version, deadline(ttl_ms)),
+                })
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Slot {
+    generation: u32,
+    running: Option<Box<Running>>,
+}
+
+/// Who waits for a clock.
+#[derive(Clone, Copy, Debug)]
+struct Asker {
+    id: RequestId,
+    attempt: u32,
+}
+
+/// Questions of tasks that wait for their answers.
+#[derive(Default)]
+struct Asks {
+    next: u64,
+    waiting: Vec<(u64, u32, Rc<Asked>)>,
+}
+
+/// One of them.
+#[derive(Default)]
+struct Asked {
+    /// The answer's frame; `None` inside: there will be none.
+    answer: Cell<Option<Option<Vec<u8>>>>,
+    done: Signal,
+}
+
+/// All requests in flight of one core.
+pub struct Requests {
+    slots: RefCell<Vec<Slot>>,
+    free: RefCell<Vec<u32>>,
+    /// When each slot's machine wants to be woken.
+    wakes: RefCell<Vec<Mono>>,
+    running: Cell<usize>,
+    /// Puts that were answered and wait for the last replicas, the oldest first.
+    lingering: RefCell<VecDeque<RequestId>>,
+    clocks: RefCell<Clocks<Asker>>,
+    asked: Cell<bool>,
+    /// Values of gets that are being gathered.
+    gathered: Rc<Budget>,
+    asks: RefCell<Asks>,
+    began: Signal,
+    spare: RefCell<Vec<Effect>>,
+}
+
+/// A request to begin.
+pub struct Begin<'a> {
+    pub namespace: NamespaceId,
+    pub token: Token,
+    pub key: &'a [u8],
+    pub levels: Levels,
+    pub deadline: Mono,
+}
+
+/// What a put has beside.
+pub struct BeginPut<'a> {
+    pub stored: Stored<'a>,
+    /// A retry's.
+    pub version: Option<Version>,
+    pub stamp_only: bool,
+}
+
+impl Requests {
+    /// `seed` of the tables, see `base::map`; values that are being gathered have so many bytes at most.
+    pub fn new(seed: u64, gathered_bytes_max: usize) -> Requests {
+        Requests {
+            slots: RefCell::default(),
+            free: RefCell::default(),
+            wakes: RefCell::default(),
+            running: Cell::new(0),
+            lingering: RefCell::default(),
+            clocks: RefCell::new(Clocks::new(seed)),
+            asked: Cell::new(false),
+            gathered: Budget::new(gathered_bytes_max),
+            asks: RefCell::default(),
+            began: Signal::default(),
+            spare: RefCell::default(),
+        }
+    }
+
+    /// Requests in flight, answered puts that linger among them.
+    pub fn running(&self) -> usize {
+        self.running.get()
+    }
+
+    pub fn begin_get(&self, shard: &Rc<Shard>, cluster: &Cluster, what: &Begin<'_>, then: Then) {
+        let roster = cluster.roster(what.namespace, what.token);
+        let start = GetStart { roster, levels: what.levels, deadline: what.deadline, planted: cluster.planted };
+        let mut out = self.spare.take();
+        let machine = Machine::Get(cluster.turn(shard, &mut out, |turn| Get::start(turn, start)));
+        self.begin(shard, cluster, what, (machine, Form::Tombstone, what.key.to_vec()), then, out);
+    }
+
+    pub fn begin_put(&self, shard: &Rc<Shard>, cluster: &Cluster, what: &Begin<'_>, put: &BeginPut<'_>, then: Then) {
+        let start = PutStart {
+            roster: cluster.roster(what.namespace, what.token),
+            levels: what.levels,
+            version: put.version,
+            writer: cluster.me as u16,
+            deadline: what.deadline,
+            stamp_only: put.stamp_only,
+            planted: cluster.planted,
+        };
+        let (value, stored): (&[u8], _) = match put.stored {
+            Stored::Value { bytes, ttl_ms } => (bytes, Form::Value { ttl_ms }),
+            Stored::Tombstone => (b"", Form::Tombstone),
+            Stored::Deadline { ttl_ms } => (b"", Form::Deadline { ttl_ms }),
+        };
+        let mut bytes = Vec::with_capacity(what.key.len() + value.len());
+        bytes.extend_from_slice(what.key);
+        bytes.extend_from_slice(value);
+        let mut out = self.spare.take();
+        let machine = Machine::Put(cluster.turn(shard, &mut out, |turn| Put::start(turn, start)));
+        self.begin(shard, cluster, what, (machine, stored, bytes), then, out);
+    }
+
+    fn begin(
+        &self,
+        shard: &Rc<Shard>,
+        cluster: &Cluster,
+        what: &Begin<'_>,
+        (machine, stored, bytes): (Machine, Form, Vec<u8>),
+        then: Then,
+        out: Vec<Effect>,
+    ) {
+        let &Begin { namespace, token, deadline, .. } = what;
+        let running = Running { machine, namespace, token, bytes, key_len: what.key.len(), stored, deadline, then, gathered: None };
+        let id = self.take_slot();
+        self.running.set(self.running.get() + 1);
+        self.carry_out(shard, cluster, id, Box::new(running), out);
+        self.began.raise();
+        while self.lingering.borrow().len() > CORE_REQUESTS_MAX / 2 {
+            let Some(oldest) = self.lingering.borrow_mut().pop_front() else { break };
+            self.with_put(shard, cluster, oldest, |put, turn| put.let_go(turn));
+        }
+    }
+
+    fn take_slot(&self) -> RequestId {
+        let mut slots = self.slots.borrow_mut();
+        let slot = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            slots.push(Slot::default());
+            self.wakes.borrow_mut().push(Mono(u64::MAX));
+            slots.len() as u32 - 1
+        });
+        RequestId { slot, generation: slots[slot as usize].generation }
+    }
+
+    /// Out of its slot for the while that it is dealt with.
+    fn take(&self, id: RequestId) -> Option<Box<Running>> {
+        let mut slots = self.slots.borrow_mut();
+        let slot = slots.get_mut(id.slot as usize)?;
+        if slot.generation == id.generation { slot.running.take() } else { None }
+    }
+
+    /// Something happened to a request.
+    fn drive(&self, shard: &Rc<Shard>, cluster: &Cluster, id: RequestId, event: impl FnOnce(&mut Machine, &mut Turn<'_>)) {
+        let Some(mut running) = self.take(id) else { return };
+        let mut out = self.spare.take();
+        cluster.turn(shard, &mut out, |turn| event(&mut running.machine, turn));
+        self.carry_out(shard, cluster, id, running, out);
+    }
+
+    fn with_put(&self, shard: &Rc<Shard>, cluster: &Cluster, id: RequestId, event: impl FnOnce(&mut Put, &mut Turn<'_>)) {
+        self.drive(shard, cluster, id, |machine, turn| {
+            if let Machine::Put(put) = machine {
+                event(put, turn);
+            }
+        });
+    }
+
+    /// Does what came out, and what comes of that, until nothing does; then the request goes back into its slot, or ends.
+    fn carry_out(&self, shard: &Rc<Shard>, cluster: &Cluster, id: RequestId, mut running: Box<Running>, mut out: Vec<Effect>) {
+        let mut at = 0;
+        while let Some(&effect) = out.get(at) {
+            at += 1;
+            self.perform(shard, cluster, id, &mut running, effect, &mut out);
+        }
+        out.clear();
+        self.spare.replace(out);
+        if running.is_over() {
+            self.running.set(self.running.get() - 1);
+            let mut slots = self.slots.borrow_mut();
+            let slot = &mut slots[id.slot as usize];
+            slot.generation = slot.generation.wrapping_add(1);
+            self.wakes.borrow_mut()[id.slot as usize] = Mono(u64::MAX);
+            self.free.borrow_mut().push(id.slot);
+        } else {
+            self.wakes.borrow_mut()[id.slot as usize] = running.next_wake();
+            self.slots.borrow_mut()[id.slot as usize].running = Some(running);
+        }
+    }
+
+    fn perform(&self, shard: &Rc<Shard>, cluster: &Cluster, id: RequestId, running: &mut Running, effect: Effect, out: &mut Vec<Effect>) {
+        match effect {
+            Effect::AskClock { to } if to == cluster.me => {
+                let hlc = shard.engine.with_clock(|clock| {
+                    clock.look(shard.io.wall_ms());
+                    clock.last()
+                });
+                self.put_event(shard, cluster, running, out, |put, turn, from| put.on_clock(turn, from, hlc));
+            }
+            Effect::AskClock { to } => self.ask_clock(shard, cluster, id, running, to, out),
+            Effect::Store { to, road } if to == cluster.me => self.store_here(shard, cluster, id, running, road, out),
+            Effect::Store { to, road } => {
+                let Some(cell) = running.cell() else { return };
+                let message = Message::Store { place: running.place(), road, cell };
+                if !self.tell(shard, cluster, running, to, id.frame_id(running.attempt()), &message) {
+                    self.gone(shard, cluster, running, to, out);
+                }
+            }
+            Effect::Read { to, full } if to == cluster.me => self.read_here(shard, cluster, id, running, full, out),
+            Effect::Read { to, full } => {
+                let message = Message::Read { place: running.place(), full, now_ms: shard.io.wall_ms() };
+                cluster.detector.borrow_mut().asked(shard.io.now(), to);
+                if !self.tell(shard, cluster, running, to, id.frame_id(running.attempt()), &message) {
+                    self.gone(shard, cluster, running, to, out);
+                }
+            }
+            Effect::Stamped { version } => {
+                if let Then::Reply { ticket, told: Told::Written { announce: true }, .. } = &running.then {
+                    shard.announce(ticket, version);
+                }
+            }
+            Effect::Answer(outcome) => self.answer(shard, id, running, outcome),
+            Effect::Hint { .. } => shard.stats.hint_not_kept(),
+            Effect::Repair { to } if to == cluster.me => {
+                if let Some(cell) = running.cell() {
+                    let _ = shard.replicate_store(cluster, cluster.head(shard.io.now(), Some(running.deadline)), &running.place(), Road::Copy, &cell);
+                }
+            }
+            Effect::Repair { to } => {
+                if let Some(cell) = running.cell() {
+                    let message = Message::Store { place: running.place(), road: Road::Copy, cell };
+                    self.tell(shard, cluster, running, to, NOBODY, &message);
+                }
+            }
+            Effect::Answered { node, took } => cluster.detector.borrow_mut().answered(shard.io.now(), node, took),
+            Effect::GaveUp { node, waited } => cluster.detector.borrow_mut().gave_up(shard.io.now(), node, waited),
+            Effect::Skewed { node, ahead_ms } => {
+                shard.notice(node, "clock", || format!("the clock of node {node} is {ahead_ms} ms ahead of this node's: what it stamps is refused"));
+            }
+            Effect::Correct { node } => {
+                self.tell(shard, cluster, running, node, NOBODY, &Message::Correct);
+            }
+            Effect::FetchTopology { node, .. } => shard.fetch_topology(cluster, node),
+        }
+    }
+
+    /// Sends a message about a request; false: the node cannot be told.
+    fn tell(&self, shard: &Rc<Shard>, cluster: &Cluster, running: &Running, to: u64, frame: u64, message: &Message<'_>) -> bool {
+        let Some(core) = cluster.core_at(to, running.token) else { return false };
+        let Ok(link) = shard.link(cluster, At { node: to, core }) else { return false };
+        let head = Head { epoch: running.epoch(), ..cluster.head(shard.io.now(), Some(running.deadline)) };
+        shard.say(cluster, &link, frame, head, message);
+        true
+    }
+
+    fn ask_clock(&self, shard: &Rc<Shard>, cluster: &Cluster, id: RequestId, running: &mut Running, to: u64, out: &mut Vec<Effect>) {
+        let asker = Asker { id, attempt: running.attempt() };
+        let link = cluster.core_at(to, running.token).and_then(|core| shard.link(cluster, At { node: to, core }).ok());
+        match link.map(|link| self.clocks.borrow_mut().ask(u64::from(link.index), asker)) {
+            Some(Ok(())) => self.asked.set(true),
+            _ => self.gone(shard, cluster, running, to, out),
+        }
+    }
+
+    fn gone(&self, shard: &Rc<Shard>, cluster: &Cluster, running: &mut Running, node: u64, out: &mut Vec<Effect>) {
+        cluster.turn(shard, out, |turn| match &mut running.machine {
+            Machine::Put(put) => put.on_gone(turn, node),
+            Machine::Get(get) => get.on_gone(turn, node),
+        });
+    }
+
+    fn put_event(
+        &self,
+        shard: &Rc<Shard>,
+        cluster: &Cluster,
+        running: &mut Running,
+        out: &mut Vec<Effect>,
+        event: impl FnOnce(&mut Put, &mut Turn<'_>, From),
+    ) {
+        let from = From { node: cluster.me, epoch: cluster.epoch(), attempt: running.attempt() };
+        if let Machine::Put(put) = &mut running.machine {
+            cluster.turn(shard, out, |turn| event(put, turn, from));
+        }
+    }
+
+    /// This node is a replica itself.
+    fn store_here(&self, shard: &Rc<Shard>, cluster: &Cluster, id: RequestId, running: &mut Running, road: Road, out: &mut Vec<Effect>) {
+        let Some(cell) = running.cell() else { return };
+        let head = Head { epoch: running.epoch(), ..cluster.head(shard.io.now(), Some(running.deadline)) };
+        let (message, seq) = shard.replicate_store(cluster, head, &running.place(), road, &cell);
+        let attempt = running.attempt();
+        if seq > shard.engine.durable() {
+            return shard.hold_local(id, attempt, running.deadline, seq, &message);
+        }
+        let from = From { node: cluster.me, epoch: cluster.epoch(), attempt };
+        cluster.turn(shard, out, |turn| on_message(&mut running.machine, turn, from, &message));
+    }
+
+    fn read_here(&self, shard: &Rc<Shard>, cluster: &Cluster, id: RequestId, running: &mut Running, full: bool, out: &mut Vec<Effect>) {
+        let head = Head { epoch: running.epoch(), ..cluster.head(shard.io.now(), Some(running.deadline)) };
+        let attempt = running.attempt();
+        let from = From { node: cluster.me, epoch: cluster.epoch(), attempt };
+        if let Err(why) = shard.may_read(cluster, head, &running.place()) {
+            return cluster.turn(shard, out, |turn| on_message(&mut running.machine, turn, from, &Message::Refused { why }));
+        }
+        let key = shard.key(running.namespace, &running.bytes[..running.key_len]);
+        let (deadline, durability) = (running.deadline, shard.namespace_durability(running.namespace).unwrap_or_default());
+        let machine = &mut running.machine;
+        let peeked = shard.engine.peek(key, |cell, settled| {
+            if full && matches!(cell, Some(Record { body: Body::Chunked { .. }, .. })) {
+                return false;
+            }
+            let cell = cell.copied().ok_or(Version::ZERO);
+            let seq = super::execute::shown_after(durability, settled);
+            let mut scratch = Vec::new();
+            let message = crate::cluster::replica::Replica::read_answer(full, cell, &mut scratch);
+            if seq > shard.engine.durable() {
+                shard.hold_local(id, attempt, deadline, seq, &message);
+            } else {
+                cluster.turn(shard, out, |turn| on_message(machine, turn, from, &message));
+            }
+            true
+        });
+        if peeked != Ok(true) {
+            let key = running.bytes[..running.key_len].to_vec();
+            shard.read_later(id, attempt, running.namespace, key, full, deadline);
+        }
+    }
+
+    /// Tells whoever asked.
+    fn answer(&self, shard: &Rc<Shard>, id: RequestId, running: &mut Running, outcome: Outcome) {
+        match std::mem::replace(&mut running.then, Then::Nothing) {
+            Then::Nothing => {}
+            Then::Wake(waiting) => {
+                if let (Outcome::Read, Machine::Get(get)) = (outcome, &running.machine) {
+                    *waiting.cell.borrow_mut() = get.cell().map(|cell| OwnedCell::new(&cell));
+                }
+                waiting.outcome.set(Some(outcome));
+                waiting.done.raise();
+            }
+            Then::Reply { ticket, told, kept } => {
+                drop(kept);
+                shard.admit.end();
+                match (&running.machine, outcome) {
+                    (Machine::Get(get), Outcome::Read) => {
+                        let (cell, now_ms) = (get.cell(), shard.io.wall_ms());
+                        let reply = match told {
+                            Told::Ttl => Some(ttl_reply(cell.as_ref(), now_ms)),
+                            _ => value_reply(cell.as_ref(), now_ms),
+                        };
+                        match reply {
+                            Some(reply) => shard.answer(&ticket, &reply),
+                            None => shard.fail(&ticket, ErrorCode::BadRequest, "that key holds no string"),
+                        }
+                    }
+                    _ => shard.answer_outcome(&ticket, outcome),
+                }
+            }
+        }
+        if matches!(running.machine, Machine::Put(_)) && !running.is_over() {
+            self.lingering.borrow_mut().push_back(id);
+        }
+    }
+
+    /// The turn ends: the clocks that were asked for are asked for.
+    pub fn flush(&self, shard: &Shard, cluster: &Cluster) {
+        if !self.asked.replace(false) {
+            return;
+        }
+        let head = cluster.head(shard.io.now(), None);
+        self.clocks.borrow_mut().flush(|index, turn| {
+            if let Some(link) = cluster.links.by_index(index as u32) {
+                // Not zero: somebody waits.
+                shard.say(cluster, &link, CLOCK_BIT | turn, Head { deadline_ms: 1, ..head }, &Message::AskClock);
+            }
+        });
+    }
+
+    /// Asks a core of another node and waits: the answer's frame, `None` where none comes in time.
+    pub async fn ask(&self, shard: &Rc<Shard>, cluster: &Cluster, at: At, message: &Message<'_>, deadline: Mono) -> Option<Vec<u8>> {
+        let link = shard.link(cluster, at).ok()?;
+        let asked = Rc::new(Asked::default());
+        let id = {
+            let mut asks = self.asks.borrow_mut();
+            if asks.waiting.len() >= ASKS_MAX {
+                return None;
+            }
+            asks.next += 1;
+            let id = ASK_BIT | asks.next;
+            asks.waiting.push((id, link.index, asked.clone()));
+            id
+        };
+        shard.say(cluster, &link, id, cluster.head(shard.io.now(), Some(deadline)), message);
+        shard.settle();
+        let answer = within(&shard.io, deadline, asked.done.until(|| {
+            let answer = asked.answer.take();
+            let is_there = answer.is_some();
+            asked.answer.set(answer);
+            is_there
+        }));
+        let answer = answer.await.and_then(|()| asked.answer.take().flatten());
+        self.asks.borrow_mut().waiting.retain(|(waiting, ..)| *waiting != id);
+        answer
+    }
+
+    /// A message came over a link.
+    pub fn on_answer(&self, shard: &Rc<Shard>, link: &Rc<Link>, frame: u64, head: Head, message: &Message<'_>) {
+        let Some(cluster) = shard.cluster.clone() else { return };
+        let node = link.at.node;
+        if let Message::Topology { bytes } = message {
+            return shard.on_topology_bytes(&cluster, bytes);
+        }
+        if frame & CLOCK_BIT != 0 {
+            let mut askers = Vec::new();
+            self.clocks.borrow_mut().answered(u64::from(link.index), frame & !CLOCK_BIT, |asker| askers.push(asker));
+            for Asker { id, attempt } in askers {
+                let from = From { node, epoch: head.epoch, attempt };
+                self.drive(shard, &cluster, id, |machine, turn| on_message(machine, turn, from, message));
+            }
+            return;
+        }
+        if frame & ASK_BIT != 0 {
+            let mut asks = self.asks.borrow_mut();
+            if let Some(at) = asks.waiting.iter().position(|(id, ..)| *id == frame) {
+                let mut bytes = Vec::new();
+                encode(&mut bytes, 0, head, message);
+                let (_, _, asked) = asks.waiting.swap_remove(at);
+                asked.answer.set(Some(Some(bytes)));
+                asked.done.raise();
+            }
+            return;
+        }
+        let (id, attempt) = RequestId::of_frame(frame);
+        // A large value counts before it is kept; where there is no room its node is as good as overloaded.
+        if let Message::ReadFull { cell: Ok(cell) } = message
+            && let Body::Bytes(bytes) = cell.body
+            && bytes.len() > CHUNK_BYTES
+            && !self.has_room_for(id, bytes.len())
+        {
+            let message = Message::Refused { why: Refusal::Overloaded };
+            return self.on_own(shard, &cluster, id, From { node, epoch: head.epoch, attempt }, &message);
+        }
+        self.on_own(shard, &cluster, id, From { node, epoch: head.epoch, attempt }, message);
+    }
+
+    fn on_own(&self, shard: &Rc<Shard>, cluster: &Cluster, id: RequestId, from: From, message: &Message<'_>) {
+        self.drive(shard, cluster, id, |machine, turn| on_message(machine, turn, from, message));
+    }
+
+    fn has_room_for(&self, id: RequestId, bytes: usize) -> bool {
+        let mut slots = self.slots.borrow_mut();
+        let Some(slot) = slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation) else { return true };
+        let Some(running) = &mut slot.running else { return true };
+        running.gathered = self.gathered.try_take(bytes);
+        running.gathered.is_some()
+    }
+
+    /// What this node's own replica answers, once it is durable or read.
+    pub fn on_local(&self, shard: &Rc<Shard>, id: RequestId, attempt: u32, message: &Message<'_>) {
+        if let Some(cluster) = shard.cluster.clone() {
+            let from = From { node: cluster.me, epoch: cluster.epoch(), attempt };
+            self.on_own(shard, &cluster, id, from, message);
+        }
+    }
+
+    /// A link is no more: nobody waits for what was asked over it.
+    pub fn on_broken_link(&self, shard: &Rc<Shard>, link: &Link) {
+        self.clocks.borrow_mut().gone(u64::from(link.index));
+        for (_, _, asked) in self.asks.borrow_mut().waiting.extract_if(.., |(_, index, _)| *index == link.index) {
+            asked.answer.set(Some(None));
+            asked.done.raise();
+        }
+        self.on_gone(shard, link.at.node);
+    }
+
+    /// A node will not answer.
+    pub fn on_gone(&self, shard: &Rc<Shard>, node: u64) {
+        let Some(cluster) = shard.cluster.clone() else { return };
+        for id in self.ids(|running| running.concerns(node)) {
+            self.drive(shard, &cluster, id, |machine, turn| match machine {
+                Machine::Put(put) => put.on_gone(turn, node),
+                Machine::Get(get) => get.on_gone(turn, node),
+            });
+        }
+    }
+
+    /// A newer topology is in use.
+    pub fn on_topology(&self, shard: &Rc<Shard>, topology: &Arc<Topology>) {
+        let Some(cluster) = shard.cluster.clone() else { return };
+        for id in self.ids(|_| true) {
+            self.drive(shard, &cluster, id, |machine, turn| match machine {
+                Machine::Put(put) => put.on_topology(turn, topology),
+                Machine::Get(get) => get.on_topology(turn, topology),
+            });
+        }
+    }
+
+    fn ids(&self, is_it: impl Fn(&Running) -> bool) -> Vec<RequestId> {
+        let slots = self.slots.borrow();
+        let running = (0u32..).zip(slots.iter()).filter(|(_, slot)| slot.running.as_deref().is_some_and(&is_it));
+        running.map(|(number, slot)| RequestId { slot: number, generation: slot.generation }).collect()
+    }
+
+    /// Wakes machines when they asked to be woken, as long as the shard lives.
+    pub async fn keep_time(&self, shard: &Rc<Shard>) {
+        let Some(cluster) = shard.cluster.clone() else { return };
+        while !shard.io.is_shutting_down() {
+            self.began.until(|| self.running.get() > 0 || shard.io.is_shutting_down()).await;
+            shard.io.sleep(TICK).await;
+            let now = shard.io.now();
+            let due: Vec<usize> = self.wakes.borrow().iter().enumerate().filter(|(_, wake)| **wake <= now).map(|(slot, _)| slot).collect();
+            for slot in due {
+                let id = RequestId { slot: slot as u32, generation: self.slots.borrow()[slot].generation };
+                self.drive(shard, &cluster, id, |machine, turn| match machine {
+                    Machine::Put(put) => put.on_tick(turn),
+                    Machine::Get(get) => get.on_tick(turn),
+                });
+            }
+            let mut lingering = self.lingering.borrow_mut();
+            let slots = self.slots.borrow();
+            while lingering.front().is_some_and(|id| slots[id.slot as usize].generation != id.generation) {
+                lingering.pop_front();
+            }
+            drop((lingering, slots));
+            shard.settle();
+        }
+    }
+}
+
+/// A replica's answer, on whatever road it came.
+fn on_message(machine: &mut Machine, turn: &mut Turn<'_>, from: From, message: &Message<'_>) {
+    // A frame's id has the low bits of the attempt.
+    let attempt = match machine {
+        Machine::Put(put) => put.attempt(),
+        Machine::Get(get) => get.attempt(),
+    };
+    let from = if from.attempt == attempt & ATTEMPT_MASK { From { attempt, ..from } } else { from };
+    match (machine, message) {
+        (Machine::Put(put), Message::Clock { hlc }) => put.on_clock(turn, from, *hlc),
+        (Machine::Put(put), Message::Stored { holds }) => put.on_stored(turn, from, *holds),
+        (Machine::Put(put), Message::Refused { why }) => put.on_refused(turn, from, *why),
+        (Machine::Get(get), Message::ReadFull { cell }) => get.on_full(turn, from, *cell),
+        (Machine::Get(get), Message::ReadDigest { digest }) => get.on_digest(turn, from, *digest),
+        (Machine::Get(get), Message::Stored { .. }) => get.on_stored(turn, from),
+        (Machine::Get(get), Message::Refused { why }) => get.on_refused(turn, from, *why),
+        // An answer to another question: of no meaning to this one.
+        _ => {}
+    }
+}

@@ -1,0 +1,201 @@
+//! What all nodes of a cluster agree on, as this node keeps it: the topology and the namespaces. Core 0 makes each durable before any core
+//! uses it, and tells the others.
+//!
+//! Both are values with an order (epoch, version); the newer one wins wherever two meet. Core 0 of each node compares its namespaces with
+//! every other node's once in a while, so a node that was away when they changed gets them when it is back.
+
+use super::cluster::{Cluster, ClusterPlan};
+use super::mailbox::Mail;
+use super::namespaces::NamespaceTable;
+use super::peers::At;
+use super::{Shard, Ticket, perform};
+use crate::base::record::{NAMESPACE_SYSTEM, Version};
+use crate::base::time::Mono;
+use crate::cluster::topology::Topology;
+use crate::cluster::topology_codec;
+use crate::engine::{Batch, Engine, EngineError, KeyRef};
+use crate::io::Class;
+use crate::limits::PEER_FRAME_BYTES_MAX;
+use crate::wire::frame::FrameReader;
+use crate::wire::peer::{Holds, Message, Refusal, decode};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The key in the system's namespace under which the topology lies; token 0 belongs to core 0 whatever the number of cores.
+const TOPOLOGY_KEY: &[u8] = b"topology";
+/// A topology is not asked for more often.
+const FETCH_EVERY: Duration = Duration::from_millis(5);
+/// How often the namespaces are compared with the other nodes', and how long one of them may take to answer.
+const COMPARE_EVERY: Duration = Duration::from_secs(2);
+const TELL_MAX: Duration = Duration::from_secs(1);
+
+fn topology_key() -> KeyRef<'static> {
+    KeyRef { namespace: NAMESPACE_SYSTEM, token: 0, key: TOPOLOGY_KEY }
+}
+
+/// The topology as stored; a fresh node stores the one it was founded with first.
+///
+/// # Errors
+/// Of the disk; `Corrupt` where what is stored is no topology.
+pub async fn load_topology(engine: &Engine, plan: &ClusterPlan, now_ms: u64) -> Result<Topology, EngineError> {
+    if let Some(value) = engine.read_value(topology_key(), now_ms).await? {
+        return topology_codec::decode(&value.bytes).map_err(|error| EngineError::Corrupt {
+            file: "the topology".to_owned(),
+            offset: 0,
+            what: error.to_string(),
+        });
+    }
+    store_topology(engine, &plan.founding, now_ms).await?;
+    Ok(plan.founding.clone())
+}
+
+/// Returns when it is durable.
+async fn store_topology(engine: &Engine, topology: &Topology, now_ms: u64) -> Result<(), EngineError> {
+    let mut bytes = Vec::new();
+    topology_codec::encode(topology, &mut bytes);
+    let mut batch = Batch::new(true);
+    batch.put_value(topology_key(), &bytes, engine.stamp(now_ms), 0);
+    engine.wait_durable(engine.write(&batch)?).await
+}
+
+impl Shard {
+    /// Asks a node for its topology, which is newer.
+    pub(super) fn fetch_topology(self: &Rc<Shard>, cluster: &Cluster, node: u64) {
+        let now = self.io.now();
+        if node == cluster.me || now.since(cluster.asked_topology.get()) < FETCH_EVERY && cluster.asked_topology.get() != Mono::default() {
+            return;
+        }
+        cluster.asked_topology.set(now);
+        if let Ok(link) = self.link(cluster, At { node, core: 0 }) {
+            self.say(cluster, &link, 0, cluster.head(now, Some(now.plus(TELL_MAX))), &Message::FetchTopology);
+        }
+    }
+
+    /// A topology as a peer gives it.
+    pub(super) fn on_topology_bytes(self: &Rc<Shard>, cluster: &Cluster, bytes: &[u8]) {
+        let ours = cluster.topology();
+        match topology_codec::decode(bytes) {
+            Ok(topology) if topology.cluster() != ours.cluster() || topology.vnodes() != ours.vnodes() => self.stats.malformed(),
+            Ok(topology) if topology.epoch() <= ours.epoch() => {}
+            Ok(topology) if self.core() == 0 => self.adopt_topology(Arc::new(topology)),
+            Ok(topology) => self.mailbox.send(0, Mail::Learn(Arc::new(topology))),
+            Err(_) => self.stats.malformed(),
+        }
+    }
+
+    /// Core 0: makes a topology durable, then every core uses it.
+    pub(super) fn adopt_topology(self: &Rc<Shard>, topology: Arc<Topology>) {
+        let shard = self.clone();
+        drop(self.io.spawn(Class::Foreground, async move {
+            let _guard = shard.locks.lock(0).await;
+            let Some(cluster) = &shard.cluster else { return };
+            if topology.epoch() <= cluster.epoch() {
+                return;
+            }
+            if let Err(error) = store_topology(&shard.engine, &topology, shard.io.wall_ms()).await {
+                return shard.node.warn(&format!("the topology of epoch {} cannot be stored: {error}", topology.epoch()));
+            }
+            for core in (0..shard.mailbox.cores()).filter(|&core| core != usize::from(shard.core())) {
+                shard.mailbox.send(core, Mail::Topology(topology.clone()));
+            }
+            shard.learn_topology(&topology);
+            shard.settle();
+        }));
+    }
+
+    /// Namespaces from another node: stored, and told to all cores, if they are newer.
+    pub(super) fn take_namespaces(self: &Rc<Shard>, ticket: Ticket, bytes: &[u8], deadline: Mono) {
+        let table = bytes.split_first_chunk::<16>().map(|(version, rest)| (Version::from_bytes(*version), NamespaceTable::decode(rest)));
+        let Some((version, Ok(table))) = table else {
+            self.stats.malformed();
+            return self.answer_peer(&ticket, 0, deadline, &Message::Refused { why: Refusal::NotReplica });
+        };
+        let shard = self.clone();
+        drop(self.io.spawn(Class::Foreground, async move {
+            let _guard = shard.locks.lock(0).await;
+            let ours = shard.namespaces_version.get();
+            if ours > version {
+                shard.answer_peer(&ticket, 0, deadline, &Message::Namespaces { bytes: &shard.namespaces_bytes() });
+            } else if ours == version {
+                shard.answer_peer(&ticket, 0, deadline, &Message::Stored { holds: Holds::Same });
+            } else {
+                let answer = match shard.adopt_namespaces(table, version).await {
+                    Ok(()) => Message::Stored { holds: Holds::Stored },
+                    Err(_) => Message::Refused { why: Refusal::Stopped },
+                };
+                shard.answer_peer(&ticket, 0, deadline, &answer);
+            }
+            shard.settle();
+        }));
+    }
+
+    fn namespaces_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.namespaces_version.get().to_bytes().to_vec();
+        bytes.extend_from_slice(&self.namespaces().encode());
+        bytes
+    }
+
+    async fn adopt_namespaces(self: &Rc<Shard>, table: NamespaceTable, version: Version) -> Result<(), EngineError> {
+        self.engine.observe(version);
+        perform::store_namespaces_as(self, &table, version).await?;
+        self.namespaces_version.set(version);
+        self.publish_namespaces(Arc::new(table));
+        Ok(())
+    }
+
+    /// Why this node does not change namespaces: one does, so that two changes cannot miss each other.
+    pub(super) fn changes_namespaces(&self) -> Result<(), String> {
+        let Some(cluster) = &self.cluster else { return Ok(()) };
+        let topology = cluster.topology();
+        match topology.nodes().iter().min_by_key(|node| node.spec.id) {
+            Some(first) if first.spec.id != cluster.me => {
+                Err(format!("namespaces of a cluster are changed at its first node, {} at {}", first.spec.id, first.spec.native))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells every other node the namespaces; those that could not be told now are told when the nodes compare.
+    pub(super) async fn spread_namespaces(self: &Rc<Shard>) {
+        let Some(cluster) = self.cluster.clone() else { return };
+        let nodes: Vec<u64> = cluster.topology().nodes().iter().map(|node| node.spec.id).filter(|node| *node != cluster.me).collect();
+        let tell = |node| {
+            let (shard, cluster) = (self.clone(), cluster.clone());
+            self.io.spawn(Class::Foreground, async move { shard.compare_namespaces(&cluster, node).await })
+        };
+        let told: Vec<_> = nodes.into_iter().map(tell).collect();
+        for task in told {
+            task.await;
+        }
+    }
+
+    async fn compare_namespaces(self: &Rc<Shard>, cluster: &Rc<Cluster>, node: u64) {
+        let deadline = self.io.now().plus(TELL_MAX);
+        let bytes = self.namespaces_bytes();
+        let answer = cluster.requests.ask(self, cluster, At { node, core: 0 }, &Message::Namespaces { bytes: &bytes }, deadline).await;
+        let Some(answer) = answer else { return };
+        let mut reader = FrameReader::new(PEER_FRAME_BYTES_MAX);
+        for frame in reader.feed(&answer).flatten() {
+            if let Ok((_, Message::Namespaces { bytes })) = decode(&frame)
+                && let Some((version, rest)) = bytes.split_first_chunk::<16>()
+                && let Ok(table) = NamespaceTable::decode(rest)
+            {
+                let _guard = self.locks.lock(0).await;
+                let version = Version::from_bytes(*version);
+                // A failure of the disk is told by who writes data.
+                if version > self.namespaces_version.get() {
+                    let _ = self.adopt_namespaces(table, version).await;
+                }
+            }
+        }
+    }
+
+    /// Core 0, as long as the shard lives.
+    pub(super) async fn compare_with_all(self: &Rc<Shard>) {
+        while !self.io.is_shutting_down() && !self.is_closing() {
+            self.spread_namespaces().await;
+            self.io.sleep(COMPARE_EVERY).await;
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Commands in a cluster: which of them are carried out by the replicas of their keys, and how.
+//!
+//! A get, a put and a delete begin in the connection's turn (`coordinate`); what needs more than one step is a task of `perform`, which
+//! comes here for each step. A get at ONE of a key that this node has itself is answered as on a node that is alone.
+
+use super::cluster::Cluster;
+use super::coordinate::{Begin, BeginPut, Requests, Stored, Then, Told, Waiting};
+use super::execute::{Step, execute};
+use super::{Shard, Ticket, perform};
+use crate::base::record::{NamespaceId, Token, Version, token_of, vnode_of};
+use crate::base::time::{HLC_COUNTER_BITS, Mono, hlc_ms};
+use crate::cluster::coordinator::{Levels, Outcome};
+use crate::cluster::quorum::Level;
+use crate::io::Class;
+use crate::limits::CLOCK_SKEW_MS_MAX;
+use crate::wire::command::{Command, Condition, ErrorCode, PutItem, Request, TTL_NEVER};
+use crate::wire::native::{Form, decode_request};
+use crate::wire::peer::OwnedCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// A condition is judged and the write made by one leader; there is none yet.
+pub const NO_CONDITIONS: &str = "a write under a condition needs a leader of the key's vnode, which a cluster of this version has not";
+/// The ceiling of the clock lies so far ahead, and is renewed when less than half of it is left.
+const CEILING_MS: u64 = 2 * (CLOCK_SKEW_MS_MAX + 500);
+const CEILING_EVERY: Duration = Duration::from_millis(200);
+
+/// How one key of a request ended.
+pub type Gathered = Result<Option<OwnedCell>, Outcome>;
+
+impl Shard {
+    /// Carries a request out that this core owns the key of.
+    pub(super) fn coordinate(
+        self: &Rc<Shard>,
+        cluster: &Rc<Cluster>,
+        ticket: Ticket,
+        request: &Request<'_>,
+        token: Token,
+        (form, body): (Form, &[u8]),
+    ) {
+        let levels = cluster.levels(request.levels);
+        let deadline = self.deadline(request.deadline_ms);
+        let later = |ticket| perform::spawn(self, ticket, form, body.to_vec(), deadline);
+        match &request.command {
+            Command::Get { key } | Command::Ttl { key } => {
+                if levels.read == Level::One && cluster.is_owner(request.namespace, vnode_of(token, self.node.vnodes)) {
+                    return match execute(self, &ticket, request, token) {
+                        Step::Done => {}
+                        Step::Wait => later(ticket),
+                    };
+                }
+                let told = if matches!(request.command, Command::Ttl { .. }) { Told::Ttl } else { Told::Value };
+                let what = Begin { namespace: request.namespace, token, key, levels, deadline };
+                if let Some(then) = self.reply_then(ticket, told, 0) {
+                    cluster.requests.begin_get(self, cluster, &what, then);
+                }
+            }
+            Command::Put(put) if put.condition == Condition::Always => match self.may_stamp() {
+                true => self.coordinate_write(cluster, ticket, request, token, deadline),
+                false => self.stamp_later(ticket, form, body.to_vec(), deadline),
+            },
+            Command::Delete(delete) if delete.condition == Condition::Always => match self.may_stamp() {
+                true => self.coordinate_write(cluster, ticket, request, token, deadline),
+                false => self.stamp_later(ticket, form, body.to_vec(), deadline),
+            },
+            Command::Put(_) | Command::Delete(_) => self.fail(&ticket, ErrorCode::Failed, NO_CONDITIONS),
+            Command::MultiGet { .. } | Command::MultiPut(_) | Command::Expire { .. } | Command::Persist { .. } | Command::Scan(_) => later(ticket),
+            _ => match execute(self, &ticket, request, token) {
+                Step::Done => {}
+                Step::Wait => later(ticket),
+            },
+        }
+    }
+
+    fn coordinate_write(self: &Rc<Shard>, cluster: &Cluster, ticket: Ticket, request: &Request<'_>, token: Token, deadline: Mono) {
+        let (key, write, stored) = match &request.command {
+            Command::Put(put) => {
+                let ttl_ms = self.ttl_of(request.namespace, put.ttl_ms);
+                (put.key, put.write, Stored::Value { bytes: put.value, ttl_ms })
+            }
+            Command::Delete(delete) => (delete.key, delete.write, Stored::Tombstone),
+            _ => unreachable!("only these are coordinated in one step"),
+        };
+        let bytes = key.len() + if let Stored::Value { bytes, .. } = stored { bytes.len() } else { 0 };
+        let what = Begin { namespace: request.namespace, token, key, levels: cluster.levels(request.levels), deadline };
+        let put = BeginPut { stored, version: write.version, stamp_only: false };
+        if let Some(then) = self.reply_then(ticket, Told::Written { announce: write.announce }, bytes) {
+            cluster.requests.begin_put(self, cluster, &what, &put, then);
+        }
+    }
+
+    /// Milliseconds to live of a put; 0 is for ever.
+    fn ttl_of(&self, namespace: NamespaceId, ttl_ms: u64) -> u64 {
+        match ttl_ms {
+            0 => self.namespace(namespace).map_or(0, |row| row.default_ttl_ms),
+            TTL_NEVER => 0,
+            ttl_ms => ttl_ms,
+        }
+    }
+
+    /// A client's request takes its place; none where the core has taken on what it can.
+    fn reply_then(&self, ticket: Ticket, told: Told, bytes: usize) -> Option<Then> {
+        if !self.admit.begin() {
+            self.fail(&ticket, ErrorCode::Overloaded, "too many requests wait");
+            return None;
+        }
+        let kept = if bytes > 0 { self.keep(&ticket, bytes) } else { None };
+        Some(Then::Reply { ticket, told, kept })
+    }
+
+    /// What this core may stamp now lies below the ceiling that is durable: no version that a client was told is given twice, even if
+    /// nothing was stored under it and the power failed.
+    fn may_stamp(&self) -> bool {
+        let last = self.engine.with_clock(|clock| clock.last());
+        let highest = last.max((self.io.wall_ms() + CLOCK_SKEW_MS_MAX) << HLC_COUNTER_BITS);
+        self.engine.ceiling() > highest
+    }
+
+    async fn raise_ceiling(&self) -> Result<(), crate::engine::EngineError> {
+        let last = self.engine.with_clock(|clock| clock.last());
+        let ahead_ms = hlc_ms(last).max(self.io.wall_ms()) + CEILING_MS;
+        self.engine.make_ceiling_durable(Version::put(ahead_ms << HLC_COUNTER_BITS, 0)).await
+    }
+
+    /// The disk was slow: the write waits until its stamp may be given.
+    fn stamp_later(self: &Rc<Shard>, ticket: Ticket, form: Form, body: Vec<u8>, deadline: Mono) {
+        if !self.admit.begin() {
+            return self.fail(&ticket, ErrorCode::Overloaded, "too many requests wait");
+        }
+        let (shard, kept) = (self.clone(), self.keep(&ticket, body.len()));
+        drop(self.io.spawn(Class::Foreground, async move {
+            let _kept = kept;
+            let raised = shard.raise_ceiling().await;
+            shard.admit.end();
+            match (raised, &shard.cluster) {
+                (Err(error), _) => super::execute::engine_error(&shard, &ticket, &error),
+                (Ok(()), Some(cluster)) => {
+                    let request = decode_request(form, &body).expect("decoded once before");
+                    let token = request.command.key().map_or(0, token_of);
+                    shard.coordinate_write(cluster, ticket, &request, token, deadline);
+                }
+                (Ok(()), None) => unreachable!("only in a cluster"),
+            }
+            shard.settle();
+        }));
+    }
+
+    /// Keeps the ceiling ahead of the clock.
+    pub(super) async fn keep_ceiling(&self) {
+        while !self.io.is_shutting_down() && !self.is_closing() {
+            let left_ms = hlc_ms(self.engine.ceiling()).saturating_sub(self.io.wall_ms());
+            // A failure of the disk is told by who writes data.
+            if left_ms < CEILING_MS / 2 + CLOCK_SKEW_MS_MAX && self.raise_ceiling().await.is_err() {
+                self.io.sleep(CEILING_EVERY).await;
+            }
+            self.io.sleep(CEILING_EVERY).await;
+        }
+    }
+
+    /// The cells of keys, each by its own replicas, in the order of the keys.
+    pub(super) async fn quorum_cells(
+        self: &Rc<Shard>,
+        cluster: &Rc<Cluster>,
+        namespace: NamespaceId,
+        keys: &[&[u8]],
+        levels: Levels,
+        deadline: Mono,
+    ) -> Vec<Gathered> {
+        let waiting: Vec<Rc<Waiting>> = keys.iter().map(|_| Rc::default()).collect();
+        for (key, waiting) in keys.iter().zip(&waiting) {
+            let what = Begin { namespace, token: token_of(key), key, levels, deadline };
+            cluster.requests.begin_get(self, cluster, &what, Then::Wake(waiting.clone()));
+        }
+        self.settle();
+        let mut cells = Vec::with_capacity(keys.len());
+        for waiting in waiting {
+            cells.push(match waiting.outcome().await {
+                Outcome::Read => Ok(waiting.take_cell()),
+                other => Err(other),
+            });
+        }
+        cells
+    }
+
+    /// One version above the clocks of all replicas of these keys, for puts that are to have one (P1, first round).
+    pub(super) async fn quorum_stamp(
+        self: &Rc<Shard>,
+        cluster: &Rc<Cluster>,
+        request: &Request<'_>,
+        items: &[PutItem<'_>],
+        deadline: Mono,
+    ) -> Result<Version, Outcome> {
+        if !self.may_stamp() && self.raise_ceiling().await.is_err() {
+            return Err(Outcome::DeadlinePassed);
+        }
+        let levels = cluster.levels(request.levels);
+        let vnodes: BTreeMap<u32, &[u8]> = items.iter().map(|item| (vnode_of(token_of(item.key), self.node.vnodes), item.key)).collect();
+        let waiting: Vec<Rc<Waiting>> = vnodes.iter().map(|_| Rc::default()).collect();
+        for (key, waiting) in vnodes.values().zip(&waiting) {
+            let what = Begin { namespace: request.namespace, token: token_of(key), key, levels, deadline };
+            let put = BeginPut { stored: Stored::Tombstone, version: None, stamp_only: true };
+            cluster.requests.begin_put(self, cluster, &what, &put, Then::Wake(waiting.clone()));
+        }
+        self.settle();
+        let mut highest = Version::ZERO;
+        for waiting in waiting {
+            match waiting.outcome().await {
+                Outcome::Stamped { version } => highest = highest.max(version),
+                other => return Err(other),
+            }
+        }
+        Ok(highest)
+    }
+
+    /// Puts under one version, each to its own replicas. All are in, or how the first that is not ended; where some may be in, that is
+    /// not known.
+    pub(super) async fn quorum_puts(
+        self: &Rc<Shard>,
+        cluster: &Rc<Cluster>,
+        request: &Request<'_>,
+        items: &[PutItem<'_>],
+        version: Version,
+        deadline: Mono,
+    ) -> Outcome {
+        let levels = cluster.levels(request.levels);
+        let waiting: Vec<Rc<Waiting>> = items.iter().map(|_| Rc::default()).collect();
+        for (item, waiting) in items.iter().zip(&waiting) {
+            let what = Begin { namespace: request.namespace, token: token_of(item.key), key: item.key, levels, deadline };
+            let stored = Stored::Value { bytes: item.value, ttl_ms: self.ttl_of(request.namespace, item.ttl_ms) };
+            let put = BeginPut { stored, version: Some(version), stamp_only: false };
+            cluster.requests.begin_put(self, cluster, &what, &put, Then::Wake(waiting.clone()));
+        }
+        self.settle();
+        let (mut failed, mut certain) = (None, true);
+        for waiting in waiting {
+            match waiting.outcome().await {
+                Outcome::Done { .. } => certain = false,
+                other @ Outcome::Unknown { .. } => (failed, certain) = (Some(other), false),
+                other => failed = failed.or(Some(other)),
+            }
+        }
+        match failed {
+            None => Outcome::Done { version },
+            Some(outcome) if certain => outcome,
+            Some(_) => Outcome::Unknown { version, why: None },
+        }
+    }
+
+    /// Only a key's deadline, answered to the client.
+    pub(super) fn quorum_expire(
+        self: &Rc<Shard>,
+        cluster: &Rc<Cluster>,
+        ticket: &Ticket,
+        request: &Request<'_>,
+        (key, ttl_ms): (&[u8], u64),
+        deadline: Mono,
+    ) {
+        let (Command::Expire { write, .. } | Command::Persist { write, .. }) = &request.command else {
+            unreachable!("only these change a deadline")
+        };
+        let levels = cluster.levels(request.levels);
+        let what = Begin { namespace: request.namespace, token: token_of(key), key, levels, deadline };
+        let put = BeginPut { stored: Stored::Deadline { ttl_ms }, version: write.version, stamp_only: false };
+        if let Some(then) = self.reply_then(ticket.clone(), Told::Written { announce: write.announce }, 0) {
+            cluster.requests.begin_put(self, cluster, &what, &put, then);
+        }
+    }
+}
+
+impl Requests {
+    /// Begins to wake machines and to keep the clock's ceiling, for as long as the shard lives.
+    pub fn start(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
+        let (timed, ours) = (shard.clone(), cluster.clone());
+        drop(shard.io.spawn(Class::Foreground, async move { ours.requests.keep_time(&timed).await }));
+        let kept = shard.clone();
+        drop(shard.io.spawn(Class::Foreground, async move { kept.keep_ceiling().await }));
+    }
+}

@@ -1,0 +1,484 @@
+//! The other side of a link: what cores of other nodes ask of this one as a replica, and what this core asks of itself.
+//!
+//! `cluster::replica` judges; here is what it needs of storage. Answers are encoded at once and wait in `commits` until the log has what
+//! they say. What memory cannot answer is read in a task.
+
+use super::cluster::Cluster;
+use super::conn::Conn;
+use super::coordinate::RequestId;
+use super::session::within;
+use super::{Origin, Shard, Ticket};
+use crate::base::record::{Body, Cell, Kind, NAMESPACE_SYSTEM, NamespaceId, Version, token_of};
+use crate::base::time::Mono;
+use crate::cluster::coordinator::Outcome;
+use crate::cluster::replica::{Act, Fence, Held, Replica, Side};
+use crate::cluster::topology_codec;
+use crate::engine::{Batch, EngineError, Seq};
+use crate::io::{Class, Parcel, Socket};
+use crate::limits::{CHUNK_BYTES, DEADLINE_MS_MAX, GOSSIP_CLOCK_MS_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX, KEY_BYTES_MAX, PEER_FRAME_BYTES_MAX};
+use crate::wire::command::{Durability, ErrorCode, ErrorReply, Reply};
+use crate::wire::frame::{Frame, FrameReader, HEADER_BYTES};
+use crate::wire::peer::{Head, Holds, Message, Place, Refusal, Road, decode, encode};
+use crate::wire::peer_hello::{self, PeerHello, PeerWelcome, negotiate, transcript};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// What a link's first frame leads to.
+pub enum Greeted {
+    /// The error to send, and close.
+    Refuse(Vec<u8>),
+    Welcome { hello: PeerHello, nonce: [u8; 16], welcome: Vec<u8> },
+}
+
+/// A link that was taken, on its way to the core that it is for.
+pub struct PeerConnection {
+    pub parcel: Parcel,
+    pub hello: PeerHello,
+    pub nonce: [u8; 16],
+    /// What came behind the hello.
+    pub rest: Vec<u8>,
+}
+
+impl Shard {
+    /// Judges a link's first frame.
+    pub(super) fn greet_peer(&self, frame: &Frame<'_>) -> Greeted {
+        let refuse = |message: &str| {
+            let mut bytes = Vec::new();
+            crate::wire::native::encode_reply(&mut bytes, frame.id, &Reply::Error(ErrorReply::new(ErrorCode::Unauthorized, message)));
+            Greeted::Refuse(bytes)
+        };
+        let Some(cluster) = &self.cluster else { return refuse("this node is in no cluster") };
+        let hello = match peer_hello::decode_hello(frame) {
+            Ok(hello) => hello,
+            Err(error) => return refuse(error.what),
+        };
+        if let Err(why) = self.judge_peer(cluster, &hello) {
+            self.notice(hello.from, "turned away", || format!("a link of node {} is refused: {why}", hello.from));
+            return refuse(&why);
+        }
+        let mut nonce = [0; 16];
+        nonce[..8].copy_from_slice(&self.io.random_u64().to_le_bytes());
+        nonce[8..].copy_from_slice(&self.io.random_u64().to_le_bytes());
+        let proof = cluster.key.prove(&transcript(false, &hello, &nonce));
+        let version = negotiate(hello.version_min, hello.version_max).expect("just judged");
+        let (epoch, wall_ms) = (cluster.epoch(), self.io.wall_ms());
+        let mut welcome = Vec::new();
+        peer_hello::encode_welcome(&mut welcome, &PeerWelcome { version, from: cluster.me, boot: cluster.boot, epoch, wall_ms, nonce, proof });
+        Greeted::Welcome { hello, nonce, welcome }
+    }
+
+    /// Why a link is refused, in a sentence for both sides.
+    fn judge_peer(&self, cluster: &Cluster, hello: &PeerHello) -> Result<(), String> {
+        let (topology, me) = (cluster.topology(), cluster.me);
+        let off_ms = hello.wall_ms.abs_diff(self.io.wall_ms());
+        match () {
+            () if negotiate(hello.version_min, hello.version_max).is_none() => Err("no version of the messages between nodes in common".into()),
+            () if hello.cluster != topology.cluster() => Err(format!(
+                "this is a node of cluster {:016x}, not of {:016x}; were both founded with the same list?",
+                topology.cluster(),
+                hello.cluster
+            )),
+            () if hello.vnodes != topology.vnodes() => {
+                Err(format!("this cluster has {} vnodes, not {}, and keeps them for its life", topology.vnodes(), hello.vnodes))
+            }
+            () if hello.to != me => Err(format!("this is node {me}, not {}: the address in the topology is another node's", hello.to)),
+            () if hello.from == me && hello.boot != cluster.boot => Err(format!("node id {me} is taken: this node has it")),
+            () if off_ms > GOSSIP_CLOCK_MS_MAX => Err(format!("the clocks differ by {off_ms} ms: set them (at most {GOSSIP_CLOCK_MS_MAX} ms)")),
+            () if hello.core >= self.node.cores => Err(format!("this node has {} cores, and core {} is wanted", self.node.cores, hello.core)),
+            () => Ok(()),
+        }
+    }
+
+    /// A cell for this core as a replica: what to answer, and when the log has what that says.
+    pub(super) fn replicate_store(
+        &self,
+        cluster: &Cluster,
+        head: Head,
+        place: &Place<'_>,
+        road: Road,
+        cell: &Cell<'_>,
+    ) -> (Message<'static>, Seq) {
+        let refused = |why| (Message::Refused { why }, 0);
+        let Some(durability) = self.namespace_durability(place.namespace).filter(|_| place.namespace != NAMESPACE_SYSTEM) else {
+            // Its table is on the way.
+            return refused(Refusal::Behind { epoch: cluster.epoch() });
+        };
+        let key = self.key(place.namespace, place.key);
+        let held = self.engine.held(key, place.kind, place.element);
+        let held = held.map(|(version, expiry, seq)| Held { version, expiry, seq });
+        let topology = cluster.topology();
+        let (act, side) = self.engine.with_clock(|clock| {
+            let mut replica = self.replica(cluster, &topology, place.namespace, clock);
+            replica.on_store(head, place, road, cell, held, |_, _, _| Fence::Open)
+        });
+        self.on_side(cluster, side);
+        match act {
+            Act::Refuse { why } => refused(why),
+            Act::AnswerWhenDurable { seq, holds } => (Message::Stored { holds }, super::execute::shown_after(durability, seq)),
+            Act::Append => {
+                let mut batch = Batch::new(durability == Durability::Sync);
+                batch.put_copy(key, place.kind, place.element, cell);
+                match self.engine.write(&batch) {
+                    Ok(seq) => {
+                        let early = cluster.planted == Some(crate::cluster::coordinator::Planted::AckBeforeSync);
+                        let seq = match durability {
+                            Durability::Interval => self.ahead_of_log(seq),
+                            Durability::Sync if early => 0,
+                            Durability::Sync => seq,
+                        };
+                        (Message::Stored { holds: Holds::Stored }, seq)
+                    }
+                    Err(error) => refused(refusal_of(&error)),
+                }
+            }
+        }
+    }
+
+    /// Whether this core may be asked for a cell.
+    pub(super) fn may_read(&self, cluster: &Cluster, head: Head, place: &Place<'_>) -> Result<(), Refusal> {
+        if self.namespace_durability(place.namespace).is_none() || place.namespace == NAMESPACE_SYSTEM {
+            return Err(Refusal::Behind { epoch: cluster.epoch() });
+        }
+        let topology = cluster.topology();
+        let (verdict, side) = self.engine.with_clock(|clock| self.replica(cluster, &topology, place.namespace, clock).on_read(head, place));
+        self.on_side(cluster, side);
+        verdict
+    }
+
+    fn replica<'a>(
+        &self,
+        cluster: &Cluster,
+        topology: &'a crate::cluster::topology::Topology,
+        namespace: NamespaceId,
+        clock: &'a mut crate::base::time::HybridClock,
+    ) -> Replica<'a> {
+        Replica {
+            me: cluster.me,
+            topology,
+            rf: cluster.rf(namespace),
+            votes: true,
+            clock,
+            now_ms: self.io.wall_ms(),
+            planted: cluster.planted,
+        }
+    }
+
+    fn on_side(&self, cluster: &Cluster, side: Option<Side>) {
+        match side {
+            None => {}
+            Some(Side::FetchTopology { epoch }) => cluster.wants_topology.set(cluster.wants_topology.get().max(epoch)),
+            Some(Side::Skewed { ahead_ms }) => self.notice(0, "a stamp", || {
+                format!("a write is refused: its version lies {ahead_ms} ms ahead of this node's clock, so some node's clock is wrong")
+            }),
+        }
+    }
+
+    /// This core's own answer to itself, told when the log has what it says.
+    pub(super) fn hold_local(&self, id: RequestId, attempt: u32, deadline: Mono, seq: Seq, message: &Message<'_>) {
+        let mut frame = Vec::new();
+        encode(&mut frame, 0, Head { epoch: 0, deadline_ms: 0 }, message);
+        self.answer_frames_when(&Ticket { origin: Origin::Local(id), id: u64::from(attempt) }, seq, deadline, frame);
+    }
+
+    /// An answer of this core to itself.
+    pub(super) fn on_local_frame(self: &Rc<Shard>, id: RequestId, attempt: u32, frame: &[u8]) {
+        let Some(cluster) = self.cluster.clone() else { return };
+        let mut reader = FrameReader::new(PEER_FRAME_BYTES_MAX);
+        for frame in reader.feed(frame) {
+            let frame = frame.expect("our own frame");
+            let (_, message) = decode(&frame).expect("our own message");
+            cluster.requests.on_local(self, id, attempt, &message);
+        }
+    }
+
+    /// Reads what memory does not hold, for a request of this core.
+    pub(super) fn read_later(self: &Rc<Shard>, id: RequestId, attempt: u32, namespace: NamespaceId, key: Vec<u8>, full: bool, deadline: Mono) {
+        let shard = self.clone();
+        drop(self.io.spawn(Class::Foreground, async move {
+            let place = Place { namespace, key: &key, kind: Kind::Head, element: b"" };
+            let ticket = Ticket { origin: Origin::Local(id), id: u64::from(attempt) };
+            shard.read_for(&ticket, &place, full, deadline).await;
+            shard.settle();
+        }));
+    }
+
+    /// Reads a cell for a replica's answer, and gives that when it may be shown.
+    async fn read_for(&self, ticket: &Ticket, place: &Place<'_>, full: bool, deadline: Mono) {
+        let permit = self.admit.read(CHUNK_BYTES).await;
+        if self.io.now() >= deadline {
+            return self.refuse_peer(ticket, Refusal::DeadlinePassed);
+        }
+        let key = self.key(place.namespace, place.key);
+        let durability = self.namespace_durability(place.namespace).unwrap_or_default();
+        let found = match place.kind {
+            Kind::Head => self.engine.read(key).await,
+            kind => self.engine.read_element(key, kind, place.element).await,
+        };
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => return self.refuse_peer(ticket, refusal_of(&error)),
+        };
+        match found.cell() {
+            Some(Cell { body: Body::Chunked { len }, .. }) if full => {
+                drop(permit);
+                self.read_large(ticket, place, len as usize, deadline).await;
+            }
+            cell => self.show_peer(ticket, full, cell, super::execute::shown_after(durability, found.settled), deadline),
+        }
+    }
+
+    /// A string in chunks, once there is room for it.
+    async fn read_large(&self, ticket: &Ticket, place: &Place<'_>, len: usize, deadline: Mono) {
+        let room = match &ticket.origin {
+            Origin::Peer(conn) => match within(&self.io, deadline, conn.promise(len)).await {
+                Some(Some(promise)) => Some(promise),
+                _ => return self.refuse_peer(ticket, Refusal::Overloaded),
+            },
+            _ => None,
+        };
+        let _permit = self.admit.read(len).await;
+        match self.engine.read_whole(self.key(place.namespace, place.key)).await {
+            Ok(whole) => {
+                let durability = self.namespace_durability(place.namespace).unwrap_or_default();
+                let seq = super::execute::shown_after(durability, whole.settled());
+                self.show_peer(ticket, true, whole.cell(), seq, deadline);
+            }
+            Err(error) => self.refuse_peer(ticket, refusal_of(&error)),
+        }
+        drop(room);
+    }
+
+    fn show_peer(&self, ticket: &Ticket, full: bool, cell: Option<Cell<'_>>, seq: Seq, deadline: Mono) {
+        let mut scratch = Vec::new();
+        let message = Replica::read_answer(full, cell.ok_or(Version::ZERO), &mut scratch);
+        self.answer_peer(ticket, seq, deadline, &message);
+    }
+
+    /// Answers a question of a link or of this core, when the log has `seq`.
+    pub(super) fn answer_peer(&self, ticket: &Ticket, seq: Seq, deadline: Mono, message: &Message<'_>) {
+        let epoch = self.cluster.as_ref().map_or(0, |cluster| cluster.epoch());
+        let mut frame = Vec::new();
+        encode(&mut frame, if matches!(ticket.origin, Origin::Local(_)) { 0 } else { ticket.id }, Head { epoch, deadline_ms: 0 }, message);
+        self.answer_frames_when(ticket, seq, deadline, frame);
+    }
+
+    fn refuse_peer(&self, ticket: &Ticket, why: Refusal) {
+        self.answer_peer(ticket, 0, Mono::default(), &Message::Refused { why });
+    }
+
+    /// A node's error, in the words that nodes have for it.
+    pub(super) fn refuse_as(&self, ticket: &Ticket, code: ErrorCode) {
+        let why = match code {
+            ErrorCode::DiskFull => Refusal::DiskFull,
+            ErrorCode::Stopped => Refusal::Stopped,
+            ErrorCode::DeadlinePassed => Refusal::DeadlinePassed,
+            _ => Refusal::Overloaded,
+        };
+        self.refuse_peer(ticket, why);
+    }
+
+    /// How a coordinated request ended, in the words of the native protocol.
+    pub(super) fn answer_outcome(&self, ticket: &Ticket, outcome: Outcome) {
+        match outcome {
+            Outcome::Done { version } | Outcome::Stamped { version } => self.answer(ticket, &Reply::Done { version }),
+            Outcome::Unknown { version, why } => self.unknown(ticket, version, unknown_because(why)),
+            Outcome::Unavailable { need, alive, version } => {
+                self.stats.error(ErrorCode::Unavailable);
+                let message = format!("the level needs {need} replicas of the key, and {alive} can be reached");
+                self.answer(ticket, &Reply::Error(ErrorReply { need, alive, version, ..ErrorReply::new(ErrorCode::Unavailable, &message) }));
+            }
+            Outcome::DeadlinePassed => self.fail(ticket, ErrorCode::DeadlinePassed, "the deadline passed before enough replicas had answered"),
+            Outcome::BadVersion { .. } => self.fail(ticket, ErrorCode::BadRequest, super::execute::FOREIGN_VERSION),
+            Outcome::Read => unreachable!("a get's answer has its cell"),
+        }
+    }
+}
+
+fn unknown_because(why: Option<Refusal>) -> &'static str {
+    match why {
+        None => "not enough replicas have said in time that they hold the write; it may still happen",
+        Some(Refusal::DiskFull) => "a replica's disk is full; the write may still happen",
+        Some(Refusal::Fenced) => "the write is so old that replicas may have forgotten what came after it",
+        Some(Refusal::ClockAhead { .. }) => "a replica's clock is behind the write's version; the write may still happen",
+        Some(Refusal::Stopped) => "a replica has stopped acknowledging; the write may still happen",
+        Some(_) => "replicas refused the write; it may still happen",
+    }
+}
+
+fn refusal_of(error: &EngineError) -> Refusal {
+    match error {
+        EngineError::DiskFull => Refusal::DiskFull,
+        EngineError::Superseded => Refusal::Fenced,
+        EngineError::Overloaded | EngineError::TooLarge => Refusal::Overloaded,
+        EngineError::Stopped(_) | EngineError::Io(_) | EngineError::Corrupt { .. } | EngineError::Unsupported { .. } => Refusal::Stopped,
+    }
+}
+
+/// A link from core 0.
+pub async fn adopt(shard: Rc<Shard>, peer: PeerConnection) {
+    let PeerConnection { parcel, hello, nonce, rest } = peer;
+    if let Ok(socket) = shard.io.attach(parcel).await {
+        serve(&shard, socket, &hello, &nonce, rest).await;
+    }
+}
+
+/// Serves a link whose hello was answered: its proof first, then messages until it ends.
+pub async fn serve(shard: &Rc<Shard>, socket: Socket, hello: &PeerHello, nonce: &[u8; 16], rest: Vec<u8>) {
+    let Some(cluster) = shard.cluster.clone() else { return shard.io.close(&socket) };
+    let until = shard.io.now().plus(Duration::from_millis(HELLO_MS_MAX));
+    let Some(Some(rest)) = within(&shard.io, until, prove(shard, &cluster, &socket, hello, nonce, rest)).await else {
+        shard.notice(hello.from, "unproven", || format!("a link of node {} is refused: it has another cluster key", hello.from));
+        return shard.io.close(&socket);
+    };
+    let conn = Rc::new(Conn::new(&shard.admit, Some((shard.io.clone(), socket.clone()))));
+    shard.add_connection(&conn, &socket);
+    read(shard, &cluster, &socket, &conn, hello.from, rest).await;
+    conn.close();
+    let until = shard.io.now().plus(Duration::from_secs(1));
+    let _ = within(&shard.io, until, conn.drained.until(|| !conn.is_sending())).await;
+    shard.io.close(&socket);
+}
+
+/// The bytes behind a proof that holds.
+async fn prove(shard: &Shard, cluster: &Cluster, socket: &Socket, hello: &PeerHello, nonce: &[u8; 16], mut said: Vec<u8>) -> Option<Vec<u8>> {
+    loop {
+        let mut reader = FrameReader::new(HELLO_BYTES_MAX);
+        if said.len() >= HEADER_BYTES + peer_hello::PROOF_BYTES {
+            let frame = reader.feed(&said[..HEADER_BYTES + peer_hello::PROOF_BYTES]).next()?.ok()?;
+            let proof = peer_hello::decode_proof(&frame).ok()?;
+            let is_proven = cluster.key.is_proven(&transcript(true, hello, nonce), &proof);
+            return is_proven.then(|| said.split_off(HEADER_BYTES + peer_hello::PROOF_BYTES));
+        }
+        let chunk = shard.io.receive_chunk(socket).await.ok()??;
+        said.extend_from_slice(&chunk);
+    }
+}
+
+async fn read(shard: &Rc<Shard>, cluster: &Rc<Cluster>, socket: &Socket, conn: &Rc<Conn>, from: u64, rest: Vec<u8>) {
+    let mut reader = FrameReader::new(PEER_FRAME_BYTES_MAX);
+    if !take_in(shard, cluster, conn, &mut reader, from, &rest) {
+        return;
+    }
+    drop(rest);
+    loop {
+        shard.settle();
+        let delay = shard.engine.write_delay();
+        if !delay.is_zero() {
+            shard.io.sleep(delay).await;
+        }
+        conn.room().await;
+        if conn.closed.get() || shard.is_closing() {
+            return;
+        }
+        match shard.io.receive_chunk(socket).await {
+            Ok(Some(chunk)) if take_in(shard, cluster, conn, &mut reader, from, &chunk) => reader.release(),
+            _ => return,
+        }
+    }
+}
+
+/// False: what came is no message.
+fn take_in(shard: &Rc<Shard>, cluster: &Rc<Cluster>, conn: &Rc<Conn>, reader: &mut FrameReader, from: u64, chunk: &[u8]) -> bool {
+    for frame in reader.feed(chunk) {
+        let decoded = frame.ok().and_then(|frame| Some((frame.id, decode(&frame).ok()?)));
+        let Some((id, (head, message))) = decoded.filter(|(_, (_, message))| is_question(message)) else {
+            shard.stats.malformed();
+            shard.notice(from, "malformed", || format!("a link of node {from} is closed: what came over it is no question"));
+            return false;
+        };
+        conn.begin_request();
+        shard.handle_peer(cluster, Ticket { origin: Origin::Peer(conn.clone()), id }, from, head, &message);
+    }
+    true
+}
+
+/// What may be asked. A large string comes whole, never as a head that names chunks, and chunks never come alone.
+fn is_question(message: &Message<'_>) -> bool {
+    match message {
+        Message::Store { place, cell, .. } => {
+            place.kind != Kind::Chunk && !matches!(cell.body, Body::Chunked { .. }) && place.key.len() <= KEY_BYTES_MAX
+        }
+        Message::Read { place, .. } => place.kind != Kind::Chunk,
+        Message::AskClock | Message::Correct | Message::FetchTopology | Message::Namespaces { .. } => true,
+        _ => false,
+    }
+}
+
+impl Shard {
+    fn handle_peer(self: &Rc<Shard>, cluster: &Rc<Cluster>, ticket: Ticket, from: u64, head: Head, message: &Message<'_>) {
+        let deadline = self.io.now().plus(Duration::from_millis(u64::from(head.deadline_ms.min(DEADLINE_MS_MAX))));
+        match message {
+            Message::AskClock => {
+                let topology = cluster.topology();
+                let (answer, side) = self.engine.with_clock(|clock| self.replica(cluster, &topology, NAMESPACE_SYSTEM, clock).on_ask_clock(head));
+                self.on_side(cluster, side);
+                self.answer_peer(&ticket, 0, deadline, &answer);
+            }
+            Message::Store { place, road, cell } => {
+                let token = token_of(place.key);
+                if self.owner(token) != self.core() {
+                    return self.refuse_peer(&ticket, Refusal::NotReplica);
+                }
+                let (answer, seq) = self.replicate_store(cluster, head, place, *road, cell);
+                self.answer_peer(&ticket, seq, deadline, &answer);
+            }
+            Message::Read { place, full, .. } => {
+                if self.owner(token_of(place.key)) != self.core() {
+                    return self.refuse_peer(&ticket, Refusal::NotReplica);
+                }
+                match self.may_read(cluster, head, place) {
+                    Err(why) => self.refuse_peer(&ticket, why),
+                    Ok(()) => self.read_for_peer(ticket, place, *full, deadline),
+                }
+            }
+            Message::FetchTopology => {
+                let mut bytes = Vec::new();
+                topology_codec::encode(&cluster.topology(), &mut bytes);
+                self.answer_peer(&ticket, 0, deadline, &Message::Topology { bytes: &bytes });
+            }
+            Message::Correct => {
+                self.fetch_topology(cluster, from);
+                self.end_question(&ticket);
+            }
+            Message::Namespaces { bytes } => self.take_namespaces(ticket, bytes, deadline),
+            _ => unreachable!("only questions come this far"),
+        }
+        if cluster.wants_topology.take() > cluster.epoch() {
+            self.fetch_topology(cluster, from);
+        }
+    }
+
+    fn read_for_peer(self: &Rc<Shard>, ticket: Ticket, place: &Place<'_>, full: bool, deadline: Mono) {
+        if place.kind == Kind::Head {
+            let durability = self.namespace_durability(place.namespace).unwrap_or_default();
+            let peeked = self.engine.peek(self.key(place.namespace, place.key), |cell, settled| {
+                if full && matches!(cell, Some(Cell { body: Body::Chunked { .. }, .. })) {
+                    return false;
+                }
+                let seq = super::execute::shown_after(durability, settled);
+                self.show_peer(&ticket, full, cell.copied(), seq, deadline);
+                true
+            });
+            self.stats.peeked(peeked.is_ok());
+            if peeked == Ok(true) {
+                return;
+            }
+        }
+        if !self.admit.begin() {
+            return self.refuse_peer(&ticket, Refusal::Overloaded);
+        }
+        let (shard, namespace, kind) = (self.clone(), place.namespace, place.kind);
+        let (key, element) = (place.key.to_vec(), place.element.to_vec());
+        drop(self.io.spawn(Class::Replication, async move {
+            let place = Place { namespace, key: &key, kind, element: &element };
+            shard.read_for(&ticket, &place, full, deadline).await;
+            shard.admit.end();
+            shard.settle();
+        }));
+    }
+
+    /// A message that nobody waits for an answer to.
+    fn end_question(&self, ticket: &Ticket) {
+        self.answer_frame(ticket, Vec::new(), true);
+    }
+}

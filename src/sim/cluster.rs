@@ -1,0 +1,506 @@
+//! A cluster of whole nodes from a seed: production code of every room on one simulated world, clients that ask any node, and the checker.
+//!
+//! The fault model. Nodes lose power at any disk operation or between them, or their processes are killed; they come back with what was
+//! durable. Several may be down at once, all of them too. Links are cut, one way or both, one by one or all of a node's; connections are
+//! reset; bytes come late and in pieces; disks and cores are slow; wall clocks differ by up to 150 ms and drift. What is not here: disks
+//! that lose or rot what was synced (`scenario` has those for one node), and changes of the topology.
+//!
+//! Clients put, get, delete and expire at QUORUM, and retry what is unknown under its stamp. Checked: every rule of `checker` (nothing
+//! acknowledged is lost, nothing goes back, expiry is exact by the versions' clocks), and that after the faults all is answered in time.
+
+use super::checker::{Checker, Span};
+use super::final_look::Quiet;
+use super::scenario::small_engine;
+use super::workload::{FIRST_NAMESPACE, Shared, SimClient, key_name, reads_value};
+use crate::base::prng::Prng;
+use crate::base::time::{Mono, WallMs};
+use crate::client::Answer;
+use crate::cluster::coordinator::Planted;
+use crate::cluster::gossip::wire::Key;
+use crate::cluster::topology::{NodeSpec, Topology};
+use crate::io::sim::{CrashSite, Faults, MachineId, World};
+use crate::io::wakers::Wakers;
+use crate::io::{Class, SocketAddr, Task};
+use crate::shard::cluster::ClusterPlan;
+use crate::shard::mailbox;
+use crate::shard::start::{self, Plan, StartFailure};
+use crate::shard::stats::Board;
+use crate::wire::command::{Command, Durability};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Client commands of one seed.
+pub const COMMANDS: u64 = 2_500;
+const PORT: u16 = 7400;
+const VNODES: u32 = 16;
+const CLUSTER: u64 = 0xC1;
+/// Simulated time after which a run that does not come forward counts as stuck.
+const STUCK: Duration = Duration::from_secs(60);
+
+/// Faults that every run of many seeds must have seen.
+pub const FAULTS_WANTED: &[&str] = &[
+    "crash",
+    "kill",
+    "crash before",
+    "crash during",
+    "crash after",
+    "link cut one way",
+    "link cut both ways",
+    "node cut off",
+    "all nodes down",
+    "reset",
+    "chunked delivery",
+    "slow io",
+    "core pause",
+    "kept unsynced write",
+    "lost unsynced write",
+    "torn write",
+];
+
+/// What is asked of a run.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub seed: u64,
+    pub planted: Option<Planted>,
+    pub commands: u64,
+    pub faults: FaultSet,
+}
+
+/// Groups of faults; the minimizer switches them off one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultSet {
+    pub crash: bool,
+    pub cut: bool,
+    pub network: bool,
+    pub slow: bool,
+    pub clock: bool,
+}
+
+impl FaultSet {
+    pub const ALL: FaultSet = FaultSet { crash: true, cut: true, network: true, slow: true, clock: true };
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    pub seed: u64,
+    pub commands: u64,
+    pub acknowledged: u64,
+    pub crashes: u64,
+    pub faults: BTreeMap<String, u64>,
+    pub errors: BTreeMap<String, u64>,
+    pub fingerprint: u64,
+    pub failures: Vec<String>,
+    pub timeline: Vec<String>,
+}
+
+/// A node that runs.
+struct Life {
+    plan: Arc<Plan>,
+    tasks: Vec<Task<Result<(), StartFailure>>>,
+    ready: Arc<AtomicBool>,
+    _wakers: Wakers,
+}
+
+struct Node {
+    machine: MachineId,
+    cores: u16,
+    hash_seed: u64,
+    life: Option<Life>,
+    /// It is down until then.
+    back_at: Option<Mono>,
+}
+
+/// A cut link, until when.
+struct Cut {
+    from: usize,
+    to: usize,
+    until: Mono,
+}
+
+struct Run {
+    world: World,
+    prng: Prng,
+    setup: Setup,
+    nodes: Vec<Node>,
+    founding: Topology,
+    shared: Rc<Shared>,
+    outcome: Outcome,
+    drawn: Faults,
+    cuts: Vec<Cut>,
+}
+
+/// Runs one seed to its end.
+pub fn run(setup: &Setup) -> Outcome {
+    let mut run = Run::new(setup);
+    run.go();
+    run.finish()
+}
+
+fn address(machine: MachineId) -> SocketAddr {
+    SocketAddr::new(World::ip(machine), PORT)
+}
+
+impl Run {
+    fn new(setup: &Setup) -> Run {
+        let mut prng = Prng::new(setup.seed ^ 0x00C1_0573);
+        let world = World::new(prng.next_u64());
+        let count = prng.between(3, 5) as usize;
+        let alike = prng.one_in(2).then(|| prng.between(1, 3) as u16);
+        let mut nodes = Vec::new();
+        for _ in 0..count {
+            let machine = world.add_machine(Faults::default());
+            let cores = alike.unwrap_or_else(|| prng.between(1, 3) as u16);
+            if setup.faults.clock {
+                world.set_wall_offset_ms(machine, prng.below(300) as i64 - 150);
+                world.set_wall_drift_ppm(machine, prng.below(200) as i64 - 100);
+            }
+            nodes.push(Node { machine, cores, hash_seed: prng.next_u64(), life: None, back_at: None });
+        }
+        let spec = |(index, node): (usize, &Node)| NodeSpec {
+            id: index as u64 + 1,
+            native: address(node.machine).to_string(),
+            gossip: SocketAddr::new(World::ip(node.machine), PORT + 90).to_string(),
+            cores: node.cores,
+            weight: u32::from(node.cores),
+            rack: String::new(),
+        };
+        let founding = Topology::found(CLUSTER, VNODES, nodes.iter().enumerate().map(spec).collect()).expect("a sound cluster");
+        let mut drawn = if setup.faults.slow && prng.one_in(2) { Faults::rough() } else { Faults::default() };
+        if setup.faults.network {
+            drawn.chunk_one_in = prng.between(2, 20);
+            drawn.reset_one_in = if prng.one_in(2) { 3_000 } else { 0 };
+        }
+        let machines: Vec<MachineId> = nodes.iter().map(|node| node.machine).collect();
+        let (clock, latest, all) = (world.clone(), world.clone(), machines.clone());
+        let shared = Shared {
+            checkers: [RefCell::new(Checker::new(false)), RefCell::new(Checker::new(false))],
+            namespaces: [Cell::new(FIRST_NAMESPACE), Cell::new(FIRST_NAMESPACE)],
+            keys: prng.between(4, 60) as u32,
+            budget: Cell::new(setup.commands),
+            answered: Cell::new(0),
+            stop: Cell::new(false),
+            at_work: Cell::new(0),
+            errors: RefCell::default(),
+            wall_ms: Box::new(move || machines.iter().map(|node| clock.wall_ms(*node)).min().unwrap_or_default()),
+            latest_ms: Box::new(move || all.iter().map(|node| latest.wall_ms(*node)).max().unwrap_or_default()),
+            falls: RefCell::default(),
+            large_one_in: prng.between(50, 400),
+            in_cluster: true,
+        };
+        let outcome = Outcome { seed: setup.seed, ..Outcome::default() };
+        Run { world, prng, setup: setup.clone(), nodes, founding, shared: Rc::new(shared), outcome, drawn, cuts: Vec::new() }
+    }
+
+    fn note(&mut self, what: impl Into<String>) {
+        let line = format!("{:>12.6} s  {}", self.world.now().0 as f64 / 1e9, what.into());
+        self.outcome.timeline.push(line);
+    }
+
+    fn happened(&mut self, what: &str) {
+        *self.outcome.faults.entry(what.to_owned()).or_default() += 1;
+    }
+
+    fn fail(&mut self, what: impl Into<String>) {
+        let what = what.into();
+        self.note(format!("FAILED: {what}"));
+        self.outcome.failures.push(what);
+    }
+
+    fn has_failed(&self) -> bool {
+        !self.outcome.failures.is_empty() || self.shared.checkers.iter().any(|checker| !checker.borrow().failures.is_empty())
+    }
+
+    fn go(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.start(node);
+        }
+        if !self.await_ready() {
+            return self.fail("the cluster does not start");
+        }
+        let drawn = self.drawn.clone();
+        for node in &self.nodes {
+            self.world.faults(node.machine, |faults| *faults = drawn.clone());
+        }
+        self.start_clients();
+        let mut seen = 0;
+        let mut quiet_since = self.world.now();
+        while self.shared.answered.get() < self.setup.commands && !self.has_failed() {
+            let step = Duration::from_millis(self.prng.between(5, 150));
+            self.world.run_for(step);
+            self.look_after_nodes();
+            self.disturb();
+            if self.shared.answered.get() > seen {
+                (seen, quiet_since) = (self.shared.answered.get(), self.world.now());
+            } else if self.world.now().since(quiet_since) > STUCK {
+                return self.fail("nothing was answered for a minute");
+            }
+        }
+        if self.has_failed() {
+            return;
+        }
+        self.calm();
+        self.shared.stop.set(true);
+        let shared = self.shared.clone();
+        self.world.run_until(STUCK, || shared.at_work.get() == 0);
+        if shared.at_work.get() > 0 {
+            return self.fail("clients are still waiting long after the faults ended");
+        }
+        for node in 0..self.nodes.len() {
+            if let Err(why) = self.read_everything(node) {
+                return self.fail(format!("node {}: {why}", node + 1));
+            }
+        }
+        if let Some(trouble) = self.nodes.iter().filter_map(|node| node.life.as_ref()?.plan.board.trouble()).next() {
+            self.fail(format!("a shard stopped: {trouble}"));
+        }
+    }
+
+    // Nodes.
+
+    fn plan(&mut self, node: usize, ready: &Arc<AtomicBool>) -> Plan {
+        let (id, machine, cores, hash_seed) = (node as u64 + 1, self.nodes[node].machine, self.nodes[node].cores, self.nodes[node].hash_seed);
+        let mut engine = small_engine(&mut self.prng, hash_seed);
+        // In a cluster the dead are forgotten by floors alone (rules G1 to G6).
+        (engine.writer, engine.forget_after_ms) = (id as u16, None);
+        let ready = ready.clone();
+        let cluster = ClusterPlan {
+            node: id,
+            founding: self.founding.clone(),
+            key: Key::new(b"a cluster of the simulator"),
+            boot: self.prng.next_u64(),
+            warn: Box::new(|_| {}),
+            planted: self.setup.planted,
+        };
+        Plan {
+            data: PathBuf::from("/data"),
+            listen: address(machine),
+            host: World::ip(machine).to_string(),
+            cores,
+            vnodes: Some(VNODES),
+            durability: Durability::Sync,
+            secret: None,
+            memory_bytes: 4 << 20,
+            engine,
+            board: Arc::new(Board::default()),
+            cluster: Some(cluster),
+            publish_every: Duration::from_millis(50),
+            port: 0.into(),
+            stop: false.into(),
+            drained: 0.into(),
+            ready: Box::new(move |_| ready.store(true, Ordering::Release)),
+            planted: None,
+        }
+    }
+
+    fn start(&mut self, node: usize) {
+        let ready = Arc::new(AtomicBool::new(false));
+        let plan = Arc::new(self.plan(node, &ready));
+        let (machine, cores) = (self.nodes[node].machine, usize::from(self.nodes[node].cores));
+        let wakers = Wakers::new(cores);
+        let mut tasks = Vec::new();
+        for (core, ends) in mailbox::mesh(cores).into_iter().enumerate() {
+            let plan = plan.clone();
+            tasks.push(self.world.start(machine, core, &wakers, move |io| start::run(io, ends, plan)));
+        }
+        self.nodes[node].life = Some(Life { plan, tasks, ready, _wakers: wakers });
+        self.nodes[node].back_at = None;
+    }
+
+    fn await_ready(&mut self) -> bool {
+        let (world, nodes) = (self.world.clone(), &self.nodes);
+        let is_ready = |node: &Node| node.life.as_ref().is_some_and(|life| life.ready.load(Ordering::Acquire));
+        world.run_until(STUCK, || nodes.iter().all(is_ready));
+        self.nodes.iter().all(is_ready)
+    }
+
+    /// Nodes that fell at a disk operation are noticed; those whose time has come are started.
+    fn look_after_nodes(&mut self) {
+        let now = self.world.now();
+        for node in 0..self.nodes.len() {
+            let machine = self.nodes[node].machine;
+            if self.nodes[node].life.is_some() && !self.world.is_up(machine) {
+                self.note(format!("the power of node {} failed at a disk operation", node + 1));
+                self.fell(node);
+            }
+            if self.nodes[node].life.is_some() && self.world.cores(machine) == 0 {
+                let tasks = self.nodes[node].life.take().map(|life| life.tasks).unwrap_or_default();
+                let why = tasks.into_iter().filter_map(|task| task.take_result()).find_map(Result::err);
+                self.fail(format!("node {} ended by itself: {}", node + 1, why.map_or_else(|| "no reason".to_owned(), |why| why.to_string())));
+            }
+            if self.nodes[node].back_at.is_some_and(|at| at <= now) {
+                self.note(format!("node {} starts", node + 1));
+                self.start(node);
+            }
+        }
+        for cut in self.cuts.extract_if(.., |cut| cut.until <= now).collect::<Vec<_>>() {
+            self.world.heal(self.nodes[cut.from].machine, self.nodes[cut.to].machine);
+        }
+    }
+
+    fn fell(&mut self, node: usize) {
+        let away = Duration::from_millis(if self.prng.one_in(3) { self.prng.between(500, 3_000) } else { self.prng.between(1, 300) });
+        self.outcome.crashes += 1;
+        self.world.crash_at_op(self.nodes[node].machine, u64::MAX, CrashSite::Before);
+        self.nodes[node].life = None;
+        self.nodes[node].back_at = Some(self.world.now().plus(away));
+        if self.nodes.iter().all(|node| node.life.is_none()) {
+            self.happened("all nodes down");
+        }
+    }
+
+    // Faults.
+
+    fn disturb(&mut self) {
+        let faults = self.setup.faults;
+        let count = self.nodes.len() as u64;
+        let (one, other) = (self.prng.below(count) as usize, self.prng.below(count) as usize);
+        let fate = self.prng.below(24);
+        match fate {
+            0 if faults.crash => self.fall(one, fate),
+            1 if faults.crash => self.fall(one, fate),
+            2 if faults.crash && self.nodes[one].life.is_some() => {
+                let site = [CrashSite::Before, CrashSite::During, CrashSite::After][self.prng.below(3) as usize];
+                let at = self.world.disk_ops(self.nodes[one].machine) + self.prng.between(1, 200);
+                self.world.crash_at_op(self.nodes[one].machine, at, site);
+            }
+            3 if faults.crash && self.prng.one_in(4) => {
+                self.note("the power of all nodes fails");
+                (0..self.nodes.len()).for_each(|node| self.fall(node, 0));
+            }
+            4 if faults.cut && one != other => {
+                self.cut(one, other);
+                self.happened("link cut one way");
+            }
+            5 if faults.cut && one != other => {
+                self.cut(one, other);
+                self.cut(other, one);
+                self.happened("link cut both ways");
+            }
+            6 if faults.cut => {
+                self.note(format!("node {} is cut off", one + 1));
+                for other in (0..self.nodes.len()).filter(|other| *other != one) {
+                    self.cut(one, other);
+                    self.cut(other, one);
+                }
+                self.happened("node cut off");
+            }
+            7 if faults.network && one != other => {
+                self.world.reset_connections(self.nodes[one].machine, self.nodes[other].machine);
+            }
+            _ => {}
+        }
+    }
+
+    fn fall(&mut self, node: usize, fate: u64) {
+        if self.nodes[node].life.is_none() || !self.world.is_up(self.nodes[node].machine) {
+            return;
+        }
+        let machine = self.nodes[node].machine;
+        if fate == 0 {
+            self.note(format!("the power of node {} fails", node + 1));
+            self.world.crash(machine);
+        } else {
+            self.note(format!("node {} is killed", node + 1));
+            self.world.kill(machine);
+        }
+        self.fell(node);
+    }
+
+    fn cut(&mut self, from: usize, to: usize) {
+        let until = self.world.now().plus(Duration::from_millis(self.prng.between(20, 1_500)));
+        self.note(format!("nothing comes from node {} to node {} for a while", from + 1, to + 1));
+        self.world.cut(self.nodes[from].machine, self.nodes[to].machine);
+        self.cuts.push(Cut { from, to, until });
+    }
+
+    /// From here on nothing fails, and everybody is up.
+    fn calm(&mut self) {
+        for cut in std::mem::take(&mut self.cuts) {
+            self.world.heal(self.nodes[cut.from].machine, self.nodes[cut.to].machine);
+        }
+        for node in 0..self.nodes.len() {
+            self.world.faults(self.nodes[node].machine, |faults| *faults = Faults::default());
+            self.world.crash_at_op(self.nodes[node].machine, u64::MAX, CrashSite::Before);
+        }
+        // An operation at which the power is to fail may be under way.
+        self.world.run_for(Duration::from_millis(300));
+        self.look_after_nodes();
+        for node in 0..self.nodes.len() {
+            if self.nodes[node].life.is_none() {
+                self.start(node);
+            }
+        }
+        if !self.await_ready() {
+            self.fail("a node does not start after the faults");
+        }
+    }
+
+    // Clients.
+
+    fn start_clients(&mut self) {
+        let quiet = Faults { net_us: 20, net_jitter_us: 5, ..Faults::default() };
+        let machine = self.world.add_machine(quiet);
+        let io = self.world.spawn_core(machine, 0, &Wakers::new(1));
+        let servers: Vec<SocketAddr> = self.nodes.iter().map(|node| address(node.machine)).collect();
+        for _ in 0..self.prng.between(3, 7) {
+            let pipeline = self.prng.between(1, 12) as usize;
+            let client = SimClient::new(io.clone(), servers.clone(), self.shared.clone(), self.prng.fork(), pipeline);
+            drop(io.spawn(Class::Foreground, client.run()));
+        }
+    }
+
+    /// Every key through one node.
+    fn read_everything(&mut self, node: usize) -> Result<(), String> {
+        let machine = self.world.add_machine(Faults::default());
+        let (address, shared) = (address(self.nodes[node].machine), self.shared.clone());
+        let done: Rc<RefCell<Option<Result<(), String>>>> = Rc::default();
+        let told = done.clone();
+        let task = self.world.start(machine, 0, &Wakers::new(1), move |io| async move {
+            let outcome = read_all(io, address, &shared).await;
+            *told.borrow_mut() = Some(outcome);
+        });
+        let seen = done.clone();
+        self.world.run_until(STUCK, || seen.borrow().is_some());
+        drop(task);
+        done.take().unwrap_or_else(|| Err("the last look does not end".to_owned()))
+    }
+
+    fn finish(mut self) -> Outcome {
+        for checker in &self.shared.checkers {
+            let checker = checker.borrow();
+            self.outcome.failures.extend(checker.failures.iter().cloned());
+            self.outcome.acknowledged += checker.acknowledged;
+            let key = checker.failures.first().and_then(|failure| failure.strip_prefix("key ")?.split(':').next()?.parse().ok());
+            self.outcome.timeline.extend(key.map_or_else(Vec::new, |key| checker.history(key)));
+        }
+        self.outcome.commands = self.shared.answered.get();
+        for (name, count) in self.world.stats() {
+            *self.outcome.faults.entry(name.to_owned()).or_default() += count;
+        }
+        self.outcome.errors = self.shared.errors.borrow().iter().map(|(code, count)| (format!("{code:?}"), *count)).collect();
+        self.outcome.fingerprint = self.world.fingerprint();
+        self.outcome
+    }
+}
+
+async fn read_all(io: crate::io::Io, address: SocketAddr, shared: &Shared) -> Result<(), String> {
+    let mut quiet = Quiet::open(io.clone(), address).await?;
+    for key in 0..shared.keys {
+        let (asked, asked_ms): (Mono, WallMs) = (io.now(), (shared.wall_ms)());
+        let answer = quiet.ask(FIRST_NAMESPACE, Command::Get { key: &key_name(key) }).await?;
+        let value = match &answer {
+            Ok(Answer::Absent) => None,
+            Ok(Answer::Value(value)) => Some((value.version, &value.value[..])),
+            other => return Err(format!("key {key}: the last look is answered with {other:?}")),
+        };
+        let span = Span { asked, asked_ms, answered_ms: (shared.latest_ms)() };
+        reads_value(&mut shared.checkers[0].borrow_mut(), key, value, span, io.now());
+    }
+    Ok(())
+}
