@@ -88,8 +88,9 @@ pub const LINK_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const LINKS_MAX: usize = 8192;
 /// A link must be up within this time.
 pub const LINK_CONNECT_MS_MAX: u64 = 1_000;
-/// A link that broke is tried again after this long, if somebody wants it.
-pub const LINK_RETRY_MS: u64 = 100;
+/// A link that broke is tried again after this long; one that cannot be had after twice as long each time, up to the second.
+pub const LINK_RETRY_MS: u64 = 50;
+pub const LINK_RETRY_MS_MAX: u64 = 500;
 /// Of a core's memory so much, 1 in this, may be values that coordinated gets have gathered.
 pub const GATHERED_SHARE: usize = 8;
 /// A client must say hello within this time.

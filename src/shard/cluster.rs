@@ -146,7 +146,7 @@ struct Health<'a> {
 
 impl View for Health<'_> {
     fn is_alive(&self, node: u64) -> bool {
-        node == self.cluster.me || self.cluster.links.is_reachable(node, self.now)
+        node == self.cluster.me || self.cluster.links.is_reachable(node)
     }
 
     fn p99(&self, node: u64) -> Option<Duration> {

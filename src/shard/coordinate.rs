@@ -69,10 +69,15 @@ impl RequestId {
 
 /// What a write stores.
 pub enum Stored<'a> {
-    Value { bytes: &'a [u8], ttl_ms: u64 },
+    Value {
+        bytes: &'a [u8],
+        ttl_ms: u64,
+    },
     Tombstone,
     /// Only the deadline, so long from the version's clock; 0 takes it away.
-    Deadline { ttl_ms: u64 },
+    Deadline {
+        ttl_ms: u64,
+    },
 }
 
 /// The same without the bytes, which lie behind the key.
@@ -93,7 +98,11 @@ pub enum Told {
 
 /// Who hears of a request's end.
 pub enum Then {
-    Reply { ticket: Ticket, told: Told, kept: Option<Kept> },
+    Reply {
+        ticket: Ticket,
+        told: Told,
+        kept: Option<Kept>,
+    },
     /// A task of this core.
     Wake(Rc<Waiting>),
     /// It was told.
@@ -425,7 +434,13 @@ impl Requests {
             Effect::Hint { .. } => shard.stats.hint_not_kept(),
             Effect::Repair { to } if to == cluster.me => {
                 if let Some(cell) = running.cell() {
-                    let _ = shard.replicate_store(cluster, cluster.head(shard.io.now(), Some(running.deadline)), &running.place(), Road::Copy, &cell);
+                    let _ = shard.replicate_store(
+                        cluster,
+                        cluster.head(shard.io.now(), Some(running.deadline)),
+                        &running.place(),
+                        Road::Copy,
+                        &cell,
+                    );
                 }
             }
             Effect::Repair { to } => {
@@ -437,7 +452,9 @@ impl Requests {
             Effect::Answered { node, took } => cluster.detector.borrow_mut().answered(shard.io.now(), node, took),
             Effect::GaveUp { node, waited } => cluster.detector.borrow_mut().gave_up(shard.io.now(), node, waited),
             Effect::Skewed { node, ahead_ms } => {
-                shard.notice(node, "clock", || format!("the clock of node {node} is {ahead_ms} ms ahead of this node's: what it stamps is refused"));
+                shard.notice(node, "clock", || {
+                    format!("the clock of node {node} is {ahead_ms} ms ahead of this node's: what it stamps is refused")
+                });
             }
             Effect::Correct { node } => {
                 self.tell(shard, cluster, running, node, NOBODY, &Message::Correct);
@@ -594,12 +611,16 @@ impl Requests {
         };
         shard.say(cluster, &link, id, cluster.head(shard.io.now(), Some(deadline)), message);
         shard.settle();
-        let answer = within(&shard.io, deadline, asked.done.until(|| {
-            let answer = asked.answer.take();
-            let is_there = answer.is_some();
-            asked.answer.set(answer);
-            is_there
-        }));
+        let answer = within(
+            &shard.io,
+            deadline,
+            asked.done.until(|| {
+                let answer = asked.answer.take();
+                let is_there = answer.is_some();
+                asked.answer.set(answer);
+                is_there
+            }),
+        );
         let answer = answer.await.and_then(|()| asked.answer.take().flatten());
         self.asks.borrow_mut().waiting.retain(|(waiting, ..)| *waiting != id);
         answer

@@ -2,8 +2,8 @@
 //!
 //! A link carries this core's questions and their answers; what the other core asks comes over a link of its own (`replicate`). Its first
 //! three frames show both sides that the other has the cluster's key (`wire::peer_hello`). A link that breaks, or cannot be had, is told
-//! to every request that waits for its node, and is tried again after a pause, when it is wanted. What waits to be sent is bounded:
-//! beyond the bound the node counts as gone for the message.
+//! to every request that waits for its node. It is tried again after a pause, and until it is up no request waits for it. What waits to be
+//! sent is bounded: beyond the bound the node counts as gone for the message.
 
 use super::Shard;
 use super::cluster::Cluster;
@@ -11,10 +11,12 @@ use super::session::within;
 use crate::base::map::{Map, Seeded};
 use crate::base::time::Mono;
 use crate::io::{Class, Io, OnSent, Socket};
-use crate::limits::{HELLO_BYTES_MAX, LINK_BYTES_MAX, LINK_CONNECT_MS_MAX, LINK_RETRY_MS, LINKS_MAX, PEER_FRAME_BYTES_MAX};
+use crate::limits::{
+    HELLO_BYTES_MAX, LINK_BYTES_MAX, LINK_CONNECT_MS_MAX, LINK_RETRY_MS, LINK_RETRY_MS_MAX, LINKS_MAX, PEER_FRAME_BYTES_MAX,
+};
+use crate::wire::command::Reply;
 use crate::wire::frame::{FrameReader, HEADER_BYTES};
 use crate::wire::native::decode_reply;
-use crate::wire::command::Reply;
 use crate::wire::peer::{Head, Message, decode, encode};
 use crate::wire::peer_hello::{self, PEER_VERSION, PEER_VERSION_MIN, PeerHello, transcript};
 use std::cell::{Cell, RefCell};
@@ -37,12 +39,13 @@ pub struct At {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Nobody wanted it yet, or it was given up.
+    /// Nobody wanted it yet.
     Idle,
+    /// What is written waits for it.
     Connecting,
     Up,
-    /// Not to be tried before.
-    Down(Mono),
+    /// It broke or cannot be had; it is tried again and again.
+    Down,
 }
 
 /// One link. What is written to it goes out at the end of the turn, or when it is up.
@@ -111,6 +114,8 @@ pub struct Links {
     by_place: RefCell<Map<(u64, u64), u32>>,
     all: RefCell<Vec<Rc<Link>>>,
     dirty: RefCell<Vec<Rc<Link>>>,
+    /// How many are down.
+    down: Cell<usize>,
 }
 
 /// The node cannot be told anything now.
@@ -120,12 +125,22 @@ pub struct Unreachable;
 impl Links {
     /// `seed` of the table, see `base::map`.
     pub fn new(seed: u64) -> Links {
-        Links { by_place: RefCell::new(Map::with_hasher(Seeded(seed))), all: RefCell::default(), dirty: RefCell::default() }
+        Links {
+            by_place: RefCell::new(Map::with_hasher(Seeded(seed))),
+            all: RefCell::default(),
+            dirty: RefCell::default(),
+            down: Cell::new(0),
+        }
     }
 
     /// No link to the node is known to be broken.
-    pub fn is_reachable(&self, node: u64, now: Mono) -> bool {
-        !self.all.borrow().iter().any(|link| link.at.node == node && matches!(link.state.get(), State::Down(until) if now < until))
+    pub fn is_reachable(&self, node: u64) -> bool {
+        self.down.get() == 0 || !self.all.borrow().iter().any(|link| link.at.node == node && link.state.get() == State::Down)
+    }
+
+    fn set_state(&self, link: &Link, state: State) {
+        let before = link.state.replace(state);
+        self.down.set(self.down.get() + usize::from(state == State::Down) - usize::from(before == State::Down));
     }
 
     /// Links that are up.
@@ -198,11 +213,11 @@ impl Shard {
     pub(super) fn link(self: &Rc<Shard>, cluster: &Cluster, at: At) -> Result<Rc<Link>, Unreachable> {
         let link = cluster.links.get(at).ok_or(Unreachable)?;
         match link.state.get() {
-            State::Down(until) if self.io.now() < until => return Err(Unreachable),
-            State::Down(_) | State::Idle => {
-                link.state.set(State::Connecting);
+            State::Down => return Err(Unreachable),
+            State::Idle => {
+                cluster.links.set_state(&link, State::Connecting);
                 let (shard, dialled) = (self.clone(), link.clone());
-                drop(self.io.spawn(Class::Replication, async move { dial(shard, dialled).await }));
+                drop(self.io.spawn(Class::Replication, async move { keep_up(shard, dialled).await }));
             }
             State::Connecting | State::Up => {}
         }
@@ -242,17 +257,30 @@ impl Notices {
     }
 }
 
-/// A link's life from the dial to its end.
-async fn dial(shard: Rc<Shard>, link: Rc<Link>) {
+/// Dials again and again while the shard lives and the node has an address.
+async fn keep_up(shard: Rc<Shard>, link: Rc<Link>) {
     let Some(cluster) = shard.cluster.clone() else { return };
+    let mut pause_ms = LINK_RETRY_MS;
+    while !shard.is_closing() && !shard.io.is_shutting_down() && cluster.address_of(link.at.node).is_some() {
+        let was_up = dial(&shard, &cluster, &link).await;
+        pause_ms = if was_up { LINK_RETRY_MS } else { (pause_ms * 2).min(LINK_RETRY_MS_MAX) };
+        shard.io.sleep(Duration::from_millis(pause_ms)).await;
+    }
+    cluster.links.set_state(&link, State::Idle);
+}
+
+/// A link's life from the dial to its end; whether it was up.
+async fn dial(shard: &Rc<Shard>, cluster: &Rc<Cluster>, link: &Rc<Link>) -> bool {
+    let mut was_up = false;
     let until = shard.io.now().plus(Duration::from_millis(LINK_CONNECT_MS_MAX));
-    match within(&shard.io, until, greet(&shard, &cluster, link.at)).await {
+    match within(&shard.io, until, greet(shard, cluster, link.at)).await {
         Some(Ok((socket, reader, rest))) => {
             link.life.set(link.life.get() + 1);
             *link.socket.borrow_mut() = Some((shard.io.clone(), socket.clone()));
-            link.state.set(State::Up);
+            cluster.links.set_state(link, State::Up);
+            was_up = true;
             link.flush();
-            listen(&shard, &cluster, &link, &socket, reader, rest).await;
+            listen(shard, cluster, link, &socket, reader, rest).await;
             shard.io.close(&socket);
         }
         Some(Err(why)) => {
@@ -266,10 +294,11 @@ async fn dial(shard: Rc<Shard>, link: Rc<Link>) {
     *link.socket.borrow_mut() = None;
     link.sending.set(0);
     *link.out.borrow_mut() = Vec::new();
-    link.state.set(State::Down(shard.io.now().plus(Duration::from_millis(LINK_RETRY_MS))));
+    cluster.links.set_state(link, State::Down);
     cluster.detector.borrow_mut().reset(link.at.node);
-    cluster.requests.on_broken_link(&shard, &link);
+    cluster.requests.on_broken_link(shard, link);
     shard.settle();
+    was_up
 }
 
 type Greeted = (Socket, FrameReader, Vec<u8>);

@@ -1,11 +1,11 @@
 //! What has to wait: for a disk, a key's lock, the clock's ceiling. One task a request, over its own copy of the frame's body.
 
+use super::cluster::Cluster;
 use super::conn::Promise;
 use super::execute::{self, Write, engine_error, shown_after, ttl_reply, value_reply};
 use super::mailbox::Mail;
 use super::namespaces::{NamespaceError, NamespaceTable, TABLE_KEY};
 use super::session::within;
-use super::cluster::Cluster;
 use super::{Origin, Shard, Ticket};
 use crate::base::record::{Body, Cell, NAMESPACE_SYSTEM, Version, token_of, vnode_of};
 use crate::base::time::Mono;

@@ -65,7 +65,9 @@ impl Shard {
                 false => self.stamp_later(ticket, form, body.to_vec(), deadline),
             },
             Command::Put(_) | Command::Delete(_) => self.fail(&ticket, ErrorCode::Failed, NO_CONDITIONS),
-            Command::MultiGet { .. } | Command::MultiPut(_) | Command::Expire { .. } | Command::Persist { .. } | Command::Scan(_) => later(ticket),
+            Command::MultiGet { .. } | Command::MultiPut(_) | Command::Expire { .. } | Command::Persist { .. } | Command::Scan(_) => {
+                later(ticket)
+            }
             _ => match execute(self, &ticket, request, token) {
                 Step::Done => {}
                 Step::Wait => later(ticket),

@@ -15,7 +15,9 @@ use crate::cluster::replica::{Act, Fence, Held, Replica, Side};
 use crate::cluster::topology_codec;
 use crate::engine::{Batch, EngineError, Seq};
 use crate::io::{Class, Parcel, Socket};
-use crate::limits::{CHUNK_BYTES, DEADLINE_MS_MAX, GOSSIP_CLOCK_MS_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX, KEY_BYTES_MAX, PEER_FRAME_BYTES_MAX};
+use crate::limits::{
+    CHUNK_BYTES, DEADLINE_MS_MAX, GOSSIP_CLOCK_MS_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX, KEY_BYTES_MAX, PEER_FRAME_BYTES_MAX,
+};
 use crate::wire::command::{Durability, ErrorCode, ErrorReply, Reply};
 use crate::wire::frame::{Frame, FrameReader, HEADER_BYTES};
 use crate::wire::peer::{Head, Holds, Message, Place, Refusal, Road, decode, encode};
@@ -27,7 +29,11 @@ use std::time::Duration;
 pub enum Greeted {
     /// The error to send, and close.
     Refuse(Vec<u8>),
-    Welcome { hello: PeerHello, nonce: [u8; 16], welcome: Vec<u8> },
+    Welcome {
+        hello: PeerHello,
+        nonce: [u8; 16],
+        welcome: Vec<u8>,
+    },
 }
 
 /// A link that was taken, on its way to the core that it is for.
@@ -63,7 +69,10 @@ impl Shard {
         let version = negotiate(hello.version_min, hello.version_max).expect("just judged");
         let (epoch, wall_ms) = (cluster.epoch(), self.io.wall_ms());
         let mut welcome = Vec::new();
-        peer_hello::encode_welcome(&mut welcome, &PeerWelcome { version, from: cluster.me, boot: cluster.boot, epoch, wall_ms, nonce, proof });
+        peer_hello::encode_welcome(
+            &mut welcome,
+            &PeerWelcome { version, from: cluster.me, boot: cluster.boot, epoch, wall_ms, nonce, proof },
+        );
         Greeted::Welcome { hello, nonce, welcome }
     }
 
@@ -72,7 +81,9 @@ impl Shard {
         let (topology, me) = (cluster.topology(), cluster.me);
         let off_ms = hello.wall_ms.abs_diff(self.io.wall_ms());
         match () {
-            () if negotiate(hello.version_min, hello.version_max).is_none() => Err("no version of the messages between nodes in common".into()),
+            () if negotiate(hello.version_min, hello.version_max).is_none() => {
+                Err("no version of the messages between nodes in common".into())
+            }
             () if hello.cluster != topology.cluster() => Err(format!(
                 "this is a node of cluster {:016x}, not of {:016x}; were both founded with the same list?",
                 topology.cluster(),
@@ -83,8 +94,12 @@ impl Shard {
             }
             () if hello.to != me => Err(format!("this is node {me}, not {}: the address in the topology is another node's", hello.to)),
             () if hello.from == me && hello.boot != cluster.boot => Err(format!("node id {me} is taken: this node has it")),
-            () if off_ms > GOSSIP_CLOCK_MS_MAX => Err(format!("the clocks differ by {off_ms} ms: set them (at most {GOSSIP_CLOCK_MS_MAX} ms)")),
-            () if hello.core >= self.node.cores => Err(format!("this node has {} cores, and core {} is wanted", self.node.cores, hello.core)),
+            () if off_ms > GOSSIP_CLOCK_MS_MAX => {
+                Err(format!("the clocks differ by {off_ms} ms: set them (at most {GOSSIP_CLOCK_MS_MAX} ms)"))
+            }
+            () if hello.core >= self.node.cores => {
+                Err(format!("this node has {} cores, and core {} is wanted", self.node.cores, hello.core))
+            }
             () => Ok(()),
         }
     }
@@ -192,7 +207,15 @@ impl Shard {
     }
 
     /// Reads what memory does not hold, for a request of this core.
-    pub(super) fn read_later(self: &Rc<Shard>, id: RequestId, attempt: u32, namespace: NamespaceId, key: Vec<u8>, full: bool, deadline: Mono) {
+    pub(super) fn read_later(
+        self: &Rc<Shard>,
+        id: RequestId,
+        attempt: u32,
+        namespace: NamespaceId,
+        key: Vec<u8>,
+        full: bool,
+        deadline: Mono,
+    ) {
         let shard = self.clone();
         drop(self.io.spawn(Class::Foreground, async move {
             let place = Place { namespace, key: &key, kind: Kind::Head, element: b"" };
@@ -285,9 +308,14 @@ impl Shard {
             Outcome::Unavailable { need, alive, version } => {
                 self.stats.error(ErrorCode::Unavailable);
                 let message = format!("the level needs {need} replicas of the key, and {alive} can be reached");
-                self.answer(ticket, &Reply::Error(ErrorReply { need, alive, version, ..ErrorReply::new(ErrorCode::Unavailable, &message) }));
+                self.answer(
+                    ticket,
+                    &Reply::Error(ErrorReply { need, alive, version, ..ErrorReply::new(ErrorCode::Unavailable, &message) }),
+                );
             }
-            Outcome::DeadlinePassed => self.fail(ticket, ErrorCode::DeadlinePassed, "the deadline passed before enough replicas had answered"),
+            Outcome::DeadlinePassed => {
+                self.fail(ticket, ErrorCode::DeadlinePassed, "the deadline passed before enough replicas had answered")
+            }
             Outcome::BadVersion { .. } => self.fail(ticket, ErrorCode::BadRequest, super::execute::FOREIGN_VERSION),
             Outcome::Read => unreachable!("a get's answer has its cell"),
         }
@@ -340,7 +368,14 @@ pub async fn serve(shard: &Rc<Shard>, socket: Socket, hello: &PeerHello, nonce: 
 }
 
 /// The bytes behind a proof that holds.
-async fn prove(shard: &Shard, cluster: &Cluster, socket: &Socket, hello: &PeerHello, nonce: &[u8; 16], mut said: Vec<u8>) -> Option<Vec<u8>> {
+async fn prove(
+    shard: &Shard,
+    cluster: &Cluster,
+    socket: &Socket,
+    hello: &PeerHello,
+    nonce: &[u8; 16],
+    mut said: Vec<u8>,
+) -> Option<Vec<u8>> {
     loop {
         let mut reader = FrameReader::new(HELLO_BYTES_MAX);
         if said.len() >= HEADER_BYTES + peer_hello::PROOF_BYTES {
@@ -410,7 +445,8 @@ impl Shard {
         match message {
             Message::AskClock => {
                 let topology = cluster.topology();
-                let (answer, side) = self.engine.with_clock(|clock| self.replica(cluster, &topology, NAMESPACE_SYSTEM, clock).on_ask_clock(head));
+                let (answer, side) =
+                    self.engine.with_clock(|clock| self.replica(cluster, &topology, NAMESPACE_SYSTEM, clock).on_ask_clock(head));
                 self.on_side(cluster, side);
                 self.answer_peer(&ticket, 0, deadline, &answer);
             }

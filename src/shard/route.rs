@@ -242,15 +242,13 @@ impl Shard {
         }
         match &request.command {
             Command::MultiPut(put) if put.write.announce => self.announce_and_split(ticket, form, body.to_vec(), owners, places),
-            Command::MultiPut(put) => {
-                match (put.write.version, &self.cluster) {
-                    (None, Some(_)) => self.announce_and_split(ticket, form, body.to_vec(), owners, places),
-                    (version, _) => {
-                        let version = version.unwrap_or_else(|| self.engine.stamp(self.io.wall_ms()));
-                        self.split_puts(ticket, request, put, version, &owners, &places);
-                    }
+            Command::MultiPut(put) => match (put.write.version, &self.cluster) {
+                (None, Some(_)) => self.announce_and_split(ticket, form, body.to_vec(), owners, places),
+                (version, _) => {
+                    let version = version.unwrap_or_else(|| self.engine.stamp(self.io.wall_ms()));
+                    self.split_puts(ticket, request, put, version, &owners, &places);
                 }
-            }
+            },
             _ => self.split_gets(ticket, &keys, request, body, &owners, places),
         }
     }
@@ -267,8 +265,7 @@ impl Shard {
     ) {
         let rooms: Vec<usize> = places.iter().map(|places| multi_get_guess(places.len())).collect();
         let bytes = rooms.iter().sum();
-        let asked =
-            Again { form: Form::from(request), body: body.to_vec(), deadline: self.deadline(request.deadline_ms), round: 0, rooms };
+        let asked = Again { form: Form::from(request), body: body.to_vec(), deadline: self.deadline(request.deadline_ms), round: 0, rooms };
         let kept = self.keep(&ticket, body.len());
         let room = match &ticket.origin {
             Origin::Connection(conn) => conn.try_promise(bytes),

@@ -4,13 +4,13 @@
 //! namespaces are read and told, and core 0 listens. At the end each core answers what is under way, and closes when all have.
 
 use super::admit::Admit;
+use super::cluster::{Cluster, ClusterPlan};
 use super::conn::Conn;
+use super::coordinate::Requests;
 use super::locks::KeyLocks;
 use super::mailbox::{Mail, Mailbox, MailboxEnds};
 use super::namespaces::{Durability, NamespaceTable};
 use super::stats::{self, Board, Stats};
-use super::cluster::{Cluster, ClusterPlan};
-use super::coordinate::Requests;
 use super::{Origin, Shard, decisions, perform, replicate, session};
 use crate::base::metrics::Report;
 use crate::base::record::{Version, core_of};

@@ -57,8 +57,6 @@ pub const FAULTS_WANTED: &[&str] = &[
     "chunked delivery",
     "slow io",
     "core pause",
-    "kept unsynced write",
-    "lost unsynced write",
     "torn write",
 ];
 
@@ -231,7 +229,7 @@ impl Run {
         let mut seen = 0;
         let mut quiet_since = self.world.now();
         while self.shared.answered.get() < self.setup.commands && !self.has_failed() {
-            let step = Duration::from_millis(self.prng.between(5, 150));
+            let step = Duration::from_millis(self.prng.between(2, 40));
             self.world.run_for(step);
             self.look_after_nodes();
             self.disturb();
@@ -264,7 +262,8 @@ impl Run {
     // Nodes.
 
     fn plan(&mut self, node: usize, ready: &Arc<AtomicBool>) -> Plan {
-        let (id, machine, cores, hash_seed) = (node as u64 + 1, self.nodes[node].machine, self.nodes[node].cores, self.nodes[node].hash_seed);
+        let (id, machine, cores, hash_seed) =
+            (node as u64 + 1, self.nodes[node].machine, self.nodes[node].cores, self.nodes[node].hash_seed);
         let mut engine = small_engine(&mut self.prng, hash_seed);
         // In a cluster the dead are forgotten by floors alone (rules G1 to G6).
         (engine.writer, engine.forget_after_ms) = (id as u16, None);
@@ -331,7 +330,11 @@ impl Run {
             if self.nodes[node].life.is_some() && self.world.cores(machine) == 0 {
                 let tasks = self.nodes[node].life.take().map(|life| life.tasks).unwrap_or_default();
                 let why = tasks.into_iter().filter_map(|task| task.take_result()).find_map(Result::err);
-                self.fail(format!("node {} ended by itself: {}", node + 1, why.map_or_else(|| "no reason".to_owned(), |why| why.to_string())));
+                self.fail(format!(
+                    "node {} ended by itself: {}",
+                    node + 1,
+                    why.map_or_else(|| "no reason".to_owned(), |why| why.to_string())
+                ));
             }
             if self.nodes[node].back_at.is_some_and(|at| at <= now) {
                 self.note(format!("node {} starts", node + 1));
@@ -489,7 +492,11 @@ impl Run {
     }
 }
 
+/// Links that were broken are up again by now.
+const HEALED: Duration = Duration::from_secs(3);
+
 async fn read_all(io: crate::io::Io, address: SocketAddr, shared: &Shared) -> Result<(), String> {
+    io.sleep(HEALED).await;
     let mut quiet = Quiet::open(io.clone(), address).await?;
     for key in 0..shared.keys {
         let (asked, asked_ms): (Mono, WallMs) = (io.now(), (shared.wall_ms)());

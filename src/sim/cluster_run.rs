@@ -122,13 +122,8 @@ fn minimize(setup: &Setup) -> (Setup, Outcome) {
     let mut best = setup.clone();
     let mut outcome = run(&best);
     let mut left = RUNS_MAX;
-    let switches: [fn(&mut FaultSet); 5] = [
-        |set| set.clock = false,
-        |set| set.slow = false,
-        |set| set.network = false,
-        |set| set.cut = false,
-        |set| set.crash = false,
-    ];
+    let switches: [fn(&mut FaultSet); 5] =
+        [|set| set.clock = false, |set| set.slow = false, |set| set.network = false, |set| set.cut = false, |set| set.crash = false];
     let mut candidates: Vec<Box<dyn Fn(&Setup) -> Setup>> = Vec::new();
     for off in switches {
         candidates.push(Box::new(move |best| {

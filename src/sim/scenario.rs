@@ -529,12 +529,7 @@ pub(super) fn small_engine(prng: &mut Prng, hash_seed: u64) -> EngineConfig {
         wal_pending_bytes_max: 512 * 1024,
         table_bytes_max: prng.between(32, 256) * 1024,
         forget_after_ms: prng.one_in(2).then(|| prng.between(100, 2_000)),
-        policy: Policy {
-            level0_runs: prng.between(2, 4) as usize,
-            level1_runs: 2,
-            dead_bytes_min: 16 * 1024,
-            ..Policy::default()
-        },
+        policy: Policy { level0_runs: prng.between(2, 4) as usize, level1_runs: 2, dead_bytes_min: 16 * 1024, ..Policy::default() },
         ..EngineConfig::new(0, 1 << 20, hash_seed)
     }
 }

@@ -122,7 +122,7 @@ pub struct SimClient {
 
 impl SimClient {
     pub fn new(io: Io, servers: Vec<SocketAddr>, shared: Rc<Shared>, mut prng: Prng, pipeline: usize) -> SimClient {
-        let thinks_one_in = prng.between(4, 40);
+        let thinks_one_in = if shared.in_cluster { prng.between(1, 8) } else { prng.between(4, 40) };
         SimClient { io, servers, shared, prng, pipeline, thinks_one_in, retries: Vec::new() }
     }
 

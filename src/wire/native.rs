@@ -772,7 +772,12 @@ fn decode_keyed(kind: u16, body: &[u8]) -> Result<Request<'_>, WireError> {
         }
         _ => return Err(WireError { code: ErrorCode::UnknownKind, what: "this node knows no such kind of request" }),
     };
-    Ok(Request { deadline_ms: deadline_ms.to_native(), namespace: namespace_of(namespace.to_native())?, levels: LevelsAsked::default(), command })
+    Ok(Request {
+        deadline_ms: deadline_ms.to_native(),
+        namespace: namespace_of(namespace.to_native())?,
+        levels: LevelsAsked::default(),
+        command,
+    })
 }
 
 /// A list's elements, refused above the bound.

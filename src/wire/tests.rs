@@ -364,7 +364,10 @@ fn bodies_that_are_not_allowed_get_a_typed_error() {
     assert_eq!(refused(21, &body_of(&key(0, never))), ErrorCode::BadRequest, "that is persist's");
     for name in ["", ".x", "a/b", "a b", "ä", &"x".repeat(65)] {
         assert_eq!(
-            refused(40, &body_of(&Request { deadline_ms: 0, namespace: 0, levels: LevelsAsked::default(), command: Command::Snapshot { name } })),
+            refused(
+                40,
+                &body_of(&Request { deadline_ms: 0, namespace: 0, levels: LevelsAsked::default(), command: Command::Snapshot { name } })
+            ),
             ErrorCode::BadRequest
         );
     }

@@ -15,7 +15,11 @@ pub fn encode(out: &mut Vec<u8>, id: u64, common: &Common, kind: OpKind, key: &[
         OpKind::Put => Command::Put(Put { key, value, ttl_ms: common.ttl_ms, condition, write }),
         OpKind::Del => Command::Delete(Delete { key, condition, write }),
     };
-    encode_request(out, id, &Request { deadline_ms: common.deadline_ms, namespace: common.namespace, levels: LevelsAsked::default(), command });
+    encode_request(
+        out,
+        id,
+        &Request { deadline_ms: common.deadline_ms, namespace: common.namespace, levels: LevelsAsked::default(), command },
+    );
 }
 
 /// Takes an answer apart.
