@@ -11,7 +11,7 @@ pub mod parse;
 
 pub use crate::io::driver::Backend;
 pub use crate::wire::command::{Condition, Durability};
-pub use command::{Client, Command, Inspect, Namespaces, RingRun, SimRun, Target, Word};
+pub use command::{Client, Command, Inspect, LocalRun, Namespaces, RingRun, SimRun, Target, Word};
 
 use crate::io::SocketAddr;
 use crate::limits::{CORES_MAX, VNODES_DEFAULT};

@@ -15,6 +15,7 @@
 //! | [`control`] | the control core on glommio: the admin port | base, limits, wire, cluster |
 //! | [`sim`] | whole nodes in one thread from a seed, under a checker | everything |
 //! | [`node`], [`shell`], [`config`] | the process: threads, the shell client, flags | what they start |
+//! | [`local`] | `ringkv local`: a cluster of processes on one machine | config, io |
 //! | [`verify`], [`probe`] | `ringkv verify` and `inspect`, `ringkv probe` | what they start |
 //!
 //! `tests/style.rs` holds the arrows.
@@ -53,6 +54,8 @@ pub mod control;
 pub mod engine;
 #[cfg(feature = "server")]
 pub mod io;
+#[cfg(feature = "server")]
+pub mod local;
 #[cfg(feature = "server")]
 pub mod node;
 #[cfg(feature = "server")]

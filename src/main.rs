@@ -26,6 +26,7 @@ fn run() -> i32 {
         Ok(Command::Salvage { from, to }) => ringkv::verify::salvage(&from, &to, &|line| println!("{line}")),
         Ok(Command::Inspect(what)) => ringkv::verify::inspect(&what, &mut std::io::stdout().lock(), &|line| eprintln!("ringkv: {line}")),
         Ok(Command::Ring(run)) => ring(run),
+        Ok(Command::Local(run)) => local(&run),
         Ok(Command::Sim(run)) => ringkv::sim::run(&run, &mut |line| println!("{line}")),
     }
 }
@@ -41,6 +42,14 @@ fn serve(config: &config::Config) -> i32 {
         let _ = std::io::stdout().flush();
     };
     ringkv::node::serve(config, &say, &|line| eprintln!("{line}"))
+}
+
+fn local(run: &config::LocalRun) -> i32 {
+    let say = |line: &str| {
+        println!("{line}");
+        let _ = std::io::stdout().flush();
+    };
+    ringkv::local::run(run, &look(), &say, &|line| eprintln!("ringkv: {line}"))
 }
 
 fn ring(run: config::RingRun) -> i32 {

@@ -55,6 +55,7 @@ fn connect(target: &Target, credential: Vec<u8>) -> Result<Client, Failure> {
         credential,
         client_name: "ringkv-shell".to_owned(),
         namespace: target.namespace.clone(),
+        levels: target.level.unwrap_or_default(),
         announce: true,
         single_connection: true,
         ..ClientConfig::default()
@@ -186,7 +187,7 @@ mod tests {
     #[test]
     fn a_node_that_is_not_there_is_told_with_its_address() {
         // Port 1 on loopback: nothing listens there.
-        let target = Target { host: "127.0.0.1".into(), port: 1, secret_file: None, namespace: "default".into() };
+        let target = Target { host: "127.0.0.1".into(), port: 1, secret_file: None, namespace: "default".into(), level: None };
         let request = config::Client { target, word: Word::Info };
         let said = run(&request, Vec::new(), &mut Vec::new()).expect_err("nobody is there");
         assert!(said.contains("127.0.0.1:1") && said.contains("--port"), "{said}");

@@ -84,9 +84,11 @@ impl Connection {
         stream.set_nodelay(true).map_err(gone)?;
         stream.set_write_timeout(Some(STUCK)).map_err(gone)?;
         stream.set_read_timeout(Some(config.request_timeout)).map_err(gone)?;
+        let mut protocol = Core::new(IN_FLIGHT_MAX);
+        protocol.set_levels(config.levels);
         let mut connection = Connection {
             stream,
-            core: Core::new(IN_FLIGHT_MAX),
+            core: protocol,
             answers: Map::with_hasher(Seeded(0)),
             finished: Vec::new(),
             buffer: vec![0; READ_BYTES],

@@ -52,6 +52,7 @@ pub struct Core {
     next_id: u64,
     pending: Map<u64, Pending>,
     in_flight_max: usize,
+    levels: LevelsAsked,
     /// No pending deadline lies before it.
     earliest: Mono,
 }
@@ -67,8 +68,14 @@ impl Core {
             next_id: 1,
             pending: Map::with_hasher(Seeded(0)),
             in_flight_max,
+            levels: LevelsAsked::default(),
             earliest: Mono(u64::MAX),
         }
+    }
+
+    /// Of all requests from now on.
+    pub fn set_levels(&mut self, levels: LevelsAsked) {
+        self.levels = levels;
     }
 
     /// Queues a command; its id. The server is told how long `deadline` is away. `Full` at the bound, `Failed` for too large a frame.
@@ -78,12 +85,14 @@ impl Core {
         }
         self.compact();
         let is_write = matches!(command.row().access, Access::Write | Access::Admin);
-        let namespace = if command.row().has_keys { namespace } else { 0 };
+        let has_keys = command.row().has_keys;
+        let namespace = if has_keys { namespace } else { 0 };
+        let levels = if has_keys { self.levels } else { LevelsAsked::default() };
         // A little less than we wait, so that the server's own word ("not executed") can arrive in time.
         let deadline_ms = (deadline.since(now).as_millis() * 7 / 8).clamp(1, u128::from(u32::MAX)) as u32;
         let version = version_of(&command);
         let before = self.out.len();
-        encode_request(&mut self.out, self.next_id, &Request { deadline_ms, namespace, levels: LevelsAsked::default(), command });
+        encode_request(&mut self.out, self.next_id, &Request { deadline_ms, namespace, levels, command });
         if self.out.len() - before > FRAME_BYTES_MAX + HEADER_BYTES {
             self.out.truncate(before);
             return Err(ClientError::Failed { code: ErrorCode::TooLarge, message: "the request is larger than a frame may be".into() });

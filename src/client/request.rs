@@ -24,6 +24,8 @@ pub struct ClientConfig {
     pub client_name: String,
     /// By name.
     pub namespace: String,
+    /// How many replicas must answer; what is not said is the namespace's.
+    pub levels: LevelsAsked,
     pub connect_timeout: Duration,
     /// Of one try.
     pub request_timeout: Duration,
@@ -44,6 +46,7 @@ impl Default for ClientConfig {
             credential: Vec::new(),
             client_name: "ringkv-rust".into(),
             namespace: "default".into(),
+            levels: LevelsAsked::default(),
             connect_timeout: Duration::from_secs(2),
             request_timeout: Duration::from_secs(5),
             retries: 2,

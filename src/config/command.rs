@@ -3,7 +3,7 @@
 use super::{Durability, HOST_DEFAULT, PORT_DEFAULT, Refusal, Settings, parse};
 use crate::base::record::Version;
 use crate::limits::{CORES_MAX, NODES_MAX, RF_MAX, VNODES_DEFAULT};
-use crate::wire::command::{Compression, Condition};
+use crate::wire::command::{Compression, Condition, LevelsAsked};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -29,6 +29,21 @@ pub enum Command {
     /// Draw the placement of a cluster that need not exist.
     Ring(RingRun),
     Sim(SimRun),
+    /// Run a cluster of processes on this machine.
+    Local(LocalRun),
+}
+
+/// A cluster on loopback.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct LocalRun {
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub nodes: u16,
+    /// Folder of the nodes' data folders
+    #[arg(long, value_name = "D", default_value = "./ringkv-local")]
+    pub dir: PathBuf,
+    /// Native port of the first node; the others follow a hundred apart, admin ports 80 and gossip ports 90 above
+    #[arg(long, value_name = "P", default_value_t = PORT_DEFAULT)]
+    pub port: u16,
 }
 
 /// One request of the shell client and the node it goes to.
@@ -53,6 +68,9 @@ pub struct Target {
     /// Namespace
     #[arg(long, value_name = "NAME", default_value = "default")]
     pub namespace: String,
+    /// How many replicas must answer: one, quorum, all or a number; or two of these for reading and writing, as in one,all
+    #[arg(long, value_name = "R[,W]")]
+    pub level: Option<LevelsAsked>,
 }
 
 /// A request of the shell client. Keys and values are the argument's bytes as they are.
@@ -264,6 +282,8 @@ enum Verb {
     Ring(RingRun),
     /// Run the simulator
     Sim(SimRun),
+    /// Run a cluster of processes on this machine until Ctrl-C
+    Local(LocalRun),
 }
 
 #[derive(Args)]
@@ -334,6 +354,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, 
             return Ok(Parsed::Done(Command::Ring(run)));
         }
         Verb::Sim(run) => return Ok(Parsed::Done(Command::Sim(run))),
+        Verb::Local(run) => return Ok(Parsed::Done(Command::Local(run))),
         Verb::Put { key, value, ttl, if_absent, if_present, if_version, target } => {
             let condition = match (if_absent, if_present, if_version) {
                 (true, ..) => Condition::IfAbsent,

@@ -140,7 +140,7 @@ fn the_shell_clients_words_are_understood() {
     assert_eq!(put.word, Word::Put { key: b"k".into(), value: b"v".into(), ttl, condition });
     let never = Word::Put { key: b"k".into(), value: b"v".into(), ttl: Some(std::time::Duration::MAX), condition: Condition::Always };
     assert_eq!(word("put k v --ttl never").word, never);
-    assert_eq!(put.target, Target { host: "h".into(), port: 9, secret_file: None, namespace: "n".into() });
+    assert_eq!(put.target, Target { host: "h".into(), port: 9, secret_file: None, namespace: "n".into(), level: None });
     assert_eq!(word("get k").target.port, PORT_DEFAULT);
     assert_eq!(word("scan").word, Word::Scan { vnode: None, limit: 1000 });
     let none = Namespaces::Alter { name: "x".into(), ttl: Some(None), durability: None, compression: None };

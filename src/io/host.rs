@@ -188,6 +188,34 @@ pub fn wait_for_signal(timeout: Option<std::time::Duration>) -> Option<Signal> {
     }
 }
 
+/// What may be done to a process of ours, by its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nudge {
+    /// It ends in its own time.
+    Terminate,
+    /// It stands still until it is resumed.
+    Pause,
+    Resume,
+    /// It is gone at once.
+    Kill,
+}
+
+/// Sends a signal to one process.
+pub fn nudge(process: u32, what: Nudge) -> io::Result<()> {
+    let signal = match what {
+        Nudge::Terminate => libc::SIGTERM,
+        Nudge::Pause => libc::SIGSTOP,
+        Nudge::Resume => libc::SIGCONT,
+        Nudge::Kill => libc::SIGKILL,
+    };
+    let process = libc::pid_t::try_from(process).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: kill takes two numbers and touches no memory of ours.
+    match unsafe { libc::kill(process, signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Wall time in ms since 1970, for threads without an `Io`.
 pub fn wall_ms() -> crate::base::time::WallMs {
     super::sys::wall_ms()

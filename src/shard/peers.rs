@@ -283,12 +283,8 @@ async fn dial(shard: &Rc<Shard>, cluster: &Rc<Cluster>, link: &Rc<Link>) -> bool
             listen(shard, cluster, link, &socket, reader, rest).await;
             shard.io.close(&socket);
         }
-        Some(Err(why)) => {
-            if let Some(why) = why {
-                shard.notice(link.at.node, "refused", || format!("no link to node {}: {why}", link.at.node));
-            }
-        }
-        None => {}
+        Some(Err(Some(why))) => shard.notice(link.at.node, "refused", || format!("no link to node {}: {why}", link.at.node)),
+        Some(Err(None)) | None => {}
     }
     link.life.set(link.life.get() + 1);
     *link.socket.borrow_mut() = None;

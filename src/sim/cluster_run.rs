@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 const SEEDS_DEFAULT: u64 = 100;
 /// Commands that every seed has at least.
 const COMMANDS_MIN: u64 = 2_000;
-/// Runs that the search for a smaller failing one may take.
-const RUNS_MAX: u32 = 20;
+/// How often the search for a smaller failing run tries fewer commands.
+const SHORTER_MAX: u32 = 6;
 
 impl Planted {
     pub const ALL: &[Planted] = &[
@@ -121,30 +121,22 @@ fn failed(setup: &Setup, outcome: &Outcome, after: u64, say: &mut dyn FnMut(&str
 fn minimize(setup: &Setup) -> (Setup, Outcome) {
     let mut best = setup.clone();
     let mut outcome = run(&best);
-    let mut left = RUNS_MAX;
     let switches: [fn(&mut FaultSet); 5] =
         [|set| set.clock = false, |set| set.slow = false, |set| set.network = false, |set| set.cut = false, |set| set.crash = false];
-    let mut candidates: Vec<Box<dyn Fn(&Setup) -> Setup>> = Vec::new();
-    for off in switches {
-        candidates.push(Box::new(move |best| {
-            let mut candidate = best.clone();
-            off(&mut candidate.faults);
-            candidate
-        }));
-    }
-    for _ in 0..6 {
-        candidates.push(Box::new(|best| Setup { commands: best.commands * 2 / 3, ..best.clone() }));
-    }
-    for candidate in candidates {
-        if left == 0 {
-            break;
-        }
-        left -= 1;
-        let candidate = candidate(&best);
+    let mut attempt = |candidate: Setup| {
         let tried = run(&candidate);
         if !tried.failures.is_empty() {
             (best, outcome) = (candidate, tried);
         }
+        best.clone()
+    };
+    let mut smallest = setup.clone();
+    for off in switches {
+        off(&mut smallest.faults);
+        smallest = attempt(smallest);
+    }
+    for _ in 0..SHORTER_MAX {
+        smallest = attempt(Setup { commands: smallest.commands * 2 / 3, ..smallest });
     }
     (best, outcome)
 }

@@ -300,8 +300,14 @@ impl SimClient {
         if event.last {
             self.shared.answered.set(self.shared.answered.get() + 1);
         }
-        if let Err(ClientError::Failed { code, .. }) = &event.outcome {
-            *self.shared.errors.borrow_mut().entry(*code).or_default() += 1;
+        let code = match &event.outcome {
+            Err(ClientError::Failed { code, .. }) => Some(*code),
+            Err(ClientError::Unavailable { .. }) => Some(ErrorCode::Unavailable),
+            Err(ClientError::Unknown { version: Some(_) }) => Some(ErrorCode::Unknown),
+            _ => None,
+        };
+        if let Some(code) = code {
+            *self.shared.errors.borrow_mut().entry(code).or_default() += 1;
         }
         let fall = self.shared.falls.borrow().iter().find(|(at, _)| request.asked <= *at).map(|(_, wall_ms)| *wall_ms);
         let answered_ms = fall.unwrap_or_else(|| (self.shared.latest_ms)());

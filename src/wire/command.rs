@@ -84,6 +84,27 @@ impl LevelsAsked {
     }
 }
 
+impl std::str::FromStr for LevelsAsked {
+    type Err = String;
+
+    /// As people write it: `one`, `quorum`, `all`, a number of replicas, or two of these for reading and writing, as in `one,all`.
+    fn from_str(text: &str) -> Result<LevelsAsked, String> {
+        let level = |word: &str| match word {
+            "one" | "1" => Ok(Level::One),
+            "quorum" => Ok(Level::Quorum),
+            "all" => Ok(Level::All),
+            number => match number.parse() {
+                Ok(count) if (2..=limits::RF_MAX).contains(&usize::from(count)) => Ok(Level::Exactly(count)),
+                _ => Err(format!("a level is one, quorum, all or a number of replicas up to {}, and `{word}` is none", limits::RF_MAX)),
+            },
+        };
+        match text.split_once(',') {
+            Some((read, write)) => Ok(LevelsAsked { read: Some(level(read)?), write: Some(level(write)?) }),
+            None => level(text).map(LevelsAsked::both),
+        }
+    }
+}
+
 /// A bit of `HelloOk::features`: requests may name levels.
 pub const FEATURE_LEVELS: u64 = 4;
 

@@ -99,6 +99,7 @@ async fn open_to(address: &str, core: u16, config: &ClientConfig, clock: Clock) 
         let mut stream = TcpStream::connect(address).await.map_err(|error| gone(format!("{address}: {error}")))?;
         stream.set_nodelay(true).map_err(gone)?;
         let mut protocol = Core::new(IN_FLIGHT_MAX);
+        protocol.set_levels(config.levels);
         protocol.submit(clock.now(), deadline, 0, config.hello(core))?;
         stream.write_all(protocol.output()).await.map_err(gone)?;
         protocol.mark_sent(protocol.output().len());
