@@ -6,11 +6,13 @@
 //!
 //! `tuning.md` has one row for each key; a test holds the table and the keys together.
 
+pub mod cluster;
 pub mod command;
 pub mod parse;
 
 pub use crate::io::driver::Backend;
 pub use crate::wire::command::{Condition, Durability};
+pub use cluster::{ClusterConfig, Founder};
 pub use command::{Client, Command, Inspect, LocalRun, Namespaces, RingRun, SimRun, Target, Word};
 
 use crate::io::SocketAddr;
@@ -42,6 +44,8 @@ pub mod exit {
 pub const PORT_DEFAULT: u16 = 7400;
 /// The admin port unless another is named.
 pub const ADMIN_PORT_DEFAULT: u16 = 7480;
+/// Gossip's port unless another is named.
+pub const GOSSIP_PORT_DEFAULT: u16 = 7490;
 /// The address unless another is named.
 pub const HOST_DEFAULT: &str = "127.0.0.1";
 /// The data folder unless another is named.
@@ -99,6 +103,8 @@ pub struct Config {
     pub io: Option<Backend>,
     /// Equal arcs of the ring, if said. Fixed when the data folder is made; another number later is a contradiction.
     pub vnodes: Option<u32>,
+    /// `None`: a node by itself.
+    pub cluster: Option<ClusterConfig>,
 }
 
 impl Config {
@@ -151,6 +157,27 @@ pub struct Settings {
     /// Equal arcs of the ring, a power of two; only when the data folder is made
     #[arg(long, value_name = "N")]
     pub vnodes: Option<u32>,
+    /// This node's id in its cluster, not 0; only when the data folder is made
+    #[arg(long, value_name = "N")]
+    pub node_id: Option<u64>,
+    /// All nodes that a cluster begins with, this one among them, as in 1=10.0.0.1:7400,2=10.0.0.2:7400; the same list for each
+    #[arg(long, value_name = "LIST")]
+    pub founders: Option<String>,
+    /// Gossip addresses of some nodes of the cluster to join, as in 10.0.0.1:7490,10.0.0.2:7490
+    #[arg(long, value_name = "LIST")]
+    pub join: Option<String>,
+    /// What this node may fail together with
+    #[arg(long, value_name = "NAME")]
+    pub rack: Option<String>,
+    /// This node's capacity against the others'; its number of cores unless said
+    #[arg(long, value_name = "N")]
+    pub weight: Option<u32>,
+    /// Port of gossip, UDP and TCP; 0 draws a free one
+    #[arg(long, value_name = "N")]
+    pub gossip_port: Option<u16>,
+    /// File with the key that all nodes of the cluster share
+    #[arg(long, value_name = "FILE")]
+    pub cluster_key: Option<PathBuf>,
 }
 
 impl Settings {
@@ -181,6 +208,13 @@ impl Settings {
             spin_us: self.spin_us.or(under.spin_us),
             io: self.io.or(under.io),
             vnodes: self.vnodes.or(under.vnodes),
+            node_id: self.node_id.or(under.node_id),
+            founders: self.founders.or(under.founders),
+            join: self.join.or(under.join),
+            rack: self.rack.or(under.rack),
+            weight: self.weight.or(under.weight),
+            gossip_port: self.gossip_port.or(under.gossip_port),
+            cluster_key: self.cluster_key.or(under.cluster_key),
         }
     }
 
@@ -205,6 +239,7 @@ impl Settings {
             Some(list) => check_cores(list, &host.cpus)?,
             None => host.cpus.iter().copied().take(CORES_MAX).collect(),
         };
+        let cluster = cluster::resolve(&self, native, admin, cores.len())?;
         let memory_bytes = check_memory(self.memory.as_deref(), host.memory_bytes, cores.len() as u64)?;
         Ok(Config {
             data: self.data.unwrap_or_else(|| PathBuf::from(DATA_DEFAULT)),
@@ -225,6 +260,7 @@ impl Settings {
                 None => None,
             },
             vnodes: self.vnodes.map(check_vnodes).transpose()?,
+            cluster,
         })
     }
 }

@@ -8,11 +8,11 @@
 //! | [`limits`] | every bound, with its reason | base |
 //! | [`wire`] | one vocabulary (`command`), frames, the native encoding: bytes ⇄ `Request`/`Reply`; messages between nodes | base, limits |
 //! | [`client`] | the native client: a core without I/O, a blocking face, one for tokio | base, limits, wire |
-//! | [`cluster`] | decisions about ring, members, replicas, repair: pure, and not yet wired to any node | base, limits, wire |
+//! | [`cluster`] | decisions about ring, members, replicas, repair: pure; of a node only gossip is wired yet | base, limits, wire |
 //! | [`io`] | the seam to the world: operations, executor, the drivers: io_uring, epoll, simulated | base, limits |
 //! | [`engine`] | a core's storage: WAL, memtable, tables, compaction, recovery; `format`: every byte on disk | base, limits, io |
 //! | [`shard`] | where wire and engine meet: sessions, execution, cross-core mail | all of the above |
-//! | [`control`] | the control core on glommio: the admin port | base, limits, wire, cluster |
+//! | [`control`] | the control core on glommio: the admin port, gossip's sockets | base, limits, wire, cluster |
 //! | [`sim`] | whole nodes in one thread from a seed, under a checker | everything |
 //! | [`node`], [`shell`], [`config`] | the process: threads, the shell client, flags | what they start |
 //! | [`local`] | `ringkv local`: a cluster of processes on one machine | config, io |

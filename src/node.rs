@@ -1,9 +1,11 @@
 //! A node of threads: one pinned thread a data core, the control core beside them, and the process's beginning and end.
 
+mod cluster;
 mod service;
 
 use crate::base::metrics::Report;
 use crate::config::{Config, exit};
+use crate::control::gossip::GossipFigures;
 use crate::control::{self, ControlConfig, ControlHandle, IDLE_MAX, Source};
 use crate::engine::{EngineConfig, EngineError};
 use crate::io::driver::{Backend, Driver};
@@ -13,7 +15,9 @@ use crate::io::{SocketAddr, host};
 use crate::shard::mailbox::{self, MailboxEnds};
 use crate::shard::start::{self, Plan, StartFailure};
 use crate::shard::stats::Board;
+use cluster::Membership;
 use service::Service;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -27,6 +31,8 @@ enum News {
     Serving(SocketAddr),
     /// A core runs with less than it could: a line that says what that costs and what mends it.
     Degraded(String),
+    /// A line for the operator, from the control core.
+    Said(String),
     /// A core ended; an error unless it was told to.
     Ended(Result<(), Failure>),
 }
@@ -83,8 +89,9 @@ fn try_serve(config: &Config, say: &dyn Fn(&str), warn: &dyn Fn(&str)) -> Result
     let secret = read_secret(config)?;
     let backend = choose_backend(config, warn)?;
     let (tell, news) = mpsc::channel();
-    let plan = Arc::new(plan(config, secret, tell.clone()));
     let wakers = Wakers::new(config.cores.len());
+    let membership = Membership::prepare(config, backend, &wakers, warn)?;
+    let plan = Arc::new(plan(config, secret, membership.as_ref(), tell.clone()));
     let mut threads = Vec::new();
     for (core, ends) in mailbox::mesh(config.cores.len()).into_iter().enumerate() {
         let (plan, wakers, tell, cpu) = (plan.clone(), wakers.clone(), tell.clone(), config.cores[core]);
@@ -96,7 +103,7 @@ fn try_serve(config: &Config, say: &dyn Fn(&str), warn: &dyn Fn(&str)) -> Result
         };
         threads.push(host::spawn_thread(&format!("ringkv-{core}"), body).map_err(|error| os("a core's thread", error))?);
     }
-    let watched = Watched { config, plan: &plan, wakers: &wakers, backend };
+    let watched = Watched { config, plan: &plan, wakers: &wakers, backend, membership, tell };
     let outcome = watch(&watched, &news, say, warn);
     for thread in threads {
         let _ = thread.join();
@@ -105,14 +112,18 @@ fn try_serve(config: &Config, say: &dyn Fn(&str), warn: &dyn Fn(&str)) -> Result
 }
 
 fn read_secret(config: &Config) -> Result<Option<Vec<u8>>, Failure> {
-    let Some(path) = &config.secret_file else { return Ok(None) };
+    config.secret_file.as_deref().map(|path| read_credential("secret-file", path)).transpose()
+}
+
+/// What the file that `key` of the configuration names holds, without the end of its line.
+fn read_credential(key: &str, path: &Path) -> Result<Vec<u8>, Failure> {
     let text = host::read_to_string(path)
-        .map_err(|error| Failure::new(exit::CONFIG, format!("secret-file {} cannot be read: {error}", path.display())))?;
+        .map_err(|error| Failure::new(exit::CONFIG, format!("{key} {} cannot be read: {error}", path.display())))?;
     let secret = text.trim_end_matches(['\n', '\r']).as_bytes().to_vec();
     if secret.is_empty() {
-        return Err(Failure::new(exit::CONFIG, format!("secret-file {} is empty", path.display())));
+        return Err(Failure::new(exit::CONFIG, format!("{key} {} is empty", path.display())));
     }
-    Ok(Some(secret))
+    Ok(secret)
 }
 
 /// One for all cores. That the host has no io_uring is said, or is a failure where it was asked for.
@@ -128,10 +139,17 @@ fn choose_backend(config: &Config, warn: &dyn Fn(&str)) -> Result<Backend, Failu
     }
 }
 
-fn plan(config: &Config, secret: Option<Vec<u8>>, tell: mpsc::Sender<News>) -> Plan {
+fn plan(config: &Config, secret: Option<Vec<u8>>, membership: Option<&Membership>, tell: mpsc::Sender<News>) -> Plan {
+    let say = tell.clone();
+    let cluster = membership.and_then(|membership| membership.plan(Box::new(move |line| drop(say.send(News::Said(line.to_owned()))))));
     let cores = config.cores.len();
     let memory_bytes = config.memory_bytes as usize / cores;
-    let engine = EngineConfig { forget_after_ms: Some(FORGET_AFTER_MS), ..EngineConfig::new(0, memory_bytes, host::random_u64()) };
+    let engine = EngineConfig {
+        // In a cluster others may still bring what is older: there the dead are forgotten by floors alone (rules G1 to G6).
+        forget_after_ms: Some(FORGET_AFTER_MS).filter(|_| cluster.is_none()),
+        writer: cluster.as_ref().map_or(0, |cluster| cluster.node as u16),
+        ..EngineConfig::new(0, memory_bytes, host::random_u64())
+    };
     Plan {
         data: config.data.clone(),
         listen: config.native,
@@ -143,7 +161,7 @@ fn plan(config: &Config, secret: Option<Vec<u8>>, tell: mpsc::Sender<News>) -> P
         memory_bytes,
         engine,
         board: Arc::new(Board::default()),
-        cluster: None,
+        cluster,
         publish_every: Duration::from_millis(500),
         port: 0.into(),
         stop: false.into(),
@@ -199,6 +217,9 @@ struct Watched<'a> {
     plan: &'a Arc<Plan>,
     wakers: &'a Wakers,
     backend: Backend,
+    /// In a cluster.
+    membership: Option<Membership>,
+    tell: mpsc::Sender<News>,
 }
 
 /// The main thread's work: the ready line, the control core, signals, the end.
@@ -229,7 +250,8 @@ fn watch(node: &Watched<'_>, news: &mpsc::Receiver<News>, say: &dyn Fn(&str), wa
                 said.push(line);
             }
             Ok(News::Degraded(_)) => {}
-            Ok(News::Serving(address)) => match start_control(node, warn) {
+            Ok(News::Said(line)) => warn(&line),
+            Ok(News::Serving(address)) => match start_control(node, address, warn) {
                 Ok(handle) => {
                     let admin = handle.as_ref().map_or_else(|| "none".to_owned(), |handle| handle.address().to_string());
                     say(&format!("ready native={address} admin={admin}"));
@@ -260,21 +282,36 @@ fn watch(node: &Watched<'_>, news: &mpsc::Receiver<News>, say: &dyn Fn(&str), wa
 }
 
 /// None: the host does not let the control core run, and the node serves without it.
-fn start_control(node: &Watched<'_>, warn: &dyn Fn(&str)) -> Result<Option<ControlHandle>, Failure> {
-    let (config, backend) = (node.config, node.backend);
-    // A CPU that no data core has, if there is one.
-    let free = host::allowed_cpus().into_iter().find(|cpu| !config.cores.contains(cpu));
-    let source = Arc::new(Figures { plan: node.plan.clone() });
-    let control = ControlConfig { address: config.admin, cpu: free, shares: free.is_none(), idle_max: IDLE_MAX, source, backend };
-    match control::start(control) {
+fn start_control(node: &Watched<'_>, native: SocketAddr, warn: &dyn Fn(&str)) -> Result<Option<ControlHandle>, Failure> {
+    let config = node.config;
+    match control::start(control_config(node, native, node.backend)) {
         Ok(handle) => Ok(Some(handle)),
-        Err(error @ control::StartError::AddressInUse(_)) => Err(Failure::new(exit::ADDRESS_IN_USE, error.to_string())),
+        Err(error @ (control::StartError::AddressInUse(_) | control::StartError::GossipInUse(_))) => {
+            Err(Failure::new(exit::ADDRESS_IN_USE, error.to_string()))
+        }
+        Err(error @ control::StartError::Runtime(_)) if !config.strict_start && node.membership.is_some() => {
+            warn(&format!("{error}, so it runs on epoll; a higher memlock limit (ulimit -l) mends it"));
+            let started = control::start(control_config(node, native, Backend::Epoll));
+            started.map(Some).map_err(|error| Failure::new(exit::FAILED, error.to_string()))
+        }
         Err(error @ control::StartError::Runtime(_)) if !config.strict_start => {
             warn(&format!("no admin port: {error}; a higher memlock limit (ulimit -l) mends it"));
             Ok(None)
         }
         Err(error) => Err(Failure::new(exit::FAILED, error.to_string())),
     }
+}
+
+fn control_config(node: &Watched<'_>, native: SocketAddr, backend: Backend) -> ControlConfig {
+    let (config, membership) = (node.config, node.membership.as_ref());
+    // A CPU that no data core has, if there is one.
+    let free = host::allowed_cpus().into_iter().find(|cpu| !config.cores.contains(cpu));
+    let source = Arc::new(Figures { plan: node.plan.clone(), gossip: membership.map(|membership| membership.figures.clone()) });
+    let tell = node.tell.clone();
+    let say = Arc::new(move |line: &str| drop(tell.send(News::Said(line.to_owned()))));
+    let gossip = membership.zip(config.cluster.as_ref());
+    let gossip = gossip.map(|(membership, cluster)| membership.setup(cluster, node.plan.cores, native, say));
+    ControlConfig { address: config.admin, cpu: free, shares: free.is_none(), idle_max: IDLE_MAX, source, backend, gossip }
 }
 
 fn hints(native: SocketAddr, admin: &str, warn: &dyn Fn(&str)) {
@@ -287,11 +324,17 @@ fn hints(native: SocketAddr, admin: &str, warn: &dyn Fn(&str)) {
 /// What the control core shows.
 struct Figures {
     plan: Arc<Plan>,
+    /// In a cluster.
+    gossip: Option<Arc<GossipFigures>>,
 }
 
 impl Figures {
     fn report(&self) -> Report {
-        self.plan.board.report()
+        let mut report = self.plan.board.report();
+        if let Some(gossip) = &self.gossip {
+            gossip.report(&mut report);
+        }
+        report
     }
 }
 

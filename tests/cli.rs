@@ -65,8 +65,12 @@ fn said(output: &Output) -> String {
 
 impl Node {
     fn start(data: &str, more: &[&str]) -> Node {
+        Node::start_at(data, "0", more)
+    }
+
+    fn start_at(data: &str, port: &str, more: &[&str]) -> Node {
         let io = std::env::var("RINGKV_IO").unwrap_or_else(|_| "auto".to_owned());
-        let flags = [&["--data", data, "--port", "0", "--admin-port", "0", "--memory", "64MiB", "--io", &io], more].concat();
+        let flags = [&["--data", data, "--port", port, "--admin-port", "0", "--memory", "64MiB", "--io", &io], more].concat();
         let mut child = ringkv(&flags).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
         let (sender, receiver) = std::sync::mpsc::channel();
@@ -249,6 +253,40 @@ fn the_number_of_vnodes_is_fixed_when_the_folder_is_made() {
     let output = finish(&["--data", &data, "--port", "0", "--admin-port", "0", "--vnodes", "512"]);
     assert_eq!(output.status.code(), Some(exit::CONFIG), "{}", said(&output));
     assert!(said(&output).contains("vnodes"));
+}
+
+#[test]
+fn founders_meet_keep_their_ids_and_tell_who_left() {
+    let folder = Folder::new();
+    // Loopback has addresses enough that those of this process's number are free.
+    let pid = std::process::id();
+    let host = |id: u32| format!("127.{}.{}.{id}", 1 + pid / 256 % 250, pid % 256);
+    let list: Vec<String> = (1..=3).map(|id| format!("{id}={}:7400", host(id))).collect();
+    let list = list.join(",");
+    let start = |id: u32| {
+        let (host, id, cpu) = (host(id), id.to_string(), allowed_cpus()[0].to_string());
+        let flags = ["--host", &host, "--node-id", &id, "--founders", &list, "--rack", "r1", "--cores", &cpu];
+        Node::start_at(&folder.path(&id), "7400", &flags)
+    };
+    let shows = |node: &Node, line: &str| {
+        let began = Instant::now();
+        while !node.page("/metrics").lines().any(|found| found == line) {
+            assert!(began.elapsed() < Duration::from_secs(20), "{line}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let mut nodes: Vec<Node> = (1..=3).map(start).collect();
+    nodes.iter().for_each(|node| shows(node, "ringkv_gossip_members{state=\"alive\"} 3"));
+    assert!(nodes[1].ok(&["info"]).contains("node_id:0000000000000002"));
+    assert_eq!(nodes.pop().unwrap().terminate(), exit::CLEAN);
+    nodes.iter().for_each(|node| shows(node, "ringkv_gossip_members{state=\"left\"} 1"));
+    let back = start(3);
+    nodes.iter().for_each(|node| shows(node, "ringkv_gossip_members{state=\"alive\"} 3"));
+    drop(back);
+    let join = format!("{}:7490", host(1));
+    let other = finish(&["--data", &folder.path("3"), "--port", "0", "--admin-port", "0", "--join", &join, "--node-id", "4"]);
+    assert_eq!(other.status.code(), Some(exit::CONFIG));
+    assert!(said(&other).contains("the data folder was made for node 3"), "{}", said(&other));
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn backend() -> Backend {
 fn started(idle_max: Duration) -> (ControlHandle, Arc<Figures>) {
     let source = Arc::new(Figures::default());
     let address = "127.0.0.1:0".parse().unwrap();
-    let config = ControlConfig { address, cpu: None, shares: true, idle_max, source: source.clone(), backend: backend() };
+    let config = ControlConfig { address, cpu: None, shares: true, idle_max, source: source.clone(), backend: backend(), gossip: None };
     let handle = start(config).expect("starts");
     (handle, source)
 }
@@ -170,7 +170,15 @@ fn stop_closes_the_port_and_every_connection() {
 #[test]
 fn a_busy_port_is_named_with_the_flag_that_moves_it() {
     let (handle, source) = started(IDLE_MAX);
-    let config = ControlConfig { address: handle.address(), cpu: Some(0), shares: false, idle_max: IDLE_MAX, source, backend: backend() };
+    let config = ControlConfig {
+        address: handle.address(),
+        cpu: Some(0),
+        shares: false,
+        idle_max: IDLE_MAX,
+        source,
+        backend: backend(),
+        gossip: None,
+    };
     let error = start(config).err().expect("the port is taken");
     assert!(matches!(error, StartError::AddressInUse(_)) && error.to_string().contains("--admin-port"), "{error}");
 }

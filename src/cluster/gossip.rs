@@ -105,9 +105,13 @@ impl Default for Timing {
     }
 }
 
+/// The cluster of a node that has yet to meet the one it joins.
+pub const CLUSTER_UNKNOWN: u64 = 0;
+
 /// What all nodes of a cluster agree on, and how this one gossips.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// `CLUSTER_UNKNOWN`: the one that this node joins, which it hears of from the first member that it meets.
     pub cluster: u64,
     /// Q: a power of two.
     pub vnodes: u32,
@@ -336,6 +340,11 @@ impl Gossip {
         &self.me
     }
 
+    /// The cluster that this node belongs to; `CLUSTER_UNKNOWN` while it has met nobody who knows.
+    pub fn cluster(&self) -> u64 {
+        self.config.cluster
+    }
+
     /// All others that are known, by node id, the dead and the left among them.
     pub fn members(&self, now: Mono) -> impl Iterator<Item = Record> + '_ {
         self.members.iter().map(move |(node, member)| member.record(*node, now))
@@ -398,7 +407,7 @@ impl Gossip {
         self.me.digest = Digest { at_ms: now.wall_ms.max(self.me.digest.at_ms + 1), ..digest };
     }
 
-    /// Says goodbye. The shell goes on for half a second, so that it is heard.
+    /// Says goodbye. The shell goes on while there is news, at most for half a second, so that it is heard.
     pub fn leave(&mut self, now: Now) {
         self.me.state = State::Left;
         self.spread_own(now.mono);
@@ -495,7 +504,8 @@ impl Gossip {
         out.push(Effect::Send { to, datagram });
     }
 
-    fn has_news(&self) -> bool {
+    /// Something is still to be told to others.
+    pub fn has_news(&self) -> bool {
         self.own_news > 0 || !self.news.is_empty()
     }
 

@@ -1,6 +1,7 @@
 //! Decisions about the ring, its members and its replicas: pure, synchronous, no hands.
 
 mod balance;
+pub mod board;
 pub mod coordinator;
 #[cfg(test)]
 mod coordinator_sim;
@@ -10,6 +11,7 @@ pub mod detector;
 pub mod forget;
 #[cfg(test)]
 mod forget_tests;
+pub mod founding;
 pub mod fuzz;
 pub mod gossip;
 pub mod hints;

@@ -1,8 +1,9 @@
 //! How operators write sizes, durations, lists of CPUs, versions: text in, a value or one clause that says what is wrong with it out.
 
-use super::{Backend, Durability};
+use super::{Backend, Durability, Founder};
 use crate::base::record::Version;
-use crate::limits::CORES_MAX;
+use crate::io::SocketAddr;
+use crate::limits::{CORES_MAX, SEEDS_MAX};
 use crate::wire::command::Compression;
 use std::time::Duration;
 
@@ -75,6 +76,46 @@ pub fn cores(text: &str) -> Result<Vec<usize>, String> {
         Some(pair) => Err(format!("CPU {} is named twice", pair[0])),
         None => Ok(cpus),
     }
+}
+
+/// `10.0.0.1:7490,[::1]:7490`: IP addresses (or `localhost`) with ports, none 0, none twice.
+pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
+    let mut all = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let address = address(part)?;
+        if all.contains(&address) {
+            return Err(format!("{address} is named twice"));
+        }
+        all.push(address);
+    }
+    Ok(all)
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let spelled = match text.strip_prefix("localhost:") {
+        Some(port) => format!("{}:{port}", super::HOST_DEFAULT),
+        None => text.to_owned(),
+    };
+    let parsed = spelled.parse::<SocketAddr>().ok().filter(|address| address.port() != 0 && !address.ip().is_unspecified());
+    parsed.ok_or_else(|| format!("`{text}` is no address to call; write 10.0.0.1:7400, an IP address and a port"))
+}
+
+/// `1=10.0.0.1:7400,2=10.0.0.2:7400`: ids, none 0, with addresses, neither twice.
+pub fn founders(text: &str) -> Result<Vec<Founder>, String> {
+    let mut all: Vec<Founder> = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let (id, at) = part.split_once('=').ok_or_else(|| format!("`{part}` is no founder; write 1=10.0.0.1:7400"))?;
+        let node = id.parse().ok().filter(|id| *id != 0).ok_or_else(|| format!("`{id}` is no id of a node; ids are numbers from 1 on"))?;
+        let native = address(at)?;
+        if all.iter().any(|other| other.node == node || other.native == native) {
+            return Err(format!("`{part}` has an id or an address that another has"));
+        }
+        all.push(Founder { node, native });
+    }
+    if all.len() > SEEDS_MAX {
+        return Err(format!("more than {SEEDS_MAX} of them; the others can join"));
+    }
+    Ok(all)
 }
 
 /// `sync` or `interval`.
@@ -152,6 +193,23 @@ mod tests {
         {
             assert!(cores(wrong).is_err_and(|said| said.contains(why)), "{wrong}");
         }
+    }
+
+    #[test]
+    fn founders_and_addresses_are_told_apart() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        assert_eq!(addresses("10.0.0.1:7490, localhost:1,[::1]:2"), Ok(vec![at("10.0.0.1:7490"), at("127.0.0.1:1"), at("[::1]:2")]));
+        for (wrong, why) in [("", "no address"), ("10.0.0.1", "no address"), ("a:1", "no address"), ("0.0.0.0:1", "no address")] {
+            assert!(addresses(wrong).is_err_and(|said| said.contains(why)), "{wrong}");
+        }
+        assert!(addresses("10.0.0.1:1,10.0.0.1:1").is_err_and(|said| said.contains("twice")));
+        let two = [Founder { node: 2, native: at("10.0.0.2:1") }, Founder { node: 1, native: at("10.0.0.1:1") }];
+        assert_eq!(founders("2=10.0.0.2:1, 1=10.0.0.1:1"), Ok(two.to_vec()));
+        let wrong =
+            ["", "10.0.0.1:1", "0=10.0.0.1:1", "x=10.0.0.1:1", "1=10.0.0.1:0", "1=10.0.0.1:1,1=10.0.0.2:1", "1=10.0.0.1:1,2=10.0.0.1:1"];
+        assert!(wrong.iter().all(|text| founders(text).is_err()));
+        let many: Vec<String> = (1..=65).map(|id| format!("{id}=10.0.0.{id}:1")).collect();
+        assert!(founders(&many[..64].join(",")).is_ok() && founders(&many.join(",")).is_err());
     }
 
     #[test]

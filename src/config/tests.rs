@@ -86,6 +86,27 @@ fn a_refusal_is_one_sentence_that_names_the_key() {
         ("--config f", "port = ", "port"),
         ("--config f", "port = 1\nport = 2", "port"),
         ("--config f", "[cores]\nlist = 1", "cores"),
+        ("--founders 1=127.0.0.1:7400 --join 127.0.0.1:1", "", "contradict"),
+        ("--node-id 1", "", "node-id"),
+        ("--rack a", "", "rack"),
+        ("--weight 2", "", "weight"),
+        ("--gossip-port 2", "", "gossip-port"),
+        ("--config f", "cluster-key = \"k\"", "cluster-key"),
+        ("--founders 1=127.0.0.1:7400", "", "node-id"),
+        ("--founders 1=127.0.0.1:7400 --node-id 2", "", "node-id 2"),
+        ("--founders 1=127.0.0.1:7401 --node-id 1", "", "127.0.0.1:7401"),
+        ("--founders 1=127.0.0.2:7400 --node-id 1", "", "127.0.0.2:7400"),
+        ("--founders 1=127.0.0.1:7400 --node-id 1 --gossip-port 0", "", "gossip-port"),
+        ("--founders 1=127.0.0.1:7400,2=127.0.0.1:65530 --node-id 1", "", "127.0.0.1:65530"),
+        ("--founders x --node-id 1", "", "founders"),
+        ("--join nowhere", "", "join"),
+        ("--join 127.0.0.1:1 --node-id 0", "", "node-id"),
+        ("--join 127.0.0.1:1 --gossip-port 7400", "", "gossip-port"),
+        ("--join 127.0.0.1:1 --gossip-port 7480", "", "admin-port"),
+        ("--join 127.0.0.1:1 --weight 0", "", "weight"),
+        ("--join 127.0.0.1:1 --rack aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "", "rack"),
+        ("--join 127.0.0.1:1 --host 0.0.0.0 --insecure --cluster-key k", "", "host 0.0.0.0"),
+        ("--join 10.0.0.1:1 --host 10.0.0.2 --insecure", "", "cluster-key"),
         ("--port 1 get k", "", "--port"),
         ("put k", "", "VALUE"),
         ("put k v --if-absent --if-present", "", "--if-present"),
@@ -117,6 +138,25 @@ fn beyond_loopback_takes_a_credential_or_insecure() {
     assert_eq!(config("--host 0.0.0.0 --secret-file s", &[]).secret_file.as_deref(), Some(Path::new("s")));
     assert_eq!(config("--host ::1", &[]).native, at("[::1]:7400"));
     assert_eq!(config("--host localhost", &[]).native, at("127.0.0.1:7400"));
+}
+
+#[test]
+fn founders_know_each_other_and_who_joins_knows_whom_to_ask() {
+    assert_eq!(config("", &[]).cluster, None);
+    let list = "1=127.0.0.1:7400,2=127.0.0.1:7401,3=127.0.0.3:7400";
+    let two = config(&format!("--node-id 2 --port 7401 --gossip-port 7491 --founders {list}"), &[]).cluster.unwrap();
+    assert_eq!((two.node_id, two.founders.len(), two.key_file), (Some(2), 3, None));
+    assert_eq!(two.seeds, [at("127.0.0.1:7490"), at("127.0.0.3:7490")]);
+    assert_eq!((two.gossip, two.ip, two.weight, two.rack.as_str()), (at("127.0.0.1:7491"), at("127.0.0.1:1").ip(), 4, ""));
+    let words = "--host 0.0.0.0 --insecure --cluster-key k --node-id 1 --founders 1=10.0.0.1:7400";
+    let every = config(words, &[]).cluster.unwrap();
+    assert_eq!((every.gossip, every.ip, every.seeds.len()), (at("0.0.0.0:7490"), at("10.0.0.1:1").ip(), 0));
+    let file = "join = \"10.0.0.1:7490,10.0.0.2:7490\"\nrack = \"r1\"\nweight = 9\ncluster-key = \"k\"\nnode-id = 5\n";
+    let joins = config("--config f --host 10.0.0.5 --insecure", &[("f", file)]).cluster.unwrap();
+    assert_eq!((joins.node_id, joins.weight, joins.rack.as_str()), (Some(5), 9, "r1"));
+    assert_eq!((joins.seeds.len(), joins.founders.len(), joins.ip), (2, 0, at("10.0.0.5:1").ip()));
+    assert_eq!(joins.key_file.as_deref(), Some(Path::new("k")));
+    assert_eq!(config("--join 127.0.0.1:1 --gossip-port 0 --port 0", &[]).cluster.unwrap().node_id, None);
 }
 
 #[test]
@@ -201,6 +241,7 @@ fn the_defaults_that_tuning_md_tells_are_the_defaults() {
             "--host" => HOST_DEFAULT.to_owned(),
             "--port" => PORT_DEFAULT.to_string(),
             "--admin-port" => ADMIN_PORT_DEFAULT.to_string(),
+            "--gossip-port" => GOSSIP_PORT_DEFAULT.to_string(),
             "--memory" => format!("{MEMORY_PERCENT_DEFAULT}%"),
             "--durability" => "sync".to_owned(),
             "--vnodes" => VNODES_DEFAULT.to_string(),
@@ -210,5 +251,5 @@ fn the_defaults_that_tuning_md_tells_are_the_defaults() {
         assert_eq!(default, constant, "{flag}");
         shown += 1;
     }
-    assert_eq!(shown, 8);
+    assert_eq!(shown, 9);
 }

@@ -1,13 +1,15 @@
-//! The control core: what a node does beside its data, on glommio. Today the admin port; gossip's sockets come here too.
+//! The control core: what a node does beside its data, on glommio: the admin port, and in a cluster gossip's sockets.
 //!
-//! One named thread with one small executor. It never touches data: what it shows, a `Source` gives as finished text, and the
-//! shards know nothing of it. Everything a stranger can make grow is bounded: connections, bytes of a head, time without a
+//! One named thread with one small executor. It never touches data: what it shows, a `Source` gives as finished text, and with the shards
+//! it meets only in `cluster::board`. Everything a stranger can make grow is bounded: connections, bytes of a head, time without a
 //! request. Stopping is one signal that every task of the core awaits.
 //!
 //! Only this room names glommio. Its rings are made small, because nothing here is fast and locked memory is scarce. Where a node
-//! runs without io_uring, glommio cannot: the same pages are then served on an executor like a data core's, over epoll.
+//! runs without io_uring, glommio cannot: the same pages are then served on an executor like a data core's, over epoll, and gossip runs on a
+//! plain thread.
 
 mod admin;
+pub mod gossip;
 mod on_glommio;
 mod on_seam;
 mod page;
@@ -21,8 +23,11 @@ use crate::io::driver::{Backend, Driver};
 use crate::io::epoll::{EpollConfig, EpollDriver};
 use crate::io::executor::Executor;
 use crate::io::host::{Thread, pin_to_cpu, spawn_thread};
+use crate::io::paired::Pair;
 use crate::io::wakers::Wakers;
 use glommio::{LocalExecutorBuilder, Placement};
+use gossip::GossipSetup;
+use gossip::on_thread::GossipThread;
 use signal::Signal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -56,6 +61,8 @@ pub struct ControlConfig {
     pub source: Arc<dyn Source + Send + Sync>,
     /// What the node runs on.
     pub backend: Backend,
+    /// `None`: a node by itself, without a gossip port.
+    pub gossip: Option<GossipSetup>,
 }
 
 /// Why the control core did not start.
@@ -63,7 +70,11 @@ pub struct ControlConfig {
 pub enum StartError {
     /// Something else listens there.
     AddressInUse(SocketAddr),
+    /// Something else has gossip's port.
+    GossipInUse(SocketAddr),
     Io(std::io::Error),
+    /// Gossip's sockets, or its thread.
+    Gossip(std::io::Error),
     /// The executor could not be made (too little locked memory, io_uring forbidden).
     Runtime(String),
 }
@@ -72,6 +83,8 @@ impl std::fmt::Display for StartError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             StartError::AddressInUse(address) => write!(f, "port {} is in use; --admin-port moves it", address.port()),
+            StartError::GossipInUse(address) => write!(f, "port {} is in use; --gossip-port moves it", address.port()),
+            StartError::Gossip(error) => write!(f, "gossip cannot run: {error}"),
             StartError::Io(error) => write!(f, "the admin port cannot be opened: {error}"),
             StartError::Runtime(why) => write!(f, "the control core cannot run: {why}"),
         }
@@ -83,8 +96,11 @@ impl std::error::Error for StartError {}
 /// A running control core. Dropping it stops it too.
 pub struct ControlHandle {
     address: SocketAddr,
+    gossip_address: Option<SocketAddr>,
     stop: Stop,
     thread: Option<Thread<()>>,
+    /// Where it does not run on glommio.
+    gossip: Option<GossipThread>,
 }
 
 /// How a control core is told to end.
@@ -94,9 +110,9 @@ enum Stop {
 }
 
 impl Stop {
-    fn fire(&self) {
+    fn fire(&self, abruptly: bool) {
         match self {
-            Stop::Glommio(signal) => signal.fire(),
+            Stop::Glommio(signal) => signal.fire(abruptly),
             Stop::Seam { told, wakers } => {
                 told.store(true, Ordering::Release);
                 wakers.wake_from_outside(0);
@@ -111,13 +127,26 @@ impl ControlHandle {
         self.address
     }
 
-    /// Closes the port and every connection, and waits for the thread's end.
-    pub fn stop(mut self) {
-        self.end();
+    /// Where gossip listens, if it runs.
+    pub fn gossip_address(&self) -> Option<SocketAddr> {
+        self.gossip_address
     }
 
-    fn end(&mut self) {
-        self.stop.fire();
+    /// Says goodbye to the cluster, closes the ports and every connection, and waits for the thread's end.
+    pub fn stop(mut self) {
+        self.end(false);
+    }
+
+    /// Ends like a process that is killed: the cluster is not told.
+    pub fn stop_abruptly(mut self) {
+        self.end(true);
+    }
+
+    fn end(&mut self, abruptly: bool) {
+        if let Some(mut gossip) = self.gossip.take() {
+            gossip.end(abruptly);
+        }
+        self.stop.fire(abruptly);
         if let Some(thread) = self.thread.take() {
             // A panic there has been told on standard error already.
             let _ = thread.join();
@@ -127,15 +156,46 @@ impl ControlHandle {
 
 impl Drop for ControlHandle {
     fn drop(&mut self) {
-        self.end();
+        self.end(false);
     }
 }
 
 /// Starts the control core on a thread of its own; serving when it returns.
-pub fn start(config: ControlConfig) -> Result<ControlHandle, StartError> {
-    match config.backend {
-        Backend::Uring => start_on_glommio(config),
-        Backend::Epoll => start_on_seam(config),
+pub fn start(mut config: ControlConfig) -> Result<ControlHandle, StartError> {
+    let gossip = config.gossip.take().map(bind_gossip).transpose()?;
+    let gossip_address = gossip.as_ref().map(|(address, ..)| *address);
+    let gossip = gossip.map(|(_, pair, setup)| (pair, setup));
+    let mut handle = match config.backend {
+        Backend::Uring => start_on_glommio(config, gossip)?,
+        Backend::Epoll => {
+            let (cpu, shares) = (config.cpu, config.shares);
+            let mut handle = start_on_seam(config)?;
+            let started = gossip.map(|(pair, setup)| GossipThread::start(pair, setup, move || settle(cpu, shares)));
+            handle.gossip = started.transpose().map_err(StartError::Gossip)?;
+            handle
+        }
+    };
+    handle.gossip_address = gossip_address;
+    Ok(handle)
+}
+
+fn bind_gossip(setup: GossipSetup) -> Result<(SocketAddr, Pair, GossipSetup), StartError> {
+    let bound = Pair::bind(setup.listen).and_then(|pair| Ok((pair.address()?, pair)));
+    match bound {
+        Ok((address, pair)) => Ok((address, pair, setup)),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(StartError::GossipInUse(setup.listen)),
+        Err(error) => Err(StartError::Gossip(error)),
+    }
+}
+
+/// Where and how the calling thread runs.
+fn settle(cpu: Option<usize>, shares: bool) {
+    if shares {
+        give_way();
+    }
+    if let Some(cpu) = cpu {
+        // Only faster: without it the scheduler places the thread.
+        let _ = pin_to_cpu(cpu);
     }
 }
 
@@ -144,13 +204,7 @@ fn start_on_seam(config: ControlConfig) -> Result<ControlHandle, StartError> {
     let stop = Stop::Seam { told: told.clone(), wakers: wakers.clone() };
     let (started, outcome) = mpsc::sync_channel(1);
     let run = move || {
-        if config.shares {
-            give_way();
-        }
-        if let Some(cpu) = config.cpu {
-            // Only faster: without it the scheduler places the thread.
-            let _ = pin_to_cpu(cpu);
-        }
+        settle(config.cpu, config.shares);
         let sizes = EpollConfig { descriptors: 2 * CONNECTIONS_MAX as u32, receive_buffers: 16, file_threads: 1, ..EpollConfig::default() };
         let driver = match EpollDriver::new(sizes, 0, &wakers) {
             Ok(driver) => driver,
@@ -172,7 +226,7 @@ fn start_on_seam(config: ControlConfig) -> Result<ControlHandle, StartError> {
     };
     let thread = spawn_thread("ringkv-control", run).map_err(StartError::Io)?;
     let address = outcome.recv().unwrap_or_else(|_| Err(StartError::Runtime("its thread ended at once".to_owned())))?;
-    Ok(ControlHandle { address, stop, thread: Some(thread) })
+    Ok(ControlHandle { address, gossip_address: None, stop, thread: Some(thread), gossip: None })
 }
 
 fn not_bound(address: SocketAddr, error: std::io::Error) -> StartError {
@@ -182,7 +236,7 @@ fn not_bound(address: SocketAddr, error: std::io::Error) -> StartError {
     }
 }
 
-fn start_on_glommio(config: ControlConfig) -> Result<ControlHandle, StartError> {
+fn start_on_glommio(config: ControlConfig, gossip: Option<(Pair, GossipSetup)>) -> Result<ControlHandle, StartError> {
     let listener = BoundListener::bind(config.address).map_err(|error| not_bound(config.address, error))?;
     let address = listener.address().map_err(StartError::Io)?;
     let stop = Arc::new(Signal::default());
@@ -203,11 +257,17 @@ fn start_on_glommio(config: ControlConfig) -> Result<ControlHandle, StartError> 
             }
         };
         let _ = started.send(Ok(()));
-        executor.run(on_glommio::serve(listener, config.source, config.idle_max, heard));
+        executor.run(async move {
+            let gossip = gossip.map(|(pair, setup)| glommio::spawn_local(gossip::on_glommio::run(pair, setup, heard.clone())));
+            on_glommio::serve(listener, config.source, config.idle_max, heard).await;
+            if let Some(gossip) = gossip {
+                gossip.await;
+            }
+        });
     };
     let thread = spawn_thread("ringkv-control", run).map_err(StartError::Io)?;
     match outcome.recv() {
-        Ok(Ok(())) => Ok(ControlHandle { address, stop: Stop::Glommio(stop), thread: Some(thread) }),
+        Ok(Ok(())) => Ok(ControlHandle { address, gossip_address: None, stop: Stop::Glommio(stop), thread: Some(thread), gossip: None }),
         Ok(Err(why)) => Err(StartError::Runtime(why)),
         Err(_) => Err(StartError::Runtime("its thread ended at once".to_owned())),
     }

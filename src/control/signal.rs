@@ -1,4 +1,4 @@
-//! One bit from any thread to one task of the control core: it is fired once and stays so.
+//! One bit from any thread to the few tasks of the control core that await it: it is fired once and stays so.
 
 use std::future::poll_fn;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,30 +12,36 @@ pub(super) struct Signal {
 #[derive(Default)]
 struct State {
     fired: bool,
-    /// The waiting task's.
-    waker: Option<Waker>,
+    abrupt: bool,
+    /// The waiting tasks'.
+    wakers: Vec<Waker>,
 }
 
 impl Signal {
-    /// The wait ends, also one to come.
-    pub(super) fn fire(&self) {
+    /// The waits end, also those to come. `abruptly`: nobody is to be told.
+    pub(super) fn fire(&self, abruptly: bool) {
         let mut state = self.state();
-        state.fired = true;
-        let waker = state.waker.take();
+        (state.fired, state.abrupt) = (true, abruptly);
+        let wakers = std::mem::take(&mut state.wakers);
         drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Waits until it is fired. One task at a time may wait.
+    /// How it was fired.
+    pub(super) fn is_abrupt(&self) -> bool {
+        self.state().abrupt
+    }
+
+    /// Waits until it is fired.
     pub(super) async fn fired(&self) {
         poll_fn(|context| {
             let mut state = self.state();
             if state.fired {
                 return Poll::Ready(());
             }
-            state.waker = Some(context.waker().clone());
+            if !state.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+                state.wakers.push(context.waker().clone());
+            }
             Poll::Pending
         })
         .await;

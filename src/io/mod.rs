@@ -18,6 +18,7 @@ pub mod host;
 pub mod notify;
 pub mod op;
 pub mod pages;
+pub mod paired;
 mod pool;
 pub mod probe;
 pub mod recording;
@@ -46,7 +47,7 @@ use stream::{Arrivals, Found};
 
 pub use buffer::Chunk;
 pub use op::Parcel;
-pub use std::net::SocketAddr;
+pub use std::net::{IpAddr, SocketAddr};
 pub use tasks::Task;
 
 /// What a task is for: decides its share of the core. Within a class tasks run in FIFO order.

@@ -153,16 +153,19 @@ pub(super) fn tcp_socket(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+pub(super) fn bind(fd: &OwnedFd, address: SocketAddr) -> io::Result<()> {
+    let raw = RawAddress::from(address);
+    // SAFETY: an address and its length.
+    unsafe { checked(libc::bind(fd.as_raw_fd(), (&raw const raw.storage).cast(), raw.len)).map(|_| ()) }
+}
+
 /// A listening socket and where it listens. Accepted sockets inherit TCP_NODELAY.
 pub(super) fn listen(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
     let fd = tcp_socket(address)?;
     set_option(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
-    let raw = RawAddress::from(address);
-    // SAFETY: an address and its length.
-    unsafe {
-        checked(libc::bind(fd.as_raw_fd(), (&raw const raw.storage).cast(), raw.len))?;
-        checked(libc::listen(fd.as_raw_fd(), LISTEN_BACKLOG))?;
-    }
+    bind(&fd, address)?;
+    // SAFETY: no pointers.
+    unsafe { checked(libc::listen(fd.as_raw_fd(), LISTEN_BACKLOG))? };
     let bound = name_of(&fd, libc::getsockname)?;
     Ok((fd, bound))
 }
@@ -175,7 +178,8 @@ pub(super) fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// Begins to connect a socket that does not block: true if it is connected already.
+/// Begins to connect a socket that does not block: true if it is connected already. One that blocks is connected, or false: its time to
+/// send has passed.
 pub(super) fn connect(fd: &OwnedFd, address: SocketAddr) -> io::Result<bool> {
     let raw = RawAddress::from(address);
     // SAFETY: an address and its length.

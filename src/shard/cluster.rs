@@ -6,13 +6,16 @@
 use super::Shard;
 use super::coordinate::Requests;
 use super::peers::{Links, Notices};
+use crate::base::checksum::checksum;
 use crate::base::record::{NamespaceId, Token, core_of, vnode_of};
 use crate::base::time::Mono;
+use crate::cluster::board::{MemberBoard, Members};
 use crate::cluster::coordinator::{Effect, Levels, Planted, Roster, Turn, View};
 use crate::cluster::detector::Detector;
 use crate::cluster::gossip::wire::Key;
 use crate::cluster::quorum::Level;
 use crate::cluster::topology::Topology;
+use crate::cluster::topology_codec;
 use crate::limits::RF_DEFAULT;
 use crate::wire::command::LevelsAsked;
 use crate::wire::peer::Head;
@@ -30,6 +33,8 @@ pub struct ClusterPlan {
     pub key: Key,
     /// Drawn by this process: tells it from another that claims the same id.
     pub boot: u64,
+    /// Where gossip says who is there; none in a world without gossip.
+    pub board: Option<Arc<MemberBoard>>,
     /// Where sentences about peers go.
     pub warn: Box<dyn Fn(&str) + Send + Sync>,
     pub planted: Option<Planted>,
@@ -51,6 +56,10 @@ pub struct Cluster {
     /// When a topology was last asked for.
     pub asked_topology: Cell<Mono>,
     topology: RefCell<Arc<Topology>>,
+    board: Option<Arc<MemberBoard>>,
+    /// As gossip said last.
+    members: RefCell<Arc<Members>>,
+    seen_members: Cell<u64>,
 }
 
 impl Cluster {
@@ -67,6 +76,9 @@ impl Cluster {
             wants_topology: Cell::new(0),
             asked_topology: Cell::default(),
             topology: RefCell::new(topology),
+            board: plan.board.clone(),
+            members: RefCell::default(),
+            seen_members: Cell::new(0),
         }
     }
 
@@ -83,8 +95,23 @@ impl Cluster {
         let is_newer = topology.epoch() > self.epoch();
         if is_newer {
             *self.topology.borrow_mut() = topology.clone();
+            self.tell_gossip();
         }
         is_newer
+    }
+
+    /// Gossip spreads that this node has the topology.
+    pub fn tell_gossip(&self) {
+        if let Some(board) = &self.board {
+            let (topology, mut bytes) = (self.topology(), Vec::new());
+            topology_codec::encode(&topology, &mut bytes);
+            board.set_topology(topology.epoch(), checksum(&bytes));
+        }
+    }
+
+    /// Gossip holds the node for dead, or gone. Whom it does not know yet may be there.
+    fn is_known_gone(&self, node: u64) -> bool {
+        self.members.borrow().get(node).is_some_and(|member| !member.state.is_live())
     }
 
     /// Replicas of a namespace. All have the same number so far.
@@ -146,7 +173,7 @@ struct Health<'a> {
 
 impl View for Health<'_> {
     fn is_alive(&self, node: u64) -> bool {
-        node == self.cluster.me || self.cluster.links.is_reachable(node)
+        node == self.cluster.me || self.cluster.links.is_reachable(node) && !self.cluster.is_known_gone(node)
     }
 
     fn p99(&self, node: u64) -> Option<Duration> {
@@ -161,6 +188,35 @@ impl View for Health<'_> {
 }
 
 impl Shard {
+    /// Takes in what gossip has said since the last time.
+    pub fn look_at_members(self: &Rc<Shard>) {
+        let Some(cluster) = &self.cluster else { return };
+        let Some(board) = &cluster.board else { return };
+        if self.core() == 0
+            && let Some(newer) = board.take_newer()
+        {
+            self.fetch_topology(cluster, newer.from);
+        }
+        let generation = board.generation();
+        if cluster.seen_members.replace(generation) == generation {
+            return;
+        }
+        let members = board.get();
+        let before = cluster.members.replace(members.clone());
+        for member in members.list().iter().filter(|member| member.node != cluster.me) {
+            match (before.is_live(member.node), member.state.is_live()) {
+                // What it was asked it will not answer; a link of a machine that is gone may never tell.
+                (_, false) if before.get(member.node).is_none_or(|before| before.state.is_live()) => {
+                    cluster.links.cut(member.node);
+                    cluster.requests.on_gone(self, member.node);
+                }
+                (false, true) => cluster.links.redial(member.node),
+                _ => {}
+            }
+        }
+        self.settle();
+    }
+
     /// A topology that is durable on this node: every request under way hears of it.
     pub fn learn_topology(self: &Rc<Shard>, topology: &Arc<Topology>) {
         let Some(cluster) = &self.cluster else { return };

@@ -10,6 +10,7 @@ use super::cluster::Cluster;
 use super::session::within;
 use crate::base::map::{Map, Seeded};
 use crate::base::time::Mono;
+use crate::io::signal::{Signal, race};
 use crate::io::{Class, Io, OnSent, Socket};
 use crate::limits::{
     HELLO_BYTES_MAX, LINK_BYTES_MAX, LINK_CONNECT_MS_MAX, LINK_RETRY_MS, LINK_RETRY_MS_MAX, LINKS_MAX, PEER_FRAME_BYTES_MAX,
@@ -61,6 +62,8 @@ pub struct Link {
     sending: Cell<usize>,
     socket: RefCell<Option<(Io, Socket)>>,
     dirty: Cell<bool>,
+    /// Its node is said to be there: no need to wait for the next attempt.
+    redial: Signal,
 }
 
 /// A send of one life of a link.
@@ -172,6 +175,7 @@ impl Links {
             sending: Cell::new(0),
             socket: RefCell::default(),
             dirty: Cell::new(false),
+            redial: Signal::default(),
         }));
         self.by_place.borrow_mut().insert((at.node, u64::from(at.core)), index);
         all.last().cloned()
@@ -196,6 +200,11 @@ impl Links {
             link.dirty.set(false);
             link.flush();
         }
+    }
+
+    /// A node is said to be there again.
+    pub fn redial(&self, node: u64) {
+        self.all.borrow().iter().filter(|link| link.at.node == node).for_each(|link| link.redial.raise());
     }
 
     /// Ends the connections to a node: it is dead, or another one has its place.
@@ -264,7 +273,7 @@ async fn keep_up(shard: Rc<Shard>, link: Rc<Link>) {
     while !shard.is_closing() && !shard.io.is_shutting_down() && cluster.address_of(link.at.node).is_some() {
         let was_up = dial(&shard, &cluster, &link).await;
         pause_ms = if was_up { LINK_RETRY_MS } else { (pause_ms * 2).min(LINK_RETRY_MS_MAX) };
-        shard.io.sleep(Duration::from_millis(pause_ms)).await;
+        race(shard.io.sleep(Duration::from_millis(pause_ms)), link.redial.wait()).await;
     }
     cluster.links.set_state(&link, State::Idle);
 }

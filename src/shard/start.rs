@@ -180,7 +180,13 @@ pub async fn run(io: Io, ends: MailboxEnds, plan: Arc<Plan>) -> Result<(), Start
     let (inbox, stop) = (mailbox.clone(), plan.clone());
     let told = Rc::new(Cell::new(false));
     let heard = told.clone();
-    io.set_inbox(Box::new(move || inbox.any_waiting() || (stop.stop.load(Ordering::Acquire) && !heard.get())));
+    let seen = Rc::new(Cell::new(0));
+    let looked = seen.clone();
+    io.set_inbox(Box::new(move || {
+        let board = stop.cluster.as_ref().and_then(|cluster| cluster.board.as_ref());
+        let has_news = board.is_some_and(|board| board.news() != looked.get());
+        inbox.any_waiting() || has_news || (stop.stop.load(Ordering::Acquire) && !heard.get())
+    }));
     let opened = open(&io, &mailbox, &plan).await;
     let shard = match opened {
         Ok(shard) => shard,
@@ -195,7 +201,7 @@ pub async fn run(io: Io, ends: MailboxEnds, plan: Arc<Plan>) -> Result<(), Start
     if io.core() == 0 {
         listen(&shard, &plan).await?;
     }
-    read_mail(&shard, &plan, &told).await;
+    read_mail(&shard, &plan, &told, &seen).await;
     drain(&shard, &plan).await;
     if let Err(error) = shard.engine.close().await {
         plan.board.stopped(shard.core(), &error.to_string());
@@ -496,9 +502,14 @@ async fn listen(shard: &Rc<Shard>, plan: &Plan) -> Result<(), StartFailure> {
 }
 
 /// Carries out what other cores send, until the node is stopped.
-async fn read_mail(shard: &Rc<Shard>, plan: &Plan, told: &Cell<bool>) {
+async fn read_mail(shard: &Rc<Shard>, plan: &Plan, told: &Cell<bool>, seen: &Cell<u64>) {
+    let board = plan.cluster.as_ref().and_then(|cluster| cluster.board.clone());
     loop {
         shard.io.inbox().await;
+        if let Some(board) = &board {
+            seen.set(board.news());
+            shard.look_at_members();
+        }
         if plan.stop.load(Ordering::Acquire) {
             told.set(true);
             shard.close();

@@ -273,6 +273,7 @@ impl Run {
             founding: self.founding.clone(),
             key: Key::new(b"a cluster of the simulator"),
             boot: self.prng.next_u64(),
+            board: None,
             warn: Box::new(|_| {}),
             planted: self.setup.planted,
         };

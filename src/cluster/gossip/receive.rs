@@ -3,7 +3,7 @@
 use super::member::{Address, Record};
 use super::refusal::{Reason, Refusal, Side};
 use super::wire::{self, Body, GOSSIP_VERSION, Message, Newest, Unreadable};
-use super::{Effect, Gossip, Now};
+use super::{CLUSTER_UNKNOWN, Effect, Gossip, Now};
 use crate::limits::{GOSSIP_CLOCK_MS_MAX, GOSSIP_DATAGRAM_BYTES_MAX, GOSSIP_SYNC_BYTES_MAX};
 
 impl Gossip {
@@ -87,12 +87,22 @@ impl Gossip {
             return Err(None);
         }
         match self.objection(now, from, &message, exact) {
-            None => Ok(message),
+            None => {
+                self.meet(message.head.cluster);
+                Ok(message)
+            }
             Some(Reason::ClockOff { ahead_ms }) if ahead_ms < 0 && now.mono < self.paused_until => {
                 self.counters.late += 1;
                 Err(None)
             }
             Some(reason) => Err(self.refuse(now, from, node, reason, out)),
+        }
+    }
+
+    /// A message of somebody of this cluster came in. Who joins learns from it which that is.
+    fn meet(&mut self, cluster: u64) {
+        if self.config.cluster == CLUSTER_UNKNOWN {
+            self.config.cluster = cluster;
         }
     }
 
@@ -110,7 +120,8 @@ impl Gossip {
         let (head, Record { node, profile, .. }) = (&message.head, &message.sender);
         let ours = &self.me.profile;
         let vnodes_log2 = self.config.vnodes.trailing_zeros() as u8;
-        if head.cluster != self.config.cluster {
+        // Who does not know its cluster yet has the key, and belongs to whichever it meets.
+        if head.cluster != self.config.cluster && ![head.cluster, self.config.cluster].contains(&CLUSTER_UNKNOWN) {
             return Some(Reason::OtherCluster { theirs: head.cluster, ours: self.config.cluster });
         }
         if head.vnodes_log2 != vnodes_log2 {
@@ -203,5 +214,73 @@ impl Gossip {
             }
             Body::Gossip | Body::Refused(_) | Body::SyncRequest | Body::SyncReply => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::member::{Profile, Rack, State, Versions};
+    use super::super::wire::Key;
+    use super::super::{Config, Me, Timing};
+    use super::*;
+    use crate::base::time::Mono;
+    use std::collections::VecDeque;
+
+    fn address(node: u64) -> Address {
+        Address::v4([10, 0, 0, node as u8], 7490)
+    }
+
+    fn started(node: u64, cluster: u64, seeds: &[Address]) -> Gossip {
+        let versions = Versions { min: 1, max: 1 };
+        let (native, gossip) = (address(node), address(node));
+        let profile = Profile { native, gossip, cores: 1, weight: 1, rack: Rack::default(), protocol: versions, format: versions };
+        let config = Config { cluster, vnodes: 16, key: Key::new(b"k"), timing: Timing::default() };
+        Gossip::new(config, Me { node, profile }, seeds, now(0), node)
+    }
+
+    fn now(ms: u64) -> Now {
+        Now { mono: Mono(ms * 1_000_000), wall_ms: 1000 + ms }
+    }
+
+    /// A second of ticks and datagrams (no streams) from `since_ms` on; gives the sentences.
+    fn talk(nodes: &mut [Gossip], since_ms: u64) -> Vec<String> {
+        let (mut queue, mut said) = (VecDeque::new(), Vec::new());
+        let mut carry = |from: Address, out: Vec<Effect>, queue: &mut VecDeque<_>| {
+            for effect in out {
+                match effect {
+                    Effect::Send { to, datagram } => queue.push_back((from, to, datagram)),
+                    Effect::Refused(refusal) => said.push(refusal.to_string()),
+                    _ => {}
+                }
+            }
+        };
+        for ms in since_ms..since_ms + 1000 {
+            for node in nodes.iter_mut() {
+                let mut out = Vec::new();
+                node.on_tick(now(ms), &mut out);
+                carry(node.me.profile.gossip, out, &mut queue);
+            }
+            while let Some((from, to, datagram)) = queue.pop_front() {
+                let Some(node) = nodes.iter_mut().find(|node| node.me.profile.gossip == to) else { continue };
+                let mut out = Vec::new();
+                node.on_datagram(now(ms), from, &datagram, &mut out);
+                carry(to, out, &mut queue);
+            }
+        }
+        said
+    }
+
+    #[test]
+    fn who_joins_learns_its_cluster_from_whom_it_meets_and_stays_with_it() {
+        let mut nodes = [started(1, 7, &[]), started(2, CLUSTER_UNKNOWN, &[address(1)]), started(3, CLUSTER_UNKNOWN, &[address(2)])];
+        assert_eq!(talk(&mut nodes, 1), [""; 0]);
+        for node in &nodes {
+            assert_eq!((node.cluster(), node.live()), (7, 2));
+            assert!([1, 2, 3].iter().all(|other| *other == node.me.node || node.state_of(*other) == Some(State::Alive)));
+        }
+        let mut nodes = nodes.into_iter().chain([started(4, 8, &[address(2)])]).collect::<Vec<_>>();
+        let said = talk(&mut nodes, 1001);
+        assert!(said.iter().any(|line| line.contains("its cluster is 0000000000000008")), "{said:?}");
+        assert_eq!(nodes.iter().map(Gossip::cluster).collect::<Vec<_>>(), [7, 7, 7, 8]);
     }
 }

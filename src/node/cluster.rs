@@ -1,0 +1,177 @@
+//! A node's part in a cluster, as its process begins it: who it is, by what key it is believed, and gossip.
+//!
+//! What a node is called is settled before its shards open the data folder: a folder that is made now is made with the id that was asked
+//! for and, where the node is a founder, with the id of the cluster; an older one has both already.
+
+use super::Failure;
+use crate::base::record::core_of;
+use crate::cluster::board::MemberBoard;
+use crate::cluster::founding::{self, founding_id};
+use crate::cluster::gossip::member::{Profile, Rack, Versions};
+use crate::cluster::gossip::wire::Key;
+use crate::cluster::gossip::{CLUSTER_UNKNOWN, Me, Timing};
+use crate::cluster::topology::{NodeSpec, Topology};
+use crate::config::{ClusterConfig, Config, exit};
+use crate::control::gossip::{GossipFigures, GossipSetup, Warn, to_address};
+use crate::engine::format::Identity;
+use crate::engine::format::layout::parse_layout;
+use crate::engine::recover::{NodeConfig, NodeStore};
+use crate::io::driver::{Backend, Driver};
+use crate::io::executor::Executor;
+use crate::io::wakers::Wakers;
+use crate::io::{SocketAddr, host};
+use crate::shard::cluster::ClusterPlan;
+use crate::shard::start::StartFailure;
+use crate::wire::command::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The versions of what nodes keep on disk and send to each other that this program reads, as a whole.
+const FORMATS: Versions = Versions { min: 1, max: 1 };
+const PROTOCOLS: Versions = Versions { min: PROTOCOL_VERSION_MIN, max: PROTOCOL_VERSION };
+
+/// What is settled before anything starts.
+pub(super) struct Membership {
+    identity: Identity,
+    vnodes: u32,
+    key: Key,
+    board: Arc<MemberBoard>,
+    pub figures: Arc<GossipFigures>,
+    /// The topology that the founders begin with; none for a node that joins.
+    founding: Option<Topology>,
+}
+
+impl Membership {
+    /// Reads the key and settles the identity; a data folder that is not there yet is made. `wakers` are the shards'.
+    pub fn prepare(config: &Config, backend: Backend, wakers: &Wakers, warn: &dyn Fn(&str)) -> Result<Option<Membership>, Failure> {
+        let Some(cluster) = &config.cluster else { return Ok(None) };
+        let key = match &cluster.key_file {
+            Some(path) => Key::new(&super::read_credential("cluster-key", path)?),
+            None => {
+                warn("gossip runs under the key that every node on loopback has; cluster-key names one of the cluster's own");
+                Key::new(b"")
+            }
+        };
+        let (identity, vnodes) = settle(config, cluster, backend)?;
+        let (wakers, cores) = (wakers.clone(), config.cores.len());
+        let wake = move || (0..cores).for_each(|core| wakers.wake_from_outside(core));
+        let board = Arc::new(MemberBoard::new(Box::new(wake)));
+        let founding = founding_topology(config, cluster, identity, vnodes)?;
+        Ok(Some(Membership { identity, vnodes, key, board, figures: Arc::default(), founding }))
+    }
+
+    /// What the shards are told. `say` gets sentences for the operator.
+    pub fn plan(&self, say: Box<dyn Fn(&str) + Send + Sync>) -> Option<ClusterPlan> {
+        let founding = self.founding.clone()?;
+        let (node, key, boot) = (self.identity.node, self.key.clone(), host::random_u64());
+        Some(ClusterPlan { node, founding, key, boot, board: Some(self.board.clone()), warn: say, planted: None })
+    }
+
+    /// Gossip of a node whose native port is that of `native`.
+    pub fn setup(&self, cluster: &ClusterConfig, cores: u16, native: SocketAddr, warn: Warn) -> GossipSetup {
+        let at = |port| to_address(SocketAddr::new(cluster.ip, port));
+        let profile = Profile {
+            native: at(native.port()),
+            gossip: at(cluster.gossip.port()),
+            cores,
+            weight: cluster.weight,
+            rack: Rack::new(&cluster.rack).expect("the configuration bounds it"),
+            protocol: PROTOCOLS,
+            format: FORMATS,
+        };
+        GossipSetup {
+            listen: cluster.gossip,
+            cluster: if cluster.founders.is_empty() { CLUSTER_UNKNOWN } else { self.identity.cluster },
+            vnodes: self.vnodes,
+            key: self.key.clone(),
+            me: Me { node: self.identity.node, profile },
+            seeds: cluster.seeds.iter().map(|seed| to_address(*seed)).collect(),
+            timing: Timing::default(),
+            board: self.board.clone(),
+            figures: self.figures.clone(),
+            warn,
+        }
+    }
+}
+
+/// All founders are alike: as many cores as this one, and gossip as far above the native port.
+fn founding_topology(config: &Config, cluster: &ClusterConfig, identity: Identity, vnodes: u32) -> Result<Option<Topology>, Failure> {
+    if cluster.founders.is_empty() {
+        return Ok(None);
+    }
+    let cores = config.cores.len() as u16;
+    let id = cluster_id(cluster, vnodes, cores);
+    if id != identity.cluster {
+        let why = "the data folder belongs to another cluster: one that was founded with another list, or by nodes with other core counts";
+        return Err(Failure::new(exit::CONFIG, format!("founders: {why}")));
+    }
+    let away = i32::from(cluster.gossip.port()) - i32::from(config.native.port());
+    let spec = |founder: &crate::config::Founder| {
+        // The configuration has seen to it that this is a port.
+        let gossip = SocketAddr::new(founder.native.ip(), (i32::from(founder.native.port()) + away) as u16);
+        NodeSpec {
+            id: founder.node,
+            native: founder.native.to_string(),
+            gossip: gossip.to_string(),
+            cores,
+            weight: u32::from(cores),
+            rack: String::new(),
+        }
+    };
+    let topology = Topology::found(id, vnodes, cluster.founders.iter().map(spec).collect());
+    topology.map(Some).map_err(|refused| Failure::new(exit::CONFIG, format!("founders: {refused}")))
+}
+
+fn cluster_id(cluster: &ClusterConfig, vnodes: u32, cores: u16) -> u64 {
+    let founder = |founder: &crate::config::Founder| founding::Founder { node: founder.node, native: to_address(founder.native) };
+    let founders: Vec<founding::Founder> = cluster.founders.iter().map(founder).collect();
+    founding_id(&founders, vnodes, cores)
+}
+
+/// Who this node is, and the number of vnodes.
+fn settle(config: &Config, cluster: &ClusterConfig, backend: Backend) -> Result<(Identity, u32), Failure> {
+    let path = config.data.join("LAYOUT");
+    let damaged = |why: String| Failure::new(exit::DATA_DAMAGED, format!("{}: {why}", path.display()));
+    match host::read(&path) {
+        Ok(bytes) => {
+            let layout = parse_layout(&bytes).map_err(|bad| damaged(format!("{bad:?}")))?;
+            let node = layout.identity.node;
+            match cluster.node_id.filter(|asked| *asked != node) {
+                Some(asked) => {
+                    Err(Failure::new(exit::CONFIG, format!("node-id {asked}: the data folder was made for node {node}, for good")))
+                }
+                None => Ok((layout.identity, layout.vnodes)),
+            }
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let identity = fresh_identity(config, cluster);
+            make_folder(config, identity, backend)?;
+            Ok((identity, config.vnodes_at_creation()))
+        }
+        Err(error) => Err(Failure::new(exit::FAILED, format!("{}: {error}", path.display()))),
+    }
+}
+
+fn fresh_identity(config: &Config, cluster: &ClusterConfig) -> Identity {
+    // Who joins has not met its cluster yet; the folder is named for itself.
+    let id = match cluster.founders.is_empty() {
+        true => host::random_u64(),
+        false => cluster_id(cluster, config.vnodes_at_creation(), config.cores.len() as u16),
+    };
+    Identity { cluster: id, node: cluster.node_id.unwrap_or_else(|| host::random_u64().max(1)) }
+}
+
+/// Makes an empty data folder, on an executor that lives no longer than this.
+fn make_folder(config: &Config, identity: Identity, backend: Backend) -> Result<(), Failure> {
+    let wakers = Wakers::new(1);
+    let (driver, _) = Driver::open(backend, 0, &wakers).map_err(|error| Failure::new(exit::FAILED, error.to_string()))?;
+    let mut executor = Executor::new(driver, 0, wakers);
+    executor.set_spin(Duration::ZERO);
+    let io = executor.handle();
+    let (data, cores) = (config.data.clone(), config.cores.len() as u16);
+    let layout = NodeConfig { cores, vnodes: config.vnodes_at_creation(), identity: Some(identity), core_of };
+    let made = executor.run(async move { NodeStore::open(&io, Path::new(&data), layout).await.map(drop) });
+    made.map_err(|error| Failure::from(StartFailure::from(error)))
+}
