@@ -103,7 +103,7 @@ fn try_run(run: &LocalRun, host: &Host, say: &dyn Fn(&str)) -> Result<(), String
     let plan = Plan { run, host, program, founders: founders.join(",") };
     let (tell, news) = mpsc::channel();
     let mut nodes = Vec::new();
-    let outcome = start_all(&plan, &tell, &news, &mut nodes, say).and_then(|()| wait(&news));
+    let outcome = start_all(&plan, &tell, &news, &mut nodes, say).and_then(|()| wait(&news, run.nodes, say));
     end_all(&mut nodes);
     outcome
 }
@@ -135,16 +135,19 @@ fn start_all(
     Ok(())
 }
 
-/// Until a signal comes.
-fn wait(news: &mpsc::Receiver<News>) -> Result<(), String> {
-    loop {
+/// Until a signal comes, or no node is left.
+fn wait(news: &mpsc::Receiver<News>, nodes: u16, say: &dyn Fn(&str)) -> Result<(), String> {
+    let mut ended = 0;
+    while ended < nodes {
         if host::wait_for_signal(Some(Duration::from_millis(100))).is_some() {
             return Ok(());
         }
-        if let Ok(News::Ended { node }) = news.try_recv() {
-            return Err(format!("node {node} ended by itself"));
+        while let Ok(News::Ended { node }) = news.try_recv() {
+            say(&format!("node {node} has ended; the others go on"));
+            ended += 1;
         }
     }
+    Err("all nodes have ended".to_owned())
 }
 
 /// Asks every node to end, and sees to it that it does.

@@ -194,6 +194,16 @@ fn peers() -> Vec<Vec<u8>> {
     out
 }
 
+/// One message of repair and forgetting of each kind.
+fn repairs() -> Vec<Vec<u8>> {
+    let bytes = |message| {
+        let mut body = Vec::new();
+        let kind = wire::peer_repair::encode_body(&mut body, wire::peer::Head { epoch: 3, deadline_ms: 900 }, &message);
+        [&kind.to_le_bytes()[..], &body].concat()
+    };
+    wire::peer_repair::examples().into_iter().map(bytes).collect()
+}
+
 fn levels() -> Vec<Vec<u8>> {
     let level = |log2: u8, step: usize| {
         let nodes = (0..1u32 << log2).step_by(step).map(|index| (index, (index % 3 > 0).then_some(u128::from(index) << 64))).collect();
@@ -228,10 +238,11 @@ fn no_target_falls_within_its_budget() {
     run("manifest", engine::fuzz::manifest, &manifests());
     run("topology", cluster::fuzz::topology, &topologies());
     run("peer", wire::fuzz::peer, &peers());
+    run("peer_repair", wire::fuzz::peer_repair, &repairs());
     run("merkle", cluster::fuzz::merkle, &levels());
     run("hints", cluster::fuzz::hints, &hints());
     run("gossip", gossip::fuzz::message, &gossip::fuzz::examples());
-    assert!(began.elapsed() < Duration::from_secs(30), "12 targets of at most {TIME_MAX:?} each took {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(30), "13 targets of at most {TIME_MAX:?} each took {:?}", began.elapsed());
 }
 
 #[test]
@@ -248,6 +259,7 @@ fn every_target_is_wrapped_for_cargo_fuzz() {
         "manifest.rs",
         "merkle.rs",
         "peer.rs",
+        "peer_repair.rs",
         "table.rs",
         "table_block.rs",
         "topology.rs",

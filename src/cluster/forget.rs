@@ -20,6 +20,8 @@ use crate::base::checksum::hash64;
 use crate::base::record::{NamespaceId, Version};
 use crate::base::time::{HLC_COUNTER_BITS, Mono, WallMs, hlc_ms};
 use crate::limits::GOSSIP_CLOCK_MS_MAX;
+use crate::wire::peer;
+pub use crate::wire::peer_repair::{Forget as Message, ForgetBody as Body, NoPart as Refusal, Session, SessionId};
 use std::time::Duration;
 
 /// How far behind the leader's clock a session's f lies. What is older and has not reached a replica by then is refused there.
@@ -66,20 +68,6 @@ impl Marks {
     }
 }
 
-/// Names a session. A later one has a higher number: the leader's hybrid clock when it began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SessionId {
-    pub number: u64,
-    pub leader: u64,
-}
-
-/// A session and how far it goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Session {
-    pub id: SessionId,
-    pub up_to: Version,
-}
-
 /// How a cell comes to a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Road {
@@ -91,6 +79,17 @@ pub enum Road {
     Stream,
     /// Of a comparison within this session.
     Repair(SessionId),
+}
+
+impl From<peer::Road> for Road {
+    fn from(road: peer::Road) -> Road {
+        match road {
+            peer::Road::Put => Road::Put,
+            peer::Road::WriteBack => Road::WriteBack,
+            peer::Road::Hint => Road::Hint,
+            peer::Road::Copy => Road::Copy,
+        }
+    }
 }
 
 /// What to do with a part of a cell.
@@ -154,36 +153,6 @@ pub fn leads(namespace: NamespaceId, vnode: u32, replicas: &[u64], me: u64) -> b
 /// The f of a session that begins now.
 pub fn up_to(now_ms: WallMs, lag_ms: u64) -> Version {
     Version::put(now_ms.saturating_sub(lag_ms) << HLC_COUNTER_BITS, 0)
-}
-
-/// Between the leader and the replicas, itself among them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    pub scope: Scope,
-    pub session: Session,
-    pub body: Body,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Body {
-    Fence,
-    Fenced,
-    Floor,
-    Floored,
-    Refused(Refusal),
-}
-
-/// Why a replica takes no part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The vnode's epoch is another here.
-    Epoch { ours: u64 },
-    /// f is at or below the floor, or below the fence, or the session is older than one of the same f.
-    Behind,
-    /// f is not far enough behind this replica's clock.
-    TooNew,
-    /// This replica is not, or no more, fenced for the session.
-    NoSession,
 }
 
 /// A replica's part in the forgetting of a vnode.

@@ -14,36 +14,15 @@
 //! cell's hash out of a sum. A dirty leaf has no hash; in a comparison it counts as different, and the lists of its cells decide.
 
 use crate::base::checksum::hash64_seeded;
-use crate::base::codec::{Malformed, Reader, put_varint};
-use crate::base::record::{Body, Cell, Kind, Token, Version};
+use crate::base::record::{Cell, Kind, Token, Version};
 use crate::base::time::WallMs;
 use crate::limits::{LEAVES_LOG2_MAX, LEVEL_NODES_MAX};
+pub use crate::wire::peer_repair::{Digest, Level};
 
 /// A leaf holds about so many cells before the tree deepens.
 const LEAF_CELLS_LOG2: u8 = 6;
 /// A comparison goes down so many levels at a time: 16 hashes for each node that differs.
 pub const STEP_LOG2: u8 = 4;
-
-/// What decides whether two replicas hold the same at a place.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Digest {
-    pub value: Version,
-    /// A tombstone, and not for a deadline that has passed.
-    pub is_gone: bool,
-    pub expiry: Version,
-}
-
-impl Digest {
-    pub fn of(cell: &Cell<'_>, now_ms: WallMs) -> Digest {
-        let is_gone = cell.body == Body::Tombstone && !cell.is_expired(now_ms);
-        Digest { value: cell.version, is_gone, expiry: cell.expiry.version }
-    }
-
-    /// The highest version of any part.
-    pub fn newest(self) -> Version {
-        self.value.max(self.expiry)
-    }
-}
 
 /// Whether a cell is hashed and listed. The caller leaves out what its key's head makes dead, which a merge may have dropped.
 pub fn is_compared(kind: Kind, cell: &Cell<'_>, floor: Version, now_ms: WallMs) -> bool {
@@ -70,15 +49,6 @@ pub struct LeafScan {
     leaves_log2: u8,
     sum: u128,
     scratch: Vec<u8>,
-}
-
-/// Hashes of some nodes of one level.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Level {
-    /// It has 2^log2 nodes.
-    pub log2: u8,
-    /// By rising index; without a hash where a leaf below is dirty.
-    pub nodes: Vec<(u32, Option<u128>)>,
 }
 
 /// How many leaves (as a power of two) suit so many cells; a tree keeps its depth while it is within a factor of two of that.
@@ -204,49 +174,12 @@ fn hash_of(scratch: &mut Vec<u8>, seed: u64, place: &[u8], digest: &Digest) -> u
     u128::from(hash64_seeded(scratch, seed)) << 64 | u128::from(hash64_seeded(scratch, !seed))
 }
 
-impl Level {
-    /// Appends it: log2 (1), count (varint), then as many nodes: twice the distance from the index before, plus one where a hash follows
-    /// (varint); the hash (16, little-endian).
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        out.push(self.log2);
-        put_varint(out, self.nodes.len() as u64);
-        let mut before = 0;
-        for (index, hash) in &self.nodes {
-            put_varint(out, u64::from(index - before) << 1 | u64::from(hash.is_some()));
-            before = *index;
-            out.extend_from_slice(hash.map(u128::to_le_bytes).as_ref().map_or(&[][..], |bytes| bytes));
-        }
-    }
-
-    /// Reads one; indexes rise and lie within the level.
-    pub fn decode(reader: &mut Reader<'_>) -> Result<Level, Malformed> {
-        let log2 = reader.u8()?;
-        if log2 > LEAVES_LOG2_MAX {
-            return Err(Malformed("a level that no tree has"));
-        }
-        let count = reader.varint()?;
-        if count > LEVEL_NODES_MAX as u64 {
-            return Err(Malformed("more nodes of a level than are sent at once"));
-        }
-        let (mut nodes, mut next) = (Vec::new(), 0u64);
-        for number in 0..count {
-            let word = reader.varint()?;
-            let index = next + (word >> 1);
-            if index >= 1 << log2 || number > 0 && word >> 1 == 0 {
-                return Err(Malformed("nodes of a level out of order"));
-            }
-            next = index;
-            nodes.push((index as u32, if word & 1 == 1 { Some(reader.u128()?) } else { None }));
-        }
-        Ok(Level { log2, nodes })
-    }
-}
-
 const _: () = assert!(LEVEL_NODES_MAX >= 1 << STEP_LOG2, "the children of one node can be sent");
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::codec::Reader;
     use crate::base::prng::Prng;
     use std::collections::BTreeMap;
 

@@ -17,10 +17,12 @@
 //! Within a session of forgetting (`forget`) only what is at or below its f is compared: for each such cell either side holds it or newer.
 
 use super::forget::{Session, is_rmw_on};
-use super::merkle::{Digest, Level, STEP_LOG2, Tree};
-use crate::base::record::{NamespaceId, Token, Version};
+use super::merkle::{Digest, STEP_LOG2, Tree};
+use crate::base::record::{Token, Version};
 use crate::base::time::Mono;
 use crate::limits::{LEAVES_LOG2_MAX, LEVEL_NODES_MAX};
+use crate::wire::peer_repair::ENTRY_BYTES;
+pub use crate::wire::peer_repair::{Answer, Ask, CellCopy, Diff, Entry, Page, Place, Question, Reply, Scope, Span};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -33,42 +35,6 @@ const CREDIT_BYTES_MAX: i64 = 1 << 20;
 /// What a message costs beside what it carries.
 const OVERHEAD_BYTES: usize = 64;
 
-/// An encoded place: bytes that order as places do, and for this room nothing more.
-pub type Place = Vec<u8>;
-
-/// What is compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Scope {
-    pub namespace: NamespaceId,
-    pub vnode: u32,
-    /// Of the last change of the vnode's replicas.
-    pub epoch: u64,
-}
-
-/// A place and what is held there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    pub place: Place,
-    pub digest: Digest,
-}
-
-/// A cell on its way to another replica. `digest` is what `forget::admits_cell` is asked with; who stores it checks it against the cell.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CellCopy {
-    pub place: Place,
-    pub digest: Digest,
-    pub cell: Vec<u8>,
-}
-
-/// A part of a leaf: the places with tokens in this range, behind `after`, up to `until`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Span {
-    pub first: Token,
-    pub last: Token,
-    pub after: Option<Place>,
-    pub until: Option<Place>,
-}
-
 /// What a replica holds in a span: the places for which `merkle::is_compared` holds, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listing {
@@ -77,65 +43,6 @@ pub struct Listing {
     pub absent: Version,
     /// The last entry's place, where the list ends before the span because it reached `REPAIR_PAGE_BYTES`.
     pub stopped_at: Option<Place>,
-}
-
-/// A listing to be compared.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page {
-    pub span: Span,
-    pub absent: Version,
-    pub entries: Vec<Entry>,
-}
-
-/// What came out of a page.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Diff {
-    /// How far it was compared; none: the whole page.
-    pub until: Option<Place>,
-    pub differing: u32,
-    /// What the asker lacks.
-    pub cells: Vec<CellCopy>,
-    /// What the other lacks.
-    pub wants: Vec<Place>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Question {
-    Open,
-    Level(Level),
-    Page(Page),
-    Push(Vec<CellCopy>),
-}
-
-/// A question with what it belongs to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ask {
-    pub scope: Scope,
-    pub session: Option<Session>,
-    pub exchange: u64,
-    pub turn: u32,
-    pub question: Question,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reply {
-    Opened {
-        leaves_log2: u8,
-    },
-    Differing(Vec<u32>),
-    Diff(Diff),
-    Stored {
-        refused: u32,
-    },
-    /// Another epoch of the vnode, or not fenced for the session, or no question that makes sense.
-    Refused,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    pub exchange: u64,
-    pub turn: u32,
-    pub reply: Reply,
 }
 
 /// What an exchange asks for.
@@ -182,20 +89,19 @@ fn up_to(session: Option<Session>) -> Version {
     session.map_or(Version::MAX, |session| session.up_to)
 }
 
-impl Question {
-    fn bytes(&self) -> usize {
-        OVERHEAD_BYTES
-            + match self {
-                Question::Open => 0,
-                Question::Level(level) => level.nodes.len() * 20,
-                Question::Page(page) => page.entries.iter().map(|entry| entry.place.len() + 40).sum(),
-                Question::Push(cells) => bytes_of(cells),
-            }
-    }
+/// What a question costs.
+fn cost_of(question: &Question) -> usize {
+    OVERHEAD_BYTES
+        + match question {
+            Question::Open => 0,
+            Question::Level(level) => level.nodes.len() * 20,
+            Question::Page(page) => page.entries.iter().map(|entry| entry.place.len() + ENTRY_BYTES).sum(),
+            Question::Push(cells) => bytes_of(cells),
+        }
 }
 
 fn bytes_of(cells: &[CellCopy]) -> usize {
-    cells.iter().map(|copy| copy.place.len() + copy.cell.len() + 40).sum()
+    cells.iter().map(|copy| copy.place.len() + copy.cell.len() + ENTRY_BYTES).sum()
 }
 
 #[derive(Debug)]
@@ -280,7 +186,7 @@ impl Exchange {
             return;
         }
         let question = question.clone();
-        self.credit -= question.bytes() as i64;
+        self.credit -= cost_of(&question) as i64;
         self.sent = now;
         let (scope, session, exchange, turn) = (self.scope, self.session, self.number, self.turn);
         out.push(Effect::Ask(Ask { scope, session, exchange, turn, question: question.clone() }));
@@ -465,22 +371,20 @@ pub fn serve(tree: &Tree, is_served: bool, ask: Ask) -> Serve {
         _ if !is_served => answer(Reply::Refused),
         Question::Open => answer(Reply::Opened { leaves_log2: tree.leaves_log2() }),
         Question::Level(level) => answer(Reply::Differing(tree.differing(&level))),
-        Question::Page(page) if !page.is_sound(tree) => answer(Reply::Refused),
+        Question::Page(page) if !is_sound(&page, tree) => answer(Reply::Refused),
         Question::Page(page) => Serve::List(page.span.clone(), Comparing { exchange, turn, up_to: up_to(ask.session), page }),
         Question::Push(cells) => Serve::Store(cells, Storing { exchange, turn }),
     }
 }
 
-impl Page {
-    /// Its tokens are the vnode's, its entries rise and lie in it.
-    fn is_sound(&self, tree: &Tree) -> bool {
-        let (first, last) = tree.range(0, 0);
-        let Span { after, until, .. } = &self.span;
-        let places = || self.entries.iter().map(|entry| &entry.place);
-        let within = |place: &Place| Some(place) > after.as_ref() && until.as_ref().is_none_or(|until| place <= until);
-        let is_span = first <= self.span.first && self.span.first <= self.span.last && self.span.last <= last;
-        is_span && places().is_sorted_by(|a, b| a < b) && places().all(within) && until.as_ref().is_none_or(within)
-    }
+/// A page's tokens are the vnode's, its entries rise and lie in it.
+fn is_sound(page: &Page, tree: &Tree) -> bool {
+    let (first, last) = tree.range(0, 0);
+    let Span { after, until, .. } = &page.span;
+    let places = || page.entries.iter().map(|entry| &entry.place);
+    let within = |place: &Place| Some(place) > after.as_ref() && until.as_ref().is_none_or(|until| place <= until);
+    let is_span = first <= page.span.first && page.span.first <= page.span.last && page.span.last <= last;
+    is_span && places().is_sorted_by(|a, b| a < b) && places().all(within) && until.as_ref().is_none_or(within)
 }
 
 impl Comparing {

@@ -49,6 +49,17 @@ impl Batch {
     pub fn push(&mut self, key: KeyRef<'_>, kind: Kind, element: &[u8], cell: &Cell<'_>) {
         self.place.clear();
         put_place(&mut self.place, key.namespace, key.token, key.key, kind, element);
+        self.push_cell(cell);
+    }
+
+    /// Adds a cell at an encoded place that was checked.
+    pub(super) fn push_at(&mut self, place: &[u8], cell: &Cell<'_>) {
+        self.place.clear();
+        self.place.extend_from_slice(place);
+        self.push_cell(cell);
+    }
+
+    fn push_cell(&mut self, cell: &Cell<'_>) {
         let shared = self.last.iter().zip(&self.place).take_while(|(a, b)| a == b).count();
         put_batch_cell(&mut self.record, shared, &self.place[shared..], &mut self.scratch, cell);
         std::mem::swap(&mut self.last, &mut self.place);

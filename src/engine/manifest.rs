@@ -418,6 +418,21 @@ impl Manifest {
     /// `DiskFull`: nothing has changed, try again. `Stopped`: a write failed and it is not known what is on disk; no later commit works.
     pub async fn commit(&self, edits: Vec<Edit>, then: impl FnOnce(&State)) -> Result<(), EngineError> {
         let _turn = self.turns.take().await;
+        self.commit_in_turn(edits, then).await
+    }
+
+    /// The same with edits that are made of the state when their turn has come: for what is read, changed and written back, which else
+    /// could undo what another such commit has changed meanwhile. Without edits nothing is written.
+    ///
+    /// # Errors
+    /// As `commit`.
+    pub async fn update(&self, edits: impl FnOnce(&State) -> Vec<Edit>) -> Result<(), EngineError> {
+        let _turn = self.turns.take().await;
+        let edits = edits(&self.state.borrow());
+        if edits.is_empty() { Ok(()) } else { self.commit_in_turn(edits, |_| ()).await }
+    }
+
+    async fn commit_in_turn(&self, edits: Vec<Edit>, then: impl FnOnce(&State)) -> Result<(), EngineError> {
         if let Some(why) = &*self.stopped.borrow() {
             return Err(EngineError::Stopped(why.clone()));
         }

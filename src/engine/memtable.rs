@@ -364,10 +364,22 @@ impl Memtable {
     /// The entries of one vnode of a namespace from the encoded place `from` on, in order of places.
     /// Touches that vnode's entries only.
     pub fn vnode_entries(&self, namespace: NamespaceId, vnode: u32, from: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.entries_between(namespace, vnode, from, None).map(|(place, cell, _)| (place, cell))
+    }
+
+    /// The same up to `to` (excluded) if given, each with the newest log record that touched it.
+    pub fn entries_between(
+        &self,
+        namespace: NamespaceId,
+        vnode: u32,
+        from: &[u8],
+        to: Option<&[u8]>,
+    ) -> impl Iterator<Item = (&[u8], &[u8], Seq)> {
         let head = self.chains.get(&(namespace, vnode)).map_or(NONE, |chain| chain.head);
-        let mut addrs: Vec<Addr> = self.chain(head).filter(|&addr| self.arena.place(addr) >= from).collect();
+        let is_in = |place: &[u8]| place >= from && to.is_none_or(|to| place < to);
+        let mut addrs: Vec<Addr> = self.chain(head).filter(|&addr| is_in(self.arena.place(addr))).collect();
         addrs.sort_unstable_by(|&a, &b| self.arena.place(a).cmp(self.arena.place(b)));
-        addrs.into_iter().map(|addr| (self.arena.place(addr), self.arena.cell_bytes(addr)))
+        addrs.into_iter().map(|addr| (self.arena.place(addr), self.arena.cell_bytes(addr), self.arena.seq(addr)))
     }
 
     /// The entries of one key (all kinds and elements), in order of places. `prefix` is the part of a place that names the key.

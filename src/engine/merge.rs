@@ -144,7 +144,7 @@ impl Judge {
 }
 
 /// Up to which version a head makes its elements dead.
-fn elements_dead_below(head: &Cell<'_>, is_expired: bool) -> Option<(Version, bool)> {
+pub(super) fn elements_dead_below(head: &Cell<'_>, is_expired: bool) -> Option<(Version, bool)> {
     match head.body {
         Body::Silent | Body::RangeEnd(_) | Body::Sum { .. } => None,
         // What the deadline hid is dead, up to the write that set the deadline.

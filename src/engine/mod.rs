@@ -10,6 +10,9 @@ pub mod figures;
 pub mod filter;
 pub mod format;
 pub mod fuzz;
+pub mod hint_log;
+#[cfg(test)]
+mod hint_log_tests;
 pub mod inspect;
 #[cfg(test)]
 mod inspect_tests;
@@ -30,8 +33,12 @@ pub mod salvage;
 mod salvage_tests;
 pub mod snapshot;
 pub mod store;
+pub mod store_marks;
 mod store_open;
 mod store_read;
+pub mod store_repair;
+#[cfg(test)]
+mod store_repair_tests;
 mod store_scan;
 #[cfg(test)]
 mod store_tests;

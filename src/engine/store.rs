@@ -8,13 +8,13 @@
 use super::batch::{Batch, KeyRef};
 use super::cell_cache::CellCache;
 use super::expire::Lags;
-use super::memtable::{self, Memtable, MemtableConfig};
+use super::memtable::{self, Memtable, MemtableConfig, oldest_part};
 use super::pick::Policy;
 use super::recover::NodeStore;
 use super::tables::Tables;
 use super::wal::{CEILING_AHEAD, DurableHook, Wal, WalStats};
 use super::{EngineError, Planted, Seq};
-use crate::base::record::{NamespaceId, Version, vnode_of};
+use crate::base::record::{self, NamespaceId, Version, vnode_of};
 use crate::base::time::{HybridClock, WallMs};
 use crate::io::Io;
 use crate::io::signal::Signal;
@@ -241,12 +241,17 @@ impl Engine {
     ///
     /// # Errors
     /// Nothing was stored: `Overloaded` (flushes or the log do not keep up), `DiskFull` (only for what stores something), `Superseded` (a
-    /// cell at or below its vnode's floor), `Stopped`, `TooLarge`.
+    /// part of a cell is at or below its vnode's floor), `Stopped`, `TooLarge`.
     pub fn write(&self, batch: &Batch) -> Result<Seq, EngineError> {
+        self.write_above(batch, oldest_part)
+    }
+
+    /// The same, where what `oldest` gives of each cell must lie above its vnode's floor.
+    pub(super) fn write_above(&self, batch: &Batch, oldest: fn(&record::Cell<'_>) -> Version) -> Result<Seq, EngineError> {
         let core = &self.core;
         assert!(core.store.is_committed(), "writes begin when the order of cores is in force");
         assert!(!batch.is_empty());
-        self.may_write(batch)?;
+        self.may_write(batch, oldest)?;
         let seq = core.wal.append(batch.record(), batch.is_urgent())?;
         core.clock.borrow_mut().observe(batch.newest().hlc());
         core.wal.raise_clock(batch.newest().hlc());
@@ -268,7 +273,7 @@ impl Engine {
         Ok(seq)
     }
 
-    fn may_write(&self, batch: &Batch) -> Result<(), EngineError> {
+    fn may_write(&self, batch: &Batch, oldest: fn(&record::Cell<'_>) -> Version) -> Result<(), EngineError> {
         let core = &self.core;
         if let Some(why) = &*core.stopped.borrow() {
             return Err(EngineError::Stopped(why.clone()));
@@ -287,7 +292,8 @@ impl Engine {
             let mut cells = batch.cells();
             while let Some(cell) = cells.next_cell().expect("a batch that was encoded here") {
                 let (namespace, token) = super::format::place_namespace_token(cell.place);
-                if cell.cell.newest() <= self.floor_of(namespace, vnode_of(token, core.store.vnodes())) {
+                // Each part by itself: under a new deadline an old value could come back.
+                if oldest(&cell.cell) <= self.floor_of(namespace, vnode_of(token, core.store.vnodes())) {
                     return Err(EngineError::Superseded);
                 }
             }

@@ -170,8 +170,8 @@ fn ceiling(tables: &Tables, replayed: &Replayed, log: u64) -> u64 {
     let tree = tables.tree();
     let in_tables = tree.tables().map(|table| table.table.info().versions.1.hlc()).max().unwrap_or(0);
     let state = tables.manifest().state();
-    // Above every floor too: a stamp below one would be refused.
-    let floors = state.vnodes.iter().map(|(.., record)| record.floor.hlc()).max().unwrap_or(0);
+    // Above every fence and floor too: a stamp below one would be refused.
+    let floors = state.vnodes.iter().map(|(.., record)| record.floor.max(record.fence).hlc()).max().unwrap_or(0);
     log.max(in_tables).max(replayed.newest.hlc()).max(state.clock_ceiling).max(floors)
 }
 

@@ -34,7 +34,8 @@ pub struct Page {
     pub settled: Seq,
 }
 
-enum Source {
+/// Where a walk goes: a memtable's entries, taken out of it, or a table.
+pub(super) enum Source {
     Memory { entries: Vec<(Vec<u8>, Vec<u8>)>, at: usize },
     Table { iter: Box<TableIter>, is_over: bool },
 }
@@ -91,18 +92,44 @@ impl Core {
         }
         (sources, bound, seq)
     }
+
+    /// What lies in tables between two places of a vnode. The tree is looked at before anything is waited for, so in one instant with what
+    /// the caller has just taken from memory.
+    pub(super) async fn scan_tables(
+        &self,
+        namespace: NamespaceId,
+        vnode: u32,
+        (from, to): (&[u8], &[u8]),
+        sources: &mut Vec<Source>,
+    ) -> Result<(), EngineError> {
+        let tree = self.tables.tree();
+        let drop_seq = self.tables.manifest().state().vnodes.get(namespace, vnode).drop_seq;
+        for run in &tree.runs {
+            for table in run.overlapping(from, Some(to)).iter().filter(|table| !table.is_void(drop_seq)) {
+                let Some(start) = table.record.start_of(vnode).map(|start| start.max(from)) else { continue };
+                let mut source = Source::Table { iter: Box::new(table.table.iter(start, Some(to))), is_over: false };
+                source.advance().await?;
+                sources.push(source);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Walks all sources together.
-struct Walk {
+pub(super) struct Walk {
     sources: Vec<Source>,
-    place: Vec<u8>,
-    cell: Vec<u8>,
+    pub(super) place: Vec<u8>,
+    pub(super) cell: Vec<u8>,
 }
 
 impl Walk {
+    pub(super) fn new(sources: Vec<Source>) -> Walk {
+        Walk { sources, place: Vec::new(), cell: Vec::new() }
+    }
+
     /// The next place, its cells joined; false at the end.
-    async fn next(&mut self) -> Result<bool, EngineError> {
+    pub(super) async fn next(&mut self) -> Result<bool, EngineError> {
         let least = self.sources.iter().filter_map(|source| source.entry().map(|(place, _)| place)).min();
         let Some(least) = least else { return Ok(false) };
         self.place.clear();
@@ -152,17 +179,8 @@ impl Engine {
             *from.last_mut().expect("a prefix is not empty") = 2;
         }
         let (mut sources, bound, seq) = core.scan_memory(namespace, vnode, &from, keys_max);
-        let tree = core.tables.tree();
-        let drop_seq = core.tables.manifest().state().vnodes.get(namespace, vnode).drop_seq;
-        for run in &tree.runs {
-            for table in run.overlapping(&from, Some(&to)).iter().filter(|table| !table.is_void(drop_seq)) {
-                let Some(start) = table.record.start_of(vnode).map(|start| start.max(&from[..])) else { continue };
-                let mut source = Source::Table { iter: Box::new(table.table.iter(start, Some(&to))), is_over: false };
-                source.advance().await?;
-                sources.push(source);
-            }
-        }
-        let mut walk = Walk { sources, place: Vec::new(), cell: Vec::new() };
+        core.scan_tables(namespace, vnode, (&from, &to), &mut sources).await?;
+        let mut walk = Walk::new(sources);
         let mut page = Page { settled: if seq > core.wal.durable() { seq } else { 0 }, ..Page::default() };
         let (mut keys, mut bytes) = (0, 0);
         while walk.next().await? {

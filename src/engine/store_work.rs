@@ -1,8 +1,9 @@
-//! The engine's background work: flushes, merges, expiry, forgetting; and what asks for it: `flush`, `compact_all`, `snapshot`, floors.
+//! The engine's background work: flushes, merges, expiry, forgetting; and what asks for it: `flush`, `compact_all`, `snapshot`.
 
 use super::cache::CacheStats;
 use super::expire::expire_memory;
 use super::format::manifest::{Edit, VnodeRecord};
+use super::manifest::State;
 use super::pick::choose;
 use super::store::{Core, Engine, Mems, add};
 use super::table::Table;
@@ -166,45 +167,33 @@ fn expire_in_memory(core: &Core) -> bool {
 /// Raises the floors of all vnodes of every namespace here.
 async fn raise_floors(core: &Core, floor: Version) -> Result<(), EngineError> {
     let namespaces: Vec<NamespaceId> = core.namespaces.borrow().iter().copied().collect();
-    let mut edits = Vec::new();
-    for namespace in namespaces {
-        let records: Vec<VnodeRecord> = {
-            let state = core.tables.manifest().state();
-            (0..core.store.vnodes()).map(|vnode| state.vnodes.get(namespace, vnode)).collect()
-        };
-        let mut first = 0;
-        for run in records.chunk_by(|a, b| a == b) {
-            let last = first + run.len() as u32 - 1;
-            let raised = VnodeRecord { floor: run[0].floor.max(floor), fence: run[0].fence.max(floor), ..run[0] };
-            if raised != run[0] {
-                edits.push(Edit::Vnodes { namespace, first, last, record: raised });
-            }
-            first = last + 1;
-        }
-    }
-    if edits.is_empty() {
+    if namespaces.is_empty() {
         return Ok(());
     }
     // Set before it is durable: what is refused a moment too early was not promised to anybody.
     core.has_floors.set(true);
     core.clock.borrow_mut().observe(floor.hlc());
-    core.tables.manifest().commit(edits, |_| ()).await
+    let vnodes = core.store.vnodes();
+    let raised = |state: &State| namespaces.iter().flat_map(|&namespace| raised(state, namespace, vnodes, floor)).collect();
+    core.tables.manifest().update(raised).await
+}
+
+/// The records of a namespace that a floor changes.
+fn raised(state: &State, namespace: NamespaceId, vnodes: u32, floor: Version) -> Vec<Edit> {
+    let records: Vec<VnodeRecord> = (0..vnodes).map(|vnode| state.vnodes.get(namespace, vnode)).collect();
+    let (mut edits, mut first) = (Vec::new(), 0);
+    for run in records.chunk_by(|a, b| a == b) {
+        let last = first + run.len() as u32 - 1;
+        let record = VnodeRecord { floor: run[0].floor.max(floor), fence: run[0].fence.max(floor), ..run[0] };
+        if record != run[0] {
+            edits.push(Edit::Vnodes { namespace, first, last, record });
+        }
+        first = last + 1;
+    }
+    edits
 }
 
 impl Engine {
-    /// Below `floor` the dead of a vnode may be forgotten from now on; writes at or below it are refused.
-    ///
-    /// # Errors
-    /// As `Manifest::commit`.
-    pub async fn set_floor(&self, namespace: NamespaceId, vnode: u32, floor: Version) -> Result<(), EngineError> {
-        let core = &self.core;
-        let old = core.tables.manifest().state().vnodes.get(namespace, vnode);
-        let record = VnodeRecord { floor: old.floor.max(floor), fence: old.fence.max(floor), ..old };
-        core.has_floors.set(true);
-        core.clock.borrow_mut().observe(floor.hlc());
-        core.tables.manifest().commit(vec![Edit::Vnodes { namespace, first: vnode, last: vnode, record }], |_| ()).await
-    }
-
     /// Writes everything that is in memory as tables.
     ///
     /// # Errors

@@ -6,6 +6,9 @@
 //! them and wakes the cores that were written to.
 
 pub mod admit;
+pub mod antientropy;
+#[cfg(test)]
+mod antientropy_tests;
 pub mod budget;
 pub mod cluster;
 pub mod commits;

@@ -3,7 +3,7 @@
 
 use super::frame::{Frame, FrameReader, HEADER_BYTES};
 use super::native::{decode_reply, decode_request, encode_reply, encode_request};
-use super::peer;
+use super::{peer, peer_repair};
 use crate::limits::FRAME_BYTES_MAX;
 
 /// A stream: however it is cut into chunks, the same frames and the same end come out.
@@ -57,5 +57,16 @@ pub fn peer(bytes: &[u8]) {
         let mut out = Vec::new();
         peer::encode(&mut out, 1, head, &message);
         assert_eq!(peer::decode(&frame(&out[HEADER_BYTES..])).as_ref(), Ok(&(head, message)));
+    }
+}
+
+/// The same of a message of repair or forgetting: its kind, and its body.
+pub fn peer_repair(bytes: &[u8]) {
+    let Some((kind, body)) = bytes.split_first_chunk::<2>() else { return };
+    let kind = u16::from_le_bytes(*kind);
+    if let Ok((head, message)) = peer_repair::decode_body(kind, body) {
+        let mut out = Vec::new();
+        assert_eq!(peer_repair::encode_body(&mut out, head, &message), kind);
+        assert_eq!(peer_repair::decode_body(kind, &out).as_ref(), Ok(&(head, message)));
     }
 }

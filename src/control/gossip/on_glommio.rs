@@ -174,7 +174,8 @@ impl Core {
 
 /// Asks for a table; what it says is taken in.
 async fn ask(core: Rc<Core>, with: SocketAddr) {
-    let (question, mut from) = (core.shell.borrow_mut().sync_request(), core.shell.borrow().local());
+    let question = core.shell.borrow_mut().sync_request();
+    let mut from = core.shell.borrow().local();
     from.set_port(0);
     let asked = move || paired::ask(from, with, &question, GOSSIP_SYNC_BYTES_MAX, EXCHANGE_MAX);
     let answer = glommio::executor().spawn_blocking(asked).await;

@@ -2,6 +2,7 @@
 //! `docs/format.md` is this folder in prose.
 
 pub mod block;
+pub mod hints;
 pub mod layout;
 pub mod lz4;
 pub mod manifest;
