@@ -93,6 +93,10 @@ pub const LINK_RETRY_MS: u64 = 50;
 pub const LINK_RETRY_MS_MAX: u64 = 500;
 /// Of a core's memory so much, 1 in this, may be values that coordinated gets have gathered.
 pub const GATHERED_SHARE: usize = 8;
+/// A segment of a core's log of hints that is this long gets no further group.
+pub const HINT_SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
+/// Bytes of a core's log of hints: twice what `cluster::hints` keeps, and some segments.
+pub const HINT_LOG_BYTES_MAX: u64 = (2 << 30) + 8 * HINT_SEGMENT_BYTES;
 /// A client must say hello within this time.
 pub const HELLO_MS_MAX: u64 = 10_000;
 /// A request's deadline when it names none.

@@ -166,6 +166,11 @@ impl Hints {
         Ok(())
     }
 
+    /// For whom something is kept.
+    pub fn peers(&self) -> impl Iterator<Item = u64> + '_ {
+        self.peers.keys().copied()
+    }
+
     /// Whether anything is kept for a peer.
     pub fn has(&self, peer: u64) -> bool {
         self.peers.contains_key(&peer)

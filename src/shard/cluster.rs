@@ -5,6 +5,7 @@
 
 use super::Shard;
 use super::coordinate::Requests;
+use super::handoff::Handoff;
 use super::peers::{Links, Notices};
 use crate::base::checksum::checksum;
 use crate::base::record::{NamespaceId, Token, core_of, vnode_of};
@@ -50,6 +51,7 @@ pub struct Cluster {
     pub links: Links,
     pub requests: Requests,
     pub notices: Notices,
+    pub handoff: Handoff,
     pub detector: RefCell<Detector>,
     /// A peer knows of an epoch that this core has not: it is to be got.
     pub wants_topology: Cell<u64>,
@@ -63,7 +65,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(plan: &ClusterPlan, topology: Arc<Topology>, seed: u64, gathered_bytes_max: usize) -> Cluster {
+    pub fn new(plan: &ClusterPlan, topology: Arc<Topology>, seed: u64, gathered_bytes_max: usize, handoff: Handoff) -> Cluster {
         Cluster {
             me: plan.node,
             key: plan.key.clone(),
@@ -72,6 +74,7 @@ impl Cluster {
             links: Links::new(seed),
             requests: Requests::new(seed, gathered_bytes_max),
             notices: Notices::default(),
+            handoff,
             detector: RefCell::new(Detector::new(seed)),
             wants_topology: Cell::new(0),
             asked_topology: Cell::default(),
@@ -112,6 +115,11 @@ impl Cluster {
     /// Gossip holds the node for dead, or gone. Whom it does not know yet may be there.
     fn is_known_gone(&self, node: u64) -> bool {
         self.members.borrow().get(node).is_some_and(|member| !member.state.is_live())
+    }
+
+    /// Gossip does not hold the node for dead, and no link to it is known to be broken.
+    pub fn is_alive(&self, node: u64) -> bool {
+        node == self.me || self.links.is_reachable(node) && !self.is_known_gone(node)
     }
 
     /// Replicas of a namespace. All have the same number so far.
@@ -173,7 +181,7 @@ struct Health<'a> {
 
 impl View for Health<'_> {
     fn is_alive(&self, node: u64) -> bool {
-        node == self.cluster.me || self.cluster.links.is_reachable(node) && !self.cluster.is_known_gone(node)
+        self.cluster.is_alive(node)
     }
 
     fn p99(&self, node: u64) -> Option<Duration> {

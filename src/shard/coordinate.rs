@@ -38,13 +38,15 @@ const TICK: Duration = Duration::from_millis(1);
 const CLOCK_BIT: u64 = 1 << 63;
 const SLOT_BITS: u32 = 24;
 const GENERATION_BITS: u32 = 32;
-const ATTEMPT_MASK: u32 = 0x3F;
+const ATTEMPT_MASK: u32 = 0x1F;
+/// A hint; below, its number.
+const HINT_BIT: u64 = 1 << 61;
 /// A task asked; below, its number.
 const ASK_BIT: u64 = 1 << 62;
 /// Tasks of one core that wait for answers.
 const ASKS_MAX: usize = 1024;
 /// Nobody waits for the answer.
-const NOBODY: u64 = ASK_BIT - 1;
+const NOBODY: u64 = HINT_BIT - 1;
 const _: () = assert!(CORE_REQUESTS_MAX * 2 < 1 << SLOT_BITS);
 
 /// Names a request in flight.
@@ -52,6 +54,11 @@ const _: () = assert!(CORE_REQUESTS_MAX * 2 < 1 << SLOT_BITS);
 pub struct RequestId {
     slot: u32,
     generation: u32,
+}
+
+/// The id of a frame with a hint.
+pub(super) fn hint_frame(number: u64) -> u64 {
+    HINT_BIT | number & (HINT_BIT - 1)
 }
 
 impl RequestId {
@@ -432,7 +439,11 @@ impl Requests {
                 }
             }
             Effect::Answer(outcome) => self.answer(shard, id, running, outcome),
-            Effect::Hint { .. } => shard.stats.hint_not_kept(),
+            Effect::Hint { to } => {
+                if let Some(cell) = running.cell().filter(|_| to != cluster.me) {
+                    cluster.handoff.keep(shard, to, &running.place(), &cell);
+                }
+            }
             Effect::Repair { to } if to == cluster.me => {
                 if let Some(cell) = running.cell() {
                     let _ = shard.replicate_store(
@@ -654,6 +665,9 @@ impl Requests {
             }
             return;
         }
+        if frame & HINT_BIT != 0 {
+            return cluster.handoff.on_answer(shard.io.now(), link, frame & !HINT_BIT, message);
+        }
         let (id, attempt) = RequestId::of_frame(frame);
         // A large value counts before it is kept; where there is no room its node is as good as overloaded.
         if let Message::ReadFull { cell: Ok(cell) } = message
@@ -689,6 +703,9 @@ impl Requests {
 
     /// A link is no more: nobody waits for what was asked over it.
     pub fn on_broken_link(&self, shard: &Rc<Shard>, link: &Link) {
+        if let Some(cluster) = &shard.cluster {
+            cluster.handoff.lost(shard.io.now(), link.at.node);
+        }
         self.clocks.borrow_mut().gone(u64::from(link.index));
         for (_, _, asked) in self.asks.borrow_mut().waiting.extract_if(.., |(_, index, _)| *index == link.index) {
             asked.answer.set(Some(None));

@@ -17,6 +17,7 @@ pub mod coordinate;
 pub mod decisions;
 pub mod execute;
 pub mod gather;
+pub mod handoff;
 pub mod locks;
 pub mod mailbox;
 pub mod namespaces;

@@ -271,10 +271,14 @@ impl Shard {
 }
 
 impl Requests {
-    /// Begins to wake machines and to keep the clock's ceiling, for as long as the shard lives.
+    /// Begins what a shard of a cluster does beside answering, for as long as it lives.
     pub fn start(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
         let (timed, ours) = (shard.clone(), cluster.clone());
         drop(shard.io.spawn(Class::Foreground, async move { ours.requests.keep_time(&timed).await }));
+        let (sending, ours) = (shard.clone(), cluster.clone());
+        drop(shard.io.spawn(Class::Replication, async move { ours.handoff.keep_sending(&sending, &ours).await }));
+        let (tidying, ours) = (shard.clone(), cluster.clone());
+        drop(shard.io.spawn(Class::Background, async move { ours.handoff.keep_tidy(&tidying, &ours).await }));
         let kept = shard.clone();
         drop(shard.io.spawn(Class::Foreground, async move { kept.keep_ceiling().await }));
     }

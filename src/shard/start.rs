@@ -7,6 +7,7 @@ use super::admit::Admit;
 use super::cluster::{Cluster, ClusterPlan};
 use super::conn::Conn;
 use super::coordinate::Requests;
+use super::handoff::Handoff;
 use super::locks::KeyLocks;
 use super::mailbox::{Mail, Mailbox, MailboxEnds};
 use super::namespaces::{Durability, NamespaceTable};
@@ -244,7 +245,7 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
     let config = EngineConfig { core: io.core() as u16, planted: plan.planted, ..plan.engine.clone() };
     let engine = open_engine(io, mailbox, plan, &layout, config).await?;
     wait_for_wall_clock(io, &engine, plan.cluster.is_some()).await;
-    let cluster = open_cluster(io, plan, &layout)?;
+    let cluster = open_cluster(io, plan, &layout).await?;
     let shard = Rc::new_cyclic(|this| assemble(io, mailbox, plan, (engine, cluster), &layout, this.clone()));
     if io.core() == 0 {
         for _ in others.clone() {
@@ -333,7 +334,7 @@ async fn wait_for_wall_clock(io: &Io, engine: &Engine, in_cluster: bool) {
 }
 
 /// What this core knows of its cluster. The layout says whose the data is.
-fn open_cluster(io: &Io, plan: &Plan, layout: &NodeStore) -> Result<Option<Rc<Cluster>>, StartFailure> {
+async fn open_cluster(io: &Io, plan: &Plan, layout: &NodeStore) -> Result<Option<Rc<Cluster>>, StartFailure> {
     let Some(cluster) = &plan.cluster else { return Ok(None) };
     let identity = layout.identity();
     if identity.node != cluster.node {
@@ -342,7 +343,8 @@ fn open_cluster(io: &Io, plan: &Plan, layout: &NodeStore) -> Result<Option<Rc<Cl
     // Until core 0 has read what is stored; nobody serves before.
     let topology = Arc::new(cluster.founding.clone());
     let gathered = plan.memory_bytes / GATHERED_SHARE;
-    Ok(Some(Rc::new(Cluster::new(cluster, topology, io.random_u64(), gathered))))
+    let handoff = Handoff::open(io, &layout.shard_dir(io.core() as u16), identity, io.random_u64()).await?;
+    Ok(Some(Rc::new(Cluster::new(cluster, topology, io.random_u64(), gathered, handoff))))
 }
 
 fn assemble(
@@ -481,6 +483,16 @@ fn report(shard: &Shard) -> Report {
     shard.stats.report(&mut report);
     report.count(&stats::CONNECTIONS, &[], shard.connections() as u64);
     report.count(&stats::WAITING, &[], shard.admit.waiting() as u64);
+    if let Some(cluster) = &shard.cluster {
+        let hints = cluster.handoff.figures();
+        report.count(&stats::HINTS, &[], hints.hints as u64);
+        report.count(&stats::HINT_BYTES, &[], hints.bytes as u64);
+        report.count(&stats::HINTS_SENT, &[], hints.replayed);
+        report.count(&stats::HINTS_DROPPED, &[], hints.not_kept + hints.expired);
+        report.count(&stats::LINKS, &[], cluster.links.up() as u64);
+        report.count(&stats::COORDINATED, &[], cluster.requests.running() as u64);
+        report.count(&stats::EPOCH, &[], cluster.epoch());
+    }
     shard.engine.report(&mut report);
     report
 }

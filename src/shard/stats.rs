@@ -90,6 +90,10 @@ impl Stats {
         report.count(&CUT, &[], self.cut.get());
         report.count(&MEMORY_HITS, &[], self.memory_hits.get());
         report.count(&MEMORY_MISSES, &[], self.memory_misses.get());
+        if self.malformed.get() + self.hints_not_kept.get() > 0 {
+            report.count(&MALFORMED, &[], self.malformed.get());
+            report.count(&HINTS_NOT_LOGGED, &[], self.hints_not_kept.get());
+        }
     }
 }
 
@@ -99,6 +103,17 @@ static FORWARDED: Meaning = counter("forwarded_total", "Requests sent on to the 
 static CUT: Meaning = counter("connections_cut_total", "Connections ended because others waited for the bytes that they held.");
 static MEMORY_HITS: Meaning = counter("memory_hits_total", "Reads answered from memory.");
 static MEMORY_MISSES: Meaning = counter("memory_misses_total", "Reads that memory could not answer.");
+static MALFORMED: Meaning = counter("peer_frames_malformed_total", "Links closed, or messages dropped, because what came was no message.");
+static HINTS_NOT_LOGGED: Meaning = counter("hints_not_logged_total", "Hints that the log of hints had no room for.");
+/// Writes kept for replicas that missed them.
+pub static HINTS: Meaning = gauge("hints", "Writes kept for replicas that missed them.");
+pub static HINT_BYTES: Meaning = gauge("hint_bytes", "Bytes of the writes kept for replicas that missed them.");
+pub static HINTS_SENT: Meaning = counter("hints_sent_total", "Hints that a replica has taken, or does not want.");
+pub static HINTS_DROPPED: Meaning = counter("hints_dropped_total", "Hints not kept for want of room, or dropped for their age.");
+/// Links to cores of other nodes that are up.
+pub static LINKS: Meaning = gauge("links", "Links to cores of other nodes that are up.");
+pub static COORDINATED: Meaning = gauge("coordinated", "Requests that this core coordinates now.");
+pub static EPOCH: Meaning = gauge("topology_epoch", "Epoch of the topology in use.");
 /// Connections that are open.
 pub static CONNECTIONS: Meaning = gauge("connections", "Connections open.");
 /// Requests that wait for a disk, a lock, another core or the log.
