@@ -182,6 +182,9 @@ pub enum CollectionType {
 pub enum Body<'a> {
     /// This cell says nothing about the value (an EXPIRE); its version is ZERO.
     Silent,
+    /// Deleted, or expired. A delete has a version of its own; what an expired value leaves has the value's, and gives way to it: elsewhere
+    /// the same value may have got a later deadline.
+    Tombstone,
     /// A string that fits, or an element's payload.
     Bytes(&'a [u8]),
     /// A string in chunk cells of the same version; elements below this version are dead.
@@ -193,8 +196,6 @@ pub enum Body<'a> {
     Sum { floor: Version, delta: i64 },
     /// Elements up to here, this one excluded, are dead below the version.
     RangeEnd(&'a [u8]),
-    /// Deleted, or expired: the greatest, so that it wins a tie.
-    Tombstone,
 }
 
 /// The expiry part of a cell. Under `Version::ZERO` the cell says nothing about expiry.
@@ -258,7 +259,7 @@ impl<'a> Cell<'a> {
     }
 }
 
-/// The join of two cells of one place: part by part the newer one; on equal versions a total order on content decides, a tombstone first.
+/// The join of two cells of one place: part by part the newer one; on equal versions a total order on content decides, a tombstone last.
 /// Commutative, associative, idempotent for every body but `Sum` (which adds, within one floor).
 pub fn join<'a>(a: Cell<'a>, b: Cell<'a>) -> Cell<'a> {
     if let (Body::Sum { floor: fa, delta: da }, Body::Sum { floor: fb, delta: db }) = (a.body, b.body)
@@ -311,6 +312,17 @@ mod tests {
         let new = join(put, Cell::expire(Version::put(6, 0), 10));
         assert_eq!((new.body, new.expiry.deadline_ms), (Body::Bytes(b"new"), 10));
         assert!(new.is_live(9) && !new.is_live(10));
+    }
+
+    #[test]
+    fn what_an_expired_value_left_gives_way_to_the_value_with_a_later_deadline() {
+        let (put, later) = (Version::put(5, 0), Version::put(6, 0));
+        let left = Cell::value(put, b"v").with_deadline(10).remnant();
+        let kept = Cell { expiry: Expiry { version: later, deadline_ms: 0 }, ..Cell::value(put, b"v") };
+        assert!(join(left, kept) == kept && join(left, kept).is_live(11));
+        let same = join(left, Cell::value(put, b"v").with_deadline(10));
+        assert!(!same.is_live(10), "under the deadline that it died of it stays hidden");
+        assert_eq!(join(Cell::tombstone(later), kept).body, Body::Tombstone, "a delete is newer than what it deletes");
     }
 
     #[test]

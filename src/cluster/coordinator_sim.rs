@@ -724,7 +724,7 @@ impl World {
                 let cell = node.cell.as_ref().map(|cell| cell.as_cell()).ok_or(Version::ZERO);
                 let seq = node.log.len() as Seq;
                 let answer = match served {
-                    Ok(()) => (seq, Replica::read_answer(*full, cell, &mut Vec::new())),
+                    Ok(()) => (seq, Replica::read_answer(*full, cell, 0, &mut Vec::new())),
                     Err(why) => (0, Message::Refused { why }),
                 };
                 (Some(answer), side)

@@ -232,7 +232,7 @@ fn a_replica_judges_epoch_ownership_clock_and_fence_in_this_order() {
         let mut clock = HybridClock::new(0, 0, 1);
         let topology = &stage.topology;
         let mut replica = Replica { me, topology, rf: 3, votes: me != 2, clock: &mut clock, now_ms: NOW_MS, planted: None };
-        let held = held.map(|version| Held { version, expiry: version, seq: 7 });
+        let held = held.map(|version| Held { version, expiry: version, is_gone: false, seq: 7 });
         let cell = OwnedCell::new(&Cell::value(Version::put(hlc, 1), b"v"));
         let head = Head { epoch, deadline_ms: 50 };
         let (act, side) = replica.on_store(head, &place, Road::Put, &cell.as_cell(), held, |_, _, _| fence);

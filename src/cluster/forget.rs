@@ -123,7 +123,7 @@ pub(super) fn is_rmw_on(version: Version, held: Version) -> bool {
 }
 
 /// `admits` of both parts of a cell: each is judged by its own version, since a copy of a new deadline may carry an old value along. Of a
-/// cell of which one part is refused, only the other is stored. A tombstone is newer than a value of its version, as in the join.
+/// cell of which one part is refused, only the other is stored. A value is newer than what is left of it, as in the join.
 pub fn admits_cell(
     cell: Digest,
     road: Road,
@@ -133,7 +133,7 @@ pub fn admits_cell(
     planted: Option<Planted>,
 ) -> (Admit, Admit) {
     let part = |version, held| admits(version, road, marks, session, held, planted);
-    let is_tie = cell.value == held.value && cell.is_gone && !held.is_gone;
+    let is_tie = cell.value == held.value && !cell.is_gone && held.is_gone;
     let value = if is_tie { Admit::Store } else { part(cell.value, held.value) };
     (value, part(cell.expiry, held.expiry))
 }

@@ -81,7 +81,7 @@ pub enum Outcome {
 fn lacks(theirs: Option<Digest>, absent: Version, ours: Digest, up_to: Version) -> bool {
     let theirs = theirs.unwrap_or_default();
     let part = |theirs, ours| ours > theirs && ours <= up_to && (ours > absent || is_rmw_on(ours, theirs));
-    let is_tie = ours.value == theirs.value && ours.is_gone && !theirs.is_gone && ours.value <= up_to && ours.value > Version::ZERO;
+    let is_tie = ours.value == theirs.value && !ours.is_gone && theirs.is_gone && ours.value <= up_to && ours.value > Version::ZERO;
     part(theirs.value, ours.value) || part(theirs.expiry, ours.expiry) || is_tie
 }
 

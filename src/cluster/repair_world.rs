@@ -569,7 +569,7 @@ impl World {
             let absent = majority.iter().filter(|at| !has_value(at)).map(|at| self.nodes[*at].follower.marks().absent(self.planted)).max();
             let mut joined = self.nodes[new].cells.get(&place).copied().unwrap_or_default();
             for theirs in majority.iter().filter_map(held) {
-                if (theirs.digest.value, theirs.digest.is_gone) > (joined.digest.value, joined.digest.is_gone) {
+                if (theirs.digest.value, !theirs.digest.is_gone) > (joined.digest.value, !joined.digest.is_gone) {
                     joined = Held { digest: Digest { expiry: joined.digest.expiry, ..theirs.digest }, ..theirs };
                 }
                 joined.digest.expiry = joined.digest.expiry.max(theirs.digest.expiry);

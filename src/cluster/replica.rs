@@ -9,7 +9,7 @@
 
 use super::coordinator::Planted;
 use super::topology::{Standing, Topology};
-use crate::base::record::{Cell, Version, token_of, vnode_of};
+use crate::base::record::{Body, Cell, Version, token_of, vnode_of};
 use crate::base::time::{HybridClock, WallMs, hlc_ms};
 use crate::limits::CLOCK_SKEW_MS_MAX;
 use crate::wire::peer::{Digest, Head, Holds, Message, Place, Refusal, Road};
@@ -33,7 +33,17 @@ pub enum Fence {
 pub struct Held {
     pub version: Version,
     pub expiry: Version,
+    /// A tombstone: deleted, or what an expired value left.
+    pub is_gone: bool,
     pub seq: Seq,
+}
+
+impl Held {
+    /// Nothing of the cell is missing here. What an expired value left lacks the value.
+    fn has(&self, cell: &Cell<'_>) -> bool {
+        let lacks_value = self.is_gone && self.version == cell.version && !matches!(cell.body, Body::Tombstone | Body::Silent);
+        self.version >= cell.version && self.expiry >= cell.expiry.version && !lacks_value
+    }
 }
 
 /// What happens to a cell.
@@ -115,7 +125,7 @@ impl Replica<'_> {
         if fence == Fence::Closed {
             return refuse(Refusal::Fenced, None);
         }
-        match held.filter(|held| held.version >= cell.version && held.expiry >= cell.expiry.version) {
+        match held.filter(|held| held.has(cell)) {
             Some(held) => {
                 let same = held.version == cell.version && held.expiry == cell.expiry.version;
                 let seq = if self.planted == Some(Planted::AckBeforeSync) { 0 } else { held.seq };
@@ -134,8 +144,10 @@ impl Replica<'_> {
         (self.serves(head, place), self.learns(head.epoch))
     }
 
-    /// The answer that a cell, or the floor of an absent one, makes; to be sent when the log is durable up to what was seen.
-    pub fn read_answer<'c>(full: bool, cell: Result<Cell<'c>, Version>, scratch: &mut Vec<u8>) -> Message<'c> {
+    /// The answer that a cell, or the floor of an absent one, makes; to be sent when the log is durable up to what was seen. A value that is
+    /// expired by the asker's clock is of no use to it, whether this replica has reclaimed it or not.
+    pub fn read_answer<'c>(full: bool, cell: Result<Cell<'c>, Version>, now_ms: WallMs, scratch: &mut Vec<u8>) -> Message<'c> {
+        let cell = cell.map(|cell| if cell.is_expired(now_ms) { cell.remnant() } else { cell });
         match full {
             true => Message::ReadFull { cell },
             false => Message::ReadDigest { digest: Digest::of(cell.as_ref().map_err(|floor| *floor), scratch) },

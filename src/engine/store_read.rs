@@ -261,15 +261,14 @@ impl Engine {
         given
     }
 
-    /// Versions of the value and expiry parts of a cell and the log record that put it there, as far as memory knows. What is only on
-    /// disk is not looked for.
-    pub fn held(&self, key: KeyRef<'_>, kind: Kind, element: &[u8]) -> Option<(Version, Version, Seq)> {
+    /// Looks at a cell and the log record that put it there, as far as memory knows. What is only on disk is not looked for.
+    pub fn held<R>(&self, key: KeyRef<'_>, kind: Kind, element: &[u8], look: impl Fn(&Cell<'_>, Seq) -> R) -> Option<R> {
         let core = &self.core;
         let mut place = core.scratch.take();
         place.clear();
         super::format::put_place(&mut place, key.namespace, key.token, key.key, kind, element);
-        let found = core.in_memory(&place, |cell, seq| cell.map(|cell| (cell.version, cell.expiry.version, seq)));
-        let found = found.or_else(|| core.cells.with(&place, |cell| (cell.version, cell.expiry.version, 0)));
+        let found = core.in_memory(&place, |cell, seq| cell.map(|cell| look(&cell, seq)));
+        let found = found.or_else(|| core.cells.with(&place, |cell| look(cell, 0)));
         core.scratch.replace(place);
         found
     }

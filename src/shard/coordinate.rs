@@ -13,9 +13,10 @@ use super::budget::{Budget, Lease};
 use super::cluster::Cluster;
 use super::execute::{ttl_reply, value_reply};
 use super::peers::{At, Link};
+use super::replicate::AsAsked;
 use super::session::within;
 use super::{Shard, Ticket};
-use crate::base::record::{Body, Cell as Record, Kind, NamespaceId, Token, Version};
+use crate::base::record::{Body, Cell as Record, Expiry, Kind, NamespaceId, Token, Version};
 use crate::base::time::{Mono, hlc_ms};
 use crate::cluster::coordinator::clocks::Clocks;
 use crate::cluster::coordinator::get::{Get, GetStart};
@@ -81,9 +82,12 @@ pub enum Stored<'a> {
         ttl_ms: u64,
     },
     Tombstone,
-    /// Only the deadline, so long from the version's clock; 0 takes it away.
+    /// Another deadline for the value of this version, so long from the new version's clock; 0 takes it away. The value goes along: a
+    /// replica that missed it, or has reclaimed it since, would else have a deadline and no value.
     Deadline {
         ttl_ms: u64,
+        of: Version,
+        bytes: &'a [u8],
     },
 }
 
@@ -92,7 +96,7 @@ pub enum Stored<'a> {
 enum Form {
     Value { ttl_ms: u64 },
     Tombstone,
-    Deadline { ttl_ms: u64 },
+    Deadline { ttl_ms: u64, of: Version },
 }
 
 /// What the client asked to be told.
@@ -207,7 +211,10 @@ impl Running {
                 Some(match self.stored {
                     Form::Value { ttl_ms } => Record::value(version, &self.bytes[self.key_len..]).with_deadline(deadline(ttl_ms)),
                     Form::Tombstone => Record::tombstone(version),
-                    Form::Deadline { ttl_ms } => Record::expire(version, deadline(ttl_ms)),
+                    Form::Deadline { ttl_ms, of } => {
+                        let expiry = Expiry { version, deadline_ms: deadline(ttl_ms) };
+                        Record { expiry, ..Record::value(of, &self.bytes[self.key_len..]) }
+                    }
                 })
             }
         }
@@ -321,7 +328,7 @@ impl Requests {
         let (value, stored): (&[u8], _) = match put.stored {
             Stored::Value { bytes, ttl_ms } => (bytes, Form::Value { ttl_ms }),
             Stored::Tombstone => (b"", Form::Tombstone),
-            Stored::Deadline { ttl_ms } => (b"", Form::Deadline { ttl_ms }),
+            Stored::Deadline { ttl_ms, of, bytes } => (bytes, Form::Deadline { ttl_ms, of }),
         };
         let mut bytes = Vec::with_capacity(what.key.len() + value.len());
         bytes.extend_from_slice(what.key);
@@ -536,6 +543,7 @@ impl Requests {
         }
         let key = shard.key(running.namespace, &running.bytes[..running.key_len]);
         let (deadline, durability) = (running.deadline, shard.namespace_durability(running.namespace).unwrap_or_default());
+        let now_ms = shard.io.wall_ms();
         let machine = &mut running.machine;
         let peeked = shard.engine.peek(key, |cell, settled| {
             if full && matches!(cell, Some(Record { body: Body::Chunked { .. }, .. })) {
@@ -544,7 +552,7 @@ impl Requests {
             let cell = cell.copied().ok_or(Version::ZERO);
             let seq = super::execute::shown_after(durability, settled);
             let mut scratch = Vec::new();
-            let message = crate::cluster::replica::Replica::read_answer(full, cell, &mut scratch);
+            let message = crate::cluster::replica::Replica::read_answer(full, cell, now_ms, &mut scratch);
             if seq > shard.engine.durable() {
                 shard.hold_local(id, attempt, deadline, seq, &message);
             } else {
@@ -554,7 +562,7 @@ impl Requests {
         });
         if peeked != Ok(true) {
             let key = running.bytes[..running.key_len].to_vec();
-            shard.read_later(id, attempt, running.namespace, key, full, deadline);
+            shard.read_later(id, attempt, running.namespace, key, AsAsked { full, now_ms }, deadline);
         }
     }
 

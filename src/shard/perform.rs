@@ -425,7 +425,7 @@ impl Task<'_> {
             let cell = cells.into_iter().next().expect("one key, one cell")?;
             match cell.filter(|cell| cell.as_cell().is_live(shard.io.wall_ms())) {
                 None => shard.answer(self.ticket, &Reply::Absent),
-                Some(_) => shard.quorum_expire(cluster, self.ticket, self.request, (key, ttl_ms), self.deadline),
+                Some(cell) => shard.quorum_expire(cluster, self.ticket, self.request, (key, ttl_ms), &cell.as_cell(), self.deadline),
             }
             return Ok(());
         }

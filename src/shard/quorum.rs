@@ -7,7 +7,7 @@ use super::cluster::Cluster;
 use super::coordinate::{Begin, BeginPut, Requests, Stored, Then, Told, Waiting};
 use super::execute::{Step, execute};
 use super::{Shard, Ticket, perform};
-use crate::base::record::{NamespaceId, Token, Version, token_of, vnode_of};
+use crate::base::record::{Body, Cell, NamespaceId, Token, Version, token_of, vnode_of};
 use crate::base::time::{HLC_COUNTER_BITS, Mono, hlc_ms};
 use crate::cluster::coordinator::{Levels, Outcome};
 use crate::cluster::quorum::Level;
@@ -256,14 +256,16 @@ impl Shard {
         ticket: &Ticket,
         request: &Request<'_>,
         (key, ttl_ms): (&[u8], u64),
+        cell: &Cell<'_>,
         deadline: Mono,
     ) {
+        let Body::Bytes(bytes) = cell.body else { return self.fail(ticket, ErrorCode::BadRequest, "that key holds no string") };
         let (Command::Expire { write, .. } | Command::Persist { write, .. }) = &request.command else {
             unreachable!("only these change a deadline")
         };
         let levels = cluster.levels(request.levels);
         let what = Begin { namespace: request.namespace, token: token_of(key), key, levels, deadline };
-        let put = BeginPut { stored: Stored::Deadline { ttl_ms }, version: write.version, stamp_only: false };
+        let put = BeginPut { stored: Stored::Deadline { ttl_ms, of: cell.version, bytes }, version: write.version, stamp_only: false };
         if let Some(then) = self.reply_then(ticket.clone(), Told::Written { announce: write.announce }, 0) {
             cluster.requests.begin_put(self, cluster, &what, &put, then);
         }

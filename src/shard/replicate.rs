@@ -9,7 +9,7 @@ use super::coordinate::RequestId;
 use super::session::within;
 use super::{Origin, Shard, Ticket};
 use crate::base::record::{Body, Cell, Kind, NAMESPACE_SYSTEM, NamespaceId, Version, token_of};
-use crate::base::time::Mono;
+use crate::base::time::{Mono, WallMs};
 use crate::cluster::coordinator::Outcome;
 use crate::cluster::replica::{Act, Fence, Held, Replica, Side};
 use crate::cluster::topology_codec;
@@ -24,6 +24,13 @@ use crate::wire::peer::{Head, Holds, Message, Place, Refusal, Road, decode, enco
 use crate::wire::peer_hello::{self, PeerHello, PeerWelcome, negotiate, transcript};
 use std::rc::Rc;
 use std::time::Duration;
+
+/// How a cell is read: whole or for its digest, and as of which clock.
+#[derive(Clone, Copy, Debug)]
+pub struct AsAsked {
+    pub full: bool,
+    pub now_ms: WallMs,
+}
 
 /// What a link's first frame leads to.
 pub enum Greeted {
@@ -119,8 +126,12 @@ impl Shard {
             return refused(Refusal::Behind { epoch: cluster.epoch() });
         };
         let key = self.key(place.namespace, place.key);
-        let held = self.engine.held(key, place.kind, place.element);
-        let held = held.map(|(version, expiry, seq)| Held { version, expiry, seq });
+        let held = self.engine.held(key, place.kind, place.element, |cell, seq| Held {
+            version: cell.version,
+            expiry: cell.expiry.version,
+            is_gone: cell.body == Body::Tombstone,
+            seq,
+        });
         let topology = cluster.topology();
         let (act, side) = self.engine.with_clock(|clock| {
             let mut replica = self.replica(cluster, &topology, place.namespace, clock);
@@ -213,20 +224,20 @@ impl Shard {
         attempt: u32,
         namespace: NamespaceId,
         key: Vec<u8>,
-        full: bool,
+        asked: AsAsked,
         deadline: Mono,
     ) {
         let shard = self.clone();
         drop(self.io.spawn(Class::Foreground, async move {
             let place = Place { namespace, key: &key, kind: Kind::Head, element: b"" };
             let ticket = Ticket { origin: Origin::Local(id), id: u64::from(attempt) };
-            shard.read_for(&ticket, &place, full, deadline).await;
+            shard.read_for(&ticket, &place, asked, deadline).await;
             shard.settle();
         }));
     }
 
     /// Reads a cell for a replica's answer, and gives that when it may be shown.
-    async fn read_for(&self, ticket: &Ticket, place: &Place<'_>, full: bool, deadline: Mono) {
+    async fn read_for(&self, ticket: &Ticket, place: &Place<'_>, asked: AsAsked, deadline: Mono) {
         let permit = self.admit.read(CHUNK_BYTES).await;
         if self.io.now() >= deadline {
             return self.refuse_peer(ticket, Refusal::DeadlinePassed);
@@ -242,16 +253,16 @@ impl Shard {
             Err(error) => return self.refuse_peer(ticket, refusal_of(&error)),
         };
         match found.cell() {
-            Some(Cell { body: Body::Chunked { len }, .. }) if full => {
+            Some(cell @ Cell { body: Body::Chunked { len }, .. }) if asked.full && !cell.is_expired(asked.now_ms) => {
                 drop(permit);
-                self.read_large(ticket, place, len as usize, deadline).await;
+                self.read_large(ticket, place, (len as usize, asked), deadline).await;
             }
-            cell => self.show_peer(ticket, full, cell, super::execute::shown_after(durability, found.settled), deadline),
+            cell => self.show_peer(ticket, asked, cell, super::execute::shown_after(durability, found.settled), deadline),
         }
     }
 
     /// A string in chunks, once there is room for it.
-    async fn read_large(&self, ticket: &Ticket, place: &Place<'_>, len: usize, deadline: Mono) {
+    async fn read_large(&self, ticket: &Ticket, place: &Place<'_>, (len, asked): (usize, AsAsked), deadline: Mono) {
         let room = match &ticket.origin {
             Origin::Peer(conn) => match within(&self.io, deadline, conn.promise(len)).await {
                 Some(Some(promise)) => Some(promise),
@@ -264,16 +275,16 @@ impl Shard {
             Ok(whole) => {
                 let durability = self.namespace_durability(place.namespace).unwrap_or_default();
                 let seq = super::execute::shown_after(durability, whole.settled());
-                self.show_peer(ticket, true, whole.cell(), seq, deadline);
+                self.show_peer(ticket, asked, whole.cell(), seq, deadline);
             }
             Err(error) => self.refuse_peer(ticket, refusal_of(&error)),
         }
         drop(room);
     }
 
-    fn show_peer(&self, ticket: &Ticket, full: bool, cell: Option<Cell<'_>>, seq: Seq, deadline: Mono) {
+    fn show_peer(&self, ticket: &Ticket, asked: AsAsked, cell: Option<Cell<'_>>, seq: Seq, deadline: Mono) {
         let mut scratch = Vec::new();
-        let message = Replica::read_answer(full, cell.ok_or(Version::ZERO), &mut scratch);
+        let message = Replica::read_answer(asked.full, cell.ok_or(Version::ZERO), asked.now_ms, &mut scratch);
         self.answer_peer(ticket, seq, deadline, &message);
     }
 
@@ -458,13 +469,13 @@ impl Shard {
                 let (answer, seq) = self.replicate_store(cluster, head, place, *road, cell);
                 self.answer_peer(&ticket, seq, deadline, &answer);
             }
-            Message::Read { place, full, .. } => {
+            Message::Read { place, full, now_ms } => {
                 if self.owner(token_of(place.key)) != self.core() {
                     return self.refuse_peer(&ticket, Refusal::NotReplica);
                 }
                 match self.may_read(cluster, head, place) {
                     Err(why) => self.refuse_peer(&ticket, why),
-                    Ok(()) => self.read_for_peer(ticket, place, *full, deadline),
+                    Ok(()) => self.read_for_peer(ticket, place, AsAsked { full: *full, now_ms: *now_ms }, deadline),
                 }
             }
             Message::FetchTopology => {
@@ -484,15 +495,15 @@ impl Shard {
         }
     }
 
-    fn read_for_peer(self: &Rc<Shard>, ticket: Ticket, place: &Place<'_>, full: bool, deadline: Mono) {
+    fn read_for_peer(self: &Rc<Shard>, ticket: Ticket, place: &Place<'_>, asked: AsAsked, deadline: Mono) {
         if place.kind == Kind::Head {
             let durability = self.namespace_durability(place.namespace).unwrap_or_default();
             let peeked = self.engine.peek(self.key(place.namespace, place.key), |cell, settled| {
-                if full && matches!(cell, Some(Cell { body: Body::Chunked { .. }, .. })) {
+                if asked.full && matches!(cell, Some(Cell { body: Body::Chunked { .. }, .. })) {
                     return false;
                 }
                 let seq = super::execute::shown_after(durability, settled);
-                self.show_peer(&ticket, full, cell.copied(), seq, deadline);
+                self.show_peer(&ticket, asked, cell.copied(), seq, deadline);
                 true
             });
             self.stats.peeked(peeked.is_ok());
@@ -507,7 +518,7 @@ impl Shard {
         let (key, element) = (place.key.to_vec(), place.element.to_vec());
         drop(self.io.spawn(Class::Replication, async move {
             let place = Place { namespace, key: &key, kind, element: &element };
-            shard.read_for(&ticket, &place, full, deadline).await;
+            shard.read_for(&ticket, &place, asked, deadline).await;
             shard.admit.end();
             shard.settle();
         }));
