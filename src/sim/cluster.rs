@@ -364,7 +364,7 @@ impl Run {
         let faults = self.setup.faults;
         let count = self.nodes.len() as u64;
         let (one, other) = (self.prng.below(count) as usize, self.prng.below(count) as usize);
-        let fate = self.prng.below(24);
+        let fate = self.prng.below(120);
         match fate {
             0 if faults.crash => self.fall(one, fate),
             1 if faults.crash => self.fall(one, fate),

@@ -118,12 +118,14 @@ pub struct SimClient {
     thinks_one_in: u64,
     /// Writes whose outcome is unknown, with the version that makes a second try the same write.
     retries: Vec<(Asked, Version)>,
+    /// Its node can reach too few others: it tries another one, after a while.
+    is_cut_off: bool,
 }
 
 impl SimClient {
     pub fn new(io: Io, servers: Vec<SocketAddr>, shared: Rc<Shared>, mut prng: Prng, pipeline: usize) -> SimClient {
         let thinks_one_in = if shared.in_cluster { prng.between(1, 8) } else { prng.between(4, 40) };
-        SimClient { io, servers, shared, prng, pipeline, thinks_one_in, retries: Vec::new() }
+        SimClient { io, servers, shared, prng, pipeline, thinks_one_in, retries: Vec::new(), is_cut_off: false }
     }
 
     /// Works until the run stops, over as many connections as it takes.
@@ -154,6 +156,13 @@ impl SimClient {
         let Ok(hello) = core.submit(now, now.plus(REQUEST_PATIENCE), 0, Command::Hello(hello)) else { return };
         let mut welcome = false;
         loop {
+            if std::mem::take(&mut self.is_cut_off) {
+                let pause = Duration::from_millis(self.prng.between(1, 30));
+                io.sleep(pause).await;
+                if self.prng.one_in(2) {
+                    break;
+                }
+            }
             if welcome && !self.shared.stop.get() {
                 if self.prng.one_in(self.thinks_one_in) {
                     let thought = Duration::from_micros(self.prng.below(20_000));
@@ -297,7 +306,11 @@ impl SimClient {
             keys.drain(..part.len());
         }
         let now = self.io.now();
-        if event.last {
+        if let Err(ClientError::Unavailable { .. }) = event.outcome {
+            // Nothing was done: it does not count.
+            self.is_cut_off = true;
+            self.shared.budget.set(self.shared.budget.get() + 1);
+        } else if event.last {
             self.shared.answered.set(self.shared.answered.get() + 1);
         }
         let code = match &event.outcome {
