@@ -7,7 +7,8 @@
 # Each step's output goes to target/check/NAME.log and is shown when the step fails; the others run on. The last line counts
 # tests and steps: "N passed, N failed". With CI=true a skipped step is a failed one.
 #
-#   RINGKV_SEEDS   seeds that the simulator runs (200)
+#   RINGKV_SEEDS           seeds that the simulator runs (200)
+#   RINGKV_CLUSTER_SEEDS   seeds of clusters, fixed ones and as many fresh ones (100)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 logs=target/check
@@ -92,6 +93,9 @@ else
     step units 120 scripts/check_units.sh "$node"
 fi
 step simulator 600 cargo run --locked --release --quiet -- sim --seeds "${RINGKV_SEEDS:-200}"
+# The same seeds each time, and as many that nobody has seen; a failing one prints how to repeat it.
+step clusters 600 cargo run --locked --release --quiet -- sim --cluster --seeds "${RINGKV_CLUSTER_SEEDS:-100}"
+step clusters-new 600 cargo run --locked --release --quiet -- sim --cluster --seeds "${RINGKV_CLUSTER_SEEDS:-100}" --first "$(date +%s)"
 
 [ "$skipped" -eq 0 ] || echo "$skipped skipped"
 echo "$passed passed, $failed failed"

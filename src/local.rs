@@ -1,12 +1,16 @@
 //! `ringkv local`: a cluster of processes on loopback, in one terminal. Each node is this program with the flags that an operator would
 //! give it, one core each, without spinning; so what is shown here holds for nodes on machines of their own.
 
+mod torture;
+
+use crate::base::prng::Prng;
 use crate::config::{Host, LocalRun, exit};
 use crate::io::host::{self, Nudge};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
+use torture::Torture;
 
 /// From one node's ports to the next one's.
 const PORT_STEP: u16 = 100;
@@ -15,6 +19,8 @@ const GOSSIP_ABOVE: u16 = 90;
 /// Memory of each node, where the machine has it.
 const MEMORY_MIB_MAX: u64 = 512;
 const MEMORY_MIB_MIN: u64 = 64;
+/// How often torture says how it goes.
+const LINE_EVERY: Duration = Duration::from_millis(200);
 /// How long a node may take to its ready line, and to its end.
 const READY_MAX: Duration = Duration::from_secs(60);
 const END_MAX: Duration = Duration::from_secs(15);
@@ -103,7 +109,10 @@ fn try_run(run: &LocalRun, host: &Host, say: &dyn Fn(&str)) -> Result<(), String
     let plan = Plan { run, host, program, founders: founders.join(",") };
     let (tell, news) = mpsc::channel();
     let mut nodes = Vec::new();
-    let outcome = start_all(&plan, &tell, &news, &mut nodes, say).and_then(|()| wait(&news, run.nodes, say));
+    let outcome = start_all(&plan, &tell, &news, &mut nodes, say).and_then(|()| match run.torture {
+        true => torture_all(&plan, &tell, &news, &mut nodes, say),
+        false => wait(&news, run.nodes, say),
+    });
     end_all(&mut nodes);
     outcome
 }
@@ -148,6 +157,64 @@ fn wait(news: &mpsc::Receiver<News>, nodes: u16, say: &dyn Fn(&str)) -> Result<(
         }
     }
     Err("all nodes have ended".to_owned())
+}
+
+/// Loads the nodes and lets them fall one at a time, until a signal comes or the time is over.
+fn torture_all(
+    plan: &Plan<'_>,
+    tell: &mpsc::Sender<News>,
+    news: &mpsc::Receiver<News>,
+    nodes: &mut [Node],
+    say: &dyn Fn(&str),
+) -> Result<(), String> {
+    let addresses: Vec<String> = (1..=plan.run.nodes).map(|node| format!("127.0.0.1:{}", plan.port(node))).collect();
+    let torture = Torture::start(&addresses).map_err(|error| format!("a thread cannot be started: {error}"))?;
+    let mut prng = Prng::new(host::random_u64());
+    let until = plan.run.seconds.map(|seconds| host::mono().plus(Duration::from_secs(seconds)));
+    let mut is_over = || host::wait_for_signal(Some(LINE_EVERY)).is_some() || until.is_some_and(|until| host::mono() >= until);
+    let line = |what: &str| say(&format!("{} · {what}", torture.seen.line()));
+    let calm = |what: &str, pause: Duration, is_over: &mut dyn FnMut() -> bool| {
+        let end = host::mono().plus(pause);
+        while host::mono() < end {
+            if is_over() {
+                return true;
+            }
+            line(what);
+        }
+        false
+    };
+    // One at a time: with three replicas a majority is always there.
+    let outcome = loop {
+        if calm("all nodes run", Duration::from_millis(prng.between(1_500, 3_000)), &mut is_over) {
+            break Ok(());
+        }
+        let at = prng.below(nodes.len() as u64) as usize;
+        let (id, pause) = (nodes[at].id, Duration::from_millis(prng.between(500, 3_000)));
+        let ends = if prng.one_in(2) {
+            let _ = host::nudge(nodes[at].child.id(), Nudge::Kill);
+            let _ = nodes[at].child.wait();
+            let ends = calm(&format!("node {id} is killed"), pause, &mut is_over);
+            nodes[at] = plan.start(id, tell)?;
+            ends || calm(&format!("node {id} starts"), Duration::from_secs(1), &mut is_over)
+        } else {
+            let _ = host::nudge(nodes[at].child.id(), Nudge::Pause);
+            let ends = calm(&format!("node {id} is stopped"), pause, &mut is_over);
+            let _ = host::nudge(nodes[at].child.id(), Nudge::Resume);
+            ends
+        };
+        while news.try_recv().is_ok() {}
+        if ends {
+            break Ok(());
+        }
+    };
+    // Whoever was started last is up before the last look.
+    host::sleep(Duration::from_secs(2));
+    let seen = torture.end();
+    say(&seen.line());
+    match seen.is_clean() {
+        true => outcome,
+        false => Err("something acknowledged was lost, or something was shown that nobody wrote".to_owned()),
+    }
 }
 
 /// Asks every node to end, and sees to it that it does.

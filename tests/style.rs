@@ -25,7 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("shell", &["base", "limits", "wire", "client", "config"]),
     ("verify", &["base", "io", "engine", "config"]),
     ("probe", &["io", "config"]),
-    ("local", &["base", "io", "config"]),
+    ("local", &["base", "io", "config", "client"]),
     ("node", &["base", "limits", "wire", "io", "cluster", "engine", "shard", "control", "config"]),
     ("sim", &["base", "limits", "wire", "io", "cluster", "engine", "shard", "control", "config", "node", "client"]),
 ];

@@ -44,6 +44,12 @@ pub struct LocalRun {
     /// Native port of the first node; the others follow a hundred apart, admin ports 80 and gossip ports 90 above
     #[arg(long, value_name = "P", default_value_t = PORT_DEFAULT)]
     pub port: u16,
+    /// Load the nodes, kill, stop and restart them, and say how it goes; exit code 1 if anything was lost or wrong
+    #[arg(long)]
+    pub torture: bool,
+    /// End by itself after so long
+    #[arg(long, value_name = "N", requires = "torture")]
+    pub seconds: Option<u64>,
 }
 
 /// One request of the shell client and the node it goes to.

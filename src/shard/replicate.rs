@@ -365,8 +365,11 @@ pub async fn adopt(shard: Rc<Shard>, peer: PeerConnection) {
 pub async fn serve(shard: &Rc<Shard>, socket: Socket, hello: &PeerHello, nonce: &[u8; 16], rest: Vec<u8>) {
     let Some(cluster) = shard.cluster.clone() else { return shard.io.close(&socket) };
     let until = shard.io.now().plus(Duration::from_millis(HELLO_MS_MAX));
-    let Some(Some(rest)) = within(&shard.io, until, prove(shard, &cluster, &socket, hello, nonce, rest)).await else {
-        shard.notice(hello.from, "unproven", || format!("a link of node {} is refused: it has another cluster key", hello.from));
+    let proven = within(&shard.io, until, prove(shard, &cluster, &socket, hello, nonce, rest)).await;
+    let Some(Proven::Yes(rest)) = proven else {
+        if matches!(proven, Some(Proven::No)) {
+            shard.notice(hello.from, "unproven", || format!("a link of node {} is refused: it has another cluster key", hello.from));
+        }
         return shard.io.close(&socket);
     };
     let conn = Rc::new(Conn::new(&shard.admit, Some((shard.io.clone(), socket.clone()))));
@@ -378,25 +381,31 @@ pub async fn serve(shard: &Rc<Shard>, socket: Socket, hello: &PeerHello, nonce: 
     shard.io.close(&socket);
 }
 
-/// The bytes behind a proof that holds.
-async fn prove(
-    shard: &Shard,
-    cluster: &Cluster,
-    socket: &Socket,
-    hello: &PeerHello,
-    nonce: &[u8; 16],
-    mut said: Vec<u8>,
-) -> Option<Vec<u8>> {
-    loop {
-        let mut reader = FrameReader::new(HELLO_BYTES_MAX);
-        if said.len() >= HEADER_BYTES + peer_hello::PROOF_BYTES {
-            let frame = reader.feed(&said[..HEADER_BYTES + peer_hello::PROOF_BYTES]).next()?.ok()?;
-            let proof = peer_hello::decode_proof(&frame).ok()?;
-            let is_proven = cluster.key.is_proven(&transcript(true, hello, nonce), &proof);
-            return is_proven.then(|| said.split_off(HEADER_BYTES + peer_hello::PROOF_BYTES));
+/// Whether a dialler has the cluster's key.
+enum Proven {
+    /// With the bytes behind its proof.
+    Yes(Vec<u8>),
+    No,
+    /// It went away before it said.
+    Gone,
+}
+
+async fn prove(shard: &Shard, cluster: &Cluster, socket: &Socket, hello: &PeerHello, nonce: &[u8; 16], mut said: Vec<u8>) -> Proven {
+    const FRAME_BYTES: usize = HEADER_BYTES + peer_hello::PROOF_BYTES;
+    while said.len() < FRAME_BYTES {
+        match shard.io.receive_chunk(socket).await {
+            Ok(Some(chunk)) => said.extend_from_slice(&chunk),
+            _ => return Proven::Gone,
         }
-        let chunk = shard.io.receive_chunk(socket).await.ok()??;
-        said.extend_from_slice(&chunk);
+    }
+    let mut reader = FrameReader::new(HELLO_BYTES_MAX);
+    let proof = match reader.feed(&said[..FRAME_BYTES]).next() {
+        Some(Ok(frame)) => peer_hello::decode_proof(&frame),
+        _ => return Proven::No,
+    };
+    match proof {
+        Ok(proof) if cluster.key.is_proven(&transcript(true, hello, nonce), &proof) => Proven::Yes(said.split_off(FRAME_BYTES)),
+        _ => Proven::No,
     }
 }
 

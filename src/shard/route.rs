@@ -14,7 +14,7 @@ use crate::engine::Ahead;
 use crate::io::Class;
 use crate::io::signal::Signal;
 use crate::limits::{CHUNK_BYTES, KEY_BYTES_MAX, MULTI_KEYS_MAX, VALUE_BYTES_MAX};
-use crate::wire::command::{Command, ErrorCode, MultiPut, PutItem, Request, WriteOptions};
+use crate::wire::command::{Access, Command, ErrorCode, ErrorReply, Level, LevelsAsked, MultiPut, PutItem, Reply, Request, WriteOptions};
 use crate::wire::native::{Form, WireError, decode_request, encode_request};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -119,8 +119,28 @@ impl Shard {
         {
             return self.coordinate(cluster, ticket, request, token, (form, body));
         }
+        if let Some(need) = self.too_high(request) {
+            self.stats.error(ErrorCode::Unavailable);
+            let error =
+                ErrorReply { need, alive: 1, ..ErrorReply::new(ErrorCode::Unavailable, "this node is alone, so there is one replica") };
+            return self.answer(&ticket, &Reply::Error(error));
+        }
         if let Step::Wait = execute::execute(self, &ticket, request, token) {
             perform::spawn(self, ticket, form, body.to_vec(), self.deadline(request.deadline_ms));
+        }
+    }
+
+    /// How many replicas a level wants, where that is more than a node that is alone has.
+    fn too_high(&self, request: &Request<'_>) -> Option<u16> {
+        let LevelsAsked { read, write } = request.levels;
+        let level = match request.command.row().access {
+            Access::Read => read,
+            Access::Write => write,
+            _ => None,
+        };
+        match level {
+            Some(Level::Exactly(count)) if count > 1 => Some(u16::from(count)),
+            _ => None,
         }
     }
 
