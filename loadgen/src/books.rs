@@ -64,14 +64,14 @@ impl<'a> Books<'a> {
             Ok(answer) => answer,
             Err(reason) => {
                 self.finish_write(planned, slot.write, WriteEnd::Unknown, ledger_ms);
-                self.found(planned.key, Verdict::Wrong("an answer that makes no sense"));
-                self.error(planned, reason);
+                self.found(planned.key, Verdict::Wrong("an answer that makes no sense"), now_ns);
+                self.error(planned, now_ns, reason);
                 return None;
             }
         };
         if let Answer::Refused(refusal) = answer {
             self.finish_write(planned, slot.write, refusal.end, ledger_ms);
-            self.error(planned, refusal.name);
+            self.error(planned, now_ns, refusal.name);
             return refusal.is_worth_retrying.then_some(planned);
         }
         match answer {
@@ -81,10 +81,11 @@ impl<'a> Books<'a> {
         }
         if let (Some(ledger), OpKind::Get) = (self.ledger, planned.kind) {
             let read = if let Answer::Value(value) = answer { Some(self.values.read(value)) } else { None };
-            self.found(planned.key, ledger.judge(planned.key, slot.read, read, ledger_ms));
+            self.found(planned.key, ledger.judge(planned.key, slot.read, read, ledger_ms), now_ns);
         }
         let latency_ns = now_ns.saturating_sub(planned.at_ns);
         self.interval.record(latency_ns);
+        self.tally.availability.answer(planned.at_ns, now_ns);
         if self.window.contains(planned.at_ns) {
             self.tally.ops[planned.kind as usize].latencies.record(latency_ns);
         }
@@ -108,26 +109,28 @@ impl<'a> Books<'a> {
     }
 
     /// A request that will never be answered.
-    pub fn abandon(&mut self, slot: &crate::connection::Slot, why: &str, ledger_ms: u32) {
+    pub fn abandon(&mut self, slot: &crate::connection::Slot, why: &str, (now_ns, ledger_ms): (u64, u32)) {
         self.finish_write(slot.planned, slot.write, WriteEnd::Unknown, ledger_ms);
-        self.error(slot.planned, why);
+        self.error(slot.planned, now_ns, why);
     }
 
-    fn finish_write(&self, planned: Planned, ticket: crate::ledger::WriteTicket, end: WriteEnd, ledger_ms: u32) {
+    fn finish_write(&mut self, planned: Planned, ticket: crate::ledger::WriteTicket, end: WriteEnd, ledger_ms: u32) {
         if let (Some(ledger), OpKind::Put | OpKind::Del) = (self.ledger, planned.kind) {
             ledger.end_write(planned.key, ticket, end, ledger_ms);
         }
+        self.tally.unknown += u64::from(end == WriteEnd::Unknown && planned.kind != OpKind::Get);
     }
 
-    fn error(&mut self, planned: Planned, kind: &str) {
+    fn error(&mut self, planned: Planned, now_ns: u64, kind: &str) {
         self.interval.errors += 1;
+        self.tally.availability.error(planned.at_ns, now_ns, kind);
         if self.window.contains(planned.at_ns) {
             self.tally.ops[planned.kind as usize].errors += 1;
             self.tally.error(kind);
         }
     }
 
-    fn found(&mut self, key: u64, verdict: Verdict) {
+    fn found(&mut self, key: u64, verdict: Verdict, now_ns: u64) {
         let (count, what, reason) = match verdict {
             Verdict::Right => return self.tally.checked += 1,
             Verdict::Unchecked => return,
@@ -135,6 +138,7 @@ impl<'a> Books<'a> {
             Verdict::Lost(reason) => (&mut self.tally.lost, "lost", reason),
         };
         *count += 1;
+        self.tally.availability.fault(now_ns, what == "lost");
         self.interval.faults += 1;
         self.tally.checked += 1;
         *self.tally.findings.entry(reason).or_default() += 1;

@@ -114,6 +114,14 @@ pub struct Connection {
     pub reader: Reader,
     /// The server's core behind it.
     pub core: u16,
+    /// Which of the target's addresses it leads to, or last led to.
+    pub address: usize,
+    /// When bytes last came, or requests began to wait.
+    pub heard_ns: u64,
+    /// Lost, and to be made again from here on.
+    pub retry_ns: u64,
+    /// Being made again.
+    pub is_dialled: bool,
     pub slots: Slots,
     pub backlog: VecDeque<Planned>,
     pub out: Vec<u8>,
@@ -131,6 +139,10 @@ impl Connection {
             stream: Some(greeted.stream),
             reader: greeted.reader,
             core: greeted.core,
+            address: greeted.address,
+            heard_ns: 0,
+            retry_ns: 0,
+            is_dialled: false,
             slots,
             backlog: VecDeque::new(),
             out: Vec::new(),
@@ -141,11 +153,17 @@ impl Connection {
     }
 
     /// Starts over on a new stream; nothing may be in flight.
-    pub fn revive(&mut self, greeted: Greeted) {
+    pub fn revive(&mut self, greeted: Greeted, now_ns: u64) {
         assert_eq!(self.slots.inflight(), 0);
         (self.stream, self.reader, self.core) = (Some(greeted.stream), greeted.reader, greeted.core);
+        (self.address, self.heard_ns, self.slots.freed_ns) = (greeted.address, now_ns, now_ns);
         self.out.clear();
-        (self.out_at, self.is_blocked) = (0, false);
+        (self.out_at, self.is_blocked, self.is_dialled) = (0, false, false);
+    }
+
+    /// Requests wait, and nothing has come for so long.
+    pub fn is_silent(&self, now_ns: u64, patience_ns: u64) -> bool {
+        self.stream.is_some() && self.slots.inflight() > 0 && now_ns.saturating_sub(self.heard_ns) > patience_ns
     }
 
     /// One more request may be encoded.

@@ -1,5 +1,6 @@
 //! The report as one HTML page: figures, drawings, settings and machine. It needs no network and no script, and follows light and dark.
 
+use crate::availability::{SLOT_NS, Slot};
 use crate::chart::{Axis, Chart, Line, escape, microseconds, short};
 use crate::options::Options;
 use crate::plan::OpKind;
@@ -55,6 +56,10 @@ pub fn page(report: &Report, settings: &[(&str, String)], machine: &[(&str, Stri
         out.push_str(&latency_over_time(report).figure());
         out.push_str("<h2>Rate over time</h2>\n");
         out.push_str(&rate_over_time(report).figure());
+        if report.is_cluster {
+            out.push_str("<h2>Longest wait each 100 ms</h2>\n");
+            out.push_str(&waits_over_time(report).figure());
+        }
     }
     op_table(&mut out, report);
     counts(&mut out, report);
@@ -152,6 +157,22 @@ fn rate_over_time(report: &Report) -> Chart {
     Chart { x: time_axis(report), y, lines, shade: warmup(report), label: "Answers a second over time".into() }
 }
 
+fn waits_over_time(report: &Report) -> Chart {
+    let slots = || report.tally.availability.slots.iter().enumerate().map(|(at, slot)| (at as f64 * SLOT_NS as f64 / 1e9, slot));
+    let us = |slot: &Slot| slot.longest_ns as f64 / 1e3;
+    let points = slots().filter(|(_, slot)| slot.longest_ns > 0).map(|(at_s, slot)| (at_s, us(slot))).collect();
+    let mut lines = vec![Line { class: "s0", name: "longest wait".into(), points, dots: Vec::new() }];
+    let says = |slot: &Slot| slot.errors.iter().map(|(kind, count)| format!("{kind}: {count}")).collect::<Vec<_>>().join(", ");
+    let dots: Vec<_> = slots().filter(|(_, slot)| !slot.errors.is_empty()).map(|(at_s, slot)| (at_s, us(slot), says(slot))).collect();
+    if !dots.is_empty() {
+        lines.push(Line { class: "s1", name: "errors here".into(), points: Vec::new(), dots });
+    }
+    let y = Axis::latency(slots().map(|(_, slot)| us(slot)));
+    let last = slots().next_back().map_or(0.0, |(at_s, _)| at_s).max(report.warmup_s + report.seconds);
+    let x = Axis::from_zero(std::iter::once(last), "seconds from the start");
+    Chart { x, y: Axis { title: "wait", ..y }, lines, shade: warmup(report), label: "Longest wait of each 100 ms".into() }
+}
+
 fn time_axis(report: &Report) -> Axis {
     let last = report.course.last().map_or(1.0, |point| point.at_s);
     let axis = Axis::from_zero(std::iter::once(last), "seconds from the start");
@@ -238,7 +259,7 @@ fn counts(out: &mut String, report: &Report) {
     if tally.checked > 0 {
         rows.push(("check".into(), format!("{} answers judged, {} wrong, {} lost", tally.checked, tally.wrong, tally.lost)));
     }
-    for (name, count) in [("absent", tally.absent), ("unsent", tally.unsent), ("hops", tally.hops), ("reconnects", tally.reconnects)] {
+    for (name, count) in tally.counts() {
         if count > 0 {
             rows.push((name.into(), count.to_string()));
         }
@@ -280,6 +301,9 @@ pub fn settings(options: &Options, report: &Report) -> Vec<(&'static str, String
     ];
     if let Some(cores) = &options.cores {
         rows.push(("pinned to cores", format!("{:?}", cores.0)));
+    }
+    if let Some(levels) = options.level {
+        rows.push(("levels", format!("{levels:?}")));
     }
     if let Some(ttl) = options.ttl {
         rows.push(("time to live", format!("{ttl} ms")));
@@ -385,6 +409,12 @@ mod tests {
         report.search = Some(search);
         check(&page_of(&report));
         check(&page_of(&Report::default()));
+        report.is_cluster = true;
+        report.tally.availability.answer(0, 1000);
+        report.tally.availability.error(0, 150_000_000, "odd <b>");
+        let page = page_of(&report);
+        check(&page);
+        assert!(page.contains("Longest wait each 100 ms") && page.contains("odd &lt;b&gt;: 1"));
     }
 
     #[test]

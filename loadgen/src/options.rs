@@ -5,7 +5,12 @@ use crate::plan::Mix;
 use crate::protocol::{Protocol, Target};
 use crate::sizes::Sizes;
 use clap::Parser;
+use ringkv::wire::command::LevelsAsked;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// Of a connection to a cluster, in milliseconds.
+const PATIENCE_MS: u64 = 500;
 
 /// Puts a ringkv node, or a server that speaks RESP2 or memcached, under load and prints its latencies.
 ///
@@ -13,8 +18,12 @@ use std::path::PathBuf;
 /// its stalls. Closed loop (--closed, the default): --pipeline requests are kept in flight a connection. Search (--find-p99-us): open
 /// loops at rising rates for --seconds each, then between the highest that holds the bound and the lowest that does not, then confirmed.
 ///
-/// Targets: native://HOST:PORT, redis://HOST:PORT (GET, SET, DEL), memcached://HOST:PORT (get, set, delete), memcached-meta://HOST:PORT
-/// (mg, ms, md). To the latter two --ttl counts in whole seconds.
+/// Targets: ringkv://HOST:PORT or native://HOST:PORT, redis://HOST:PORT (GET, SET, DEL), memcached://HOST:PORT (get, set, delete),
+/// memcached-meta://HOST:PORT (mg, ms, md). To the latter two --ttl counts in whole seconds.
+///
+/// A cluster: ringkv://HOST:PORT,HOST:PORT,… Connections are spread over the nodes; one that is lost, or silent for --patience, goes on at
+/// the next node, and what was in flight on it counts as an error, a write as one of unknown outcome. The JSON's `availability` has for
+/// each 100 ms what was answered, errors by kind, and the longest wait.
 ///
 /// Sizes (--value, --key-size): 100; a range 100..1k, each alike; lognormal:MEDIAN,SIGMA, within four sigmas, or with bounds
 /// lognormal:MEDIAN,SIGMA,MIN..MAX; a list with weights 64=80,1k=15,16k=5. Suffixes k and M are powers of 1024.
@@ -34,8 +43,14 @@ use std::path::PathBuf;
 #[command(name = "loadgen", version, about, verbatim_doc_comment)]
 pub struct Options {
     /// Where the server listens, and what it speaks
-    #[arg(long, value_name = "SCHEME://HOST:PORT", default_value = "native://127.0.0.1:7400", value_parser = parse_target)]
+    #[arg(long, value_name = "SCHEME://HOST:PORT,…", default_value = "native://127.0.0.1:7400", value_parser = parse_target)]
     pub target: Target,
+    /// How many replicas must answer: one, quorum, all or a number; or two of these for reading and writing, as in one,all
+    #[arg(long, value_name = "R[,W]")]
+    pub level: Option<LevelsAsked>,
+    /// Give a connection up on which requests wait and nothing comes for so long (with several addresses 500ms, else never)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration_ms)]
+    pub patience: Option<u64>,
     /// Open loop: requests a second over all connections (suffixes k, M); with --find-p99-us the rate to begin with
     #[arg(long, value_name = "N", value_parser = parse_rate, conflicts_with = "closed")]
     pub rate: Option<f64>,
@@ -120,7 +135,7 @@ pub struct Options {
     /// Read every key of this journal back and count what is lost or wrong; no load
     #[arg(long, value_name = "FILE", conflicts_with_all = ["journal", "check", "fill", "preload", "rate", "reconnect"])]
     pub verify_journal: Option<PathBuf>,
-    /// Stay when the server goes away and go on when it is back
+    /// Stay when the server goes away and go on when it is back (so it is with several addresses)
     #[arg(long)]
     pub reconnect: bool,
     /// With --check: read all tracked keys back at the end (--reconnect does so by itself)
@@ -147,6 +162,17 @@ impl Options {
     /// Requests in flight a connection.
     pub fn inflight_max(&self) -> usize {
         self.pipeline.unwrap_or(if self.is_open() { 1024 } else { 1 })
+    }
+
+    /// Lost connections are made again.
+    pub fn reconnects(&self) -> bool {
+        self.reconnect || self.target.is_cluster()
+    }
+
+    /// How long a connection may be silent while requests wait on it.
+    pub fn patience(&self) -> Option<Duration> {
+        let ms = self.patience.or(self.target.is_cluster().then_some(PATIENCE_MS));
+        ms.map(Duration::from_millis)
     }
 
     /// Contradictions that no single flag shows.
@@ -187,6 +213,12 @@ impl Options {
         if protocol != Protocol::Native && self.namespace != ringkv::base::record::NAMESPACE_DEFAULT {
             return Err(format!("--namespace means nothing to {}", self.target));
         }
+        if protocol != Protocol::Native && (self.level.is_some() || self.target.is_cluster()) {
+            return Err(format!("--level and several addresses mean nothing to {}", self.target));
+        }
+        if self.patience == Some(0) || (self.patience.is_some() && !self.reconnects()) {
+            return Err("--patience must be above 0, and is for --reconnect or several addresses".into());
+        }
         if protocol.is_memcached() && self.secret_file.is_some() {
             return Err(format!("--secret-file means nothing to {}", self.target));
         }
@@ -199,14 +231,15 @@ impl Options {
 }
 
 fn parse_target(text: &str) -> Result<Target, String> {
-    let bad = "a target looks like native://HOST:PORT, redis://HOST:PORT, memcached://HOST:PORT or memcached-meta://HOST:PORT";
+    let bad = "a target looks like ringkv://HOST:PORT or ringkv://HOST:PORT,HOST:PORT, redis://HOST:PORT, memcached://HOST:PORT or memcached-meta://HOST:PORT";
     let (scheme, address) = text.split_once("://").ok_or(bad)?;
+    let scheme = if scheme == "ringkv" { Protocol::Native.scheme() } else { scheme };
     let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.scheme() == scheme).ok_or(bad)?;
-    let address = address.trim_end_matches('/');
-    match address.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(Target { protocol, address: address.to_owned() }),
-        _ => Err(bad.into()),
-    }
+    let addresses: Vec<String> = address.trim_end_matches('/').split(',').map(str::to_owned).collect();
+    let is_address = |address: &String| {
+        address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok())
+    };
+    if addresses.iter().all(is_address) { Ok(Target { protocol, addresses }) } else { Err(bad.into()) }
 }
 
 /// A number with an optional suffix out of `units`.
@@ -324,7 +357,7 @@ mod tests {
     fn every_target_and_shape_is_understood() {
         for protocol in Protocol::ALL {
             let options = parse(&format!("--target {}://[::1]:9/ --ttl 2s", protocol.scheme())).unwrap();
-            assert_eq!(options.target, Target { protocol, address: "[::1]:9".into() });
+            assert_eq!(options.target, Target { protocol, addresses: vec!["[::1]:9".into()] });
         }
         for (text, shape) in [
             ("uniform", Shape::Uniform),
@@ -337,6 +370,17 @@ mod tests {
         }
         let find = parse("--find-p99-us 1000 --rate 5k --key-size lognormal:30,0.3,16..64 --mix get=90,put=9,del=1 --html x").unwrap();
         assert_eq!((find.find_p99_us, find.inflight_max(), find.mix.weights), (Some(1000.0), 1024, [90, 9, 1]));
+    }
+
+    #[test]
+    fn a_cluster_has_several_addresses_and_levels() {
+        let options = parse("--target ringkv://a:1,b:2,[::1]:3 --level one,all").unwrap();
+        assert_eq!(options.target.addresses, ["a:1", "b:2", "[::1]:3"]);
+        assert_eq!(options.level, Some("one,all".parse().unwrap()));
+        assert!(options.reconnects() && options.patience() == Some(Duration::from_millis(500)));
+        let one = parse("--target ringkv://a:1").unwrap();
+        assert!(!one.reconnects() && one.patience().is_none() && one.level.is_none());
+        assert_eq!(parse("--reconnect --patience 2s").unwrap().patience(), Some(Duration::from_secs(2)));
     }
 
     #[test]
@@ -361,6 +405,13 @@ mod tests {
             "--target memcached://localhost:1 --key-size 251",
             "--target memcached-meta://localhost:1 --secret-file x",
             "--target redis://localhost:1 --namespace 2",
+            "--target redis://localhost:1 --level quorum",
+            "--target redis://localhost:1,localhost:2",
+            "--target ringkv://localhost:1,",
+            "--target ringkv://localhost:1,ringkv://localhost:2",
+            "--level most",
+            "--patience 1s",
+            "--patience 0s --reconnect",
             "--dist hotspot:0.1",
             "--dist hotspot:0,1",
             "--dist uniform:2",

@@ -1,5 +1,6 @@
 //! What was measured, and how it is shown: a table for people, JSON for scripts (`html` draws it).
 
+use crate::availability::{Availability, SLOT_NS};
 use crate::plan::OpKind;
 use crate::search::Search;
 use hdrhistogram::Histogram;
@@ -11,6 +12,9 @@ pub const LATENCY_NS_MAX: u64 = 600_000_000_000;
 
 /// Kinds of errors that are told apart; further ones count as one kind.
 const ERROR_KINDS_MAX: usize = 64;
+
+/// Troubles that the table tells one by one.
+const TROUBLES_SHOWN_MAX: usize = 8;
 
 /// A histogram of nanoseconds, three digits exact.
 #[derive(Clone)]
@@ -74,9 +78,13 @@ pub struct Tally {
     pub checked: u64,
     pub wrong: u64,
     pub lost: u64,
+    /// Writes of which nobody knows whether they took effect.
+    pub unknown: u64,
     /// What was wrong or lost, in words, and how often.
     pub findings: BTreeMap<&'static str, u64>,
     pub reconnects: u64,
+    /// The warm-up included.
+    pub availability: Availability,
     /// How late requests were handed to the kernel through the generator's own fault.
     pub lateness: Latencies,
     pub cpu_ns: u64,
@@ -102,11 +110,18 @@ impl Tally {
         self.checked += other.checked;
         self.wrong += other.wrong;
         self.lost += other.lost;
+        self.unknown += other.unknown;
         self.reconnects += other.reconnects;
+        self.availability.merge(&other.availability);
         self.lateness.merge(&other.lateness);
         self.cpu_ns += other.cpu_ns;
         self.wall_ns += other.wall_ns;
         self.busy_max = self.busy_max.max(other.busy_max);
+    }
+
+    /// What is shown where it is not 0.
+    pub fn counts(&self) -> [(&'static str, u64); 5] {
+        [("absent", self.absent), ("unsent", self.unsent), ("unknown", self.unknown), ("hops", self.hops), ("reconnects", self.reconnects)]
     }
 
     /// Counts an error of a kind.
@@ -147,11 +162,15 @@ pub struct Report {
     pub threads: usize,
     pub server_cores: usize,
     pub target: String,
+    /// The target has several addresses.
+    pub is_cluster: bool,
     /// What the server says it is.
     pub server: String,
     /// Threads never slept: their processor time says nothing.
     pub spun: bool,
     pub warmup_s: f64,
+    /// When it began, in milliseconds since 1970; the times of `availability` count from here.
+    pub started_unix_ms: u64,
     /// How the run went on, the warm-up included.
     pub course: Vec<Point>,
     /// The search that this run is the last of.
@@ -259,11 +278,12 @@ impl Report {
         for (kind, count) in &tally.errors {
             let _ = writeln!(out, "error     {kind}: {count}");
         }
-        for (name, count) in [("absent", tally.absent), ("unsent", tally.unsent), ("hops", tally.hops), ("reconnects", tally.reconnects)] {
+        for (name, count) in tally.counts() {
             if count > 0 {
                 let _ = writeln!(out, "{name:<10}{count}");
             }
         }
+        self.table_troubles(out);
         if tally.checked + tally.wrong + tally.lost > 0 {
             let _ = writeln!(out, "check     {} answers judged, {} wrong, {} lost", tally.checked, tally.wrong, tally.lost);
         }
@@ -275,6 +295,19 @@ impl Report {
         }
         if let Some(died) = &self.died {
             let _ = writeln!(out, "ended     {died}");
+        }
+    }
+
+    /// What a caller noticed of the servers' troubles.
+    fn table_troubles(&self, out: &mut String) {
+        let troubles = self.tally.availability.troubles();
+        for trouble in troubles.iter().take(TROUBLES_SHOWN_MAX) {
+            let (from_s, ms) = (trouble.from_ns as f64 / 1e9, (trouble.until_ns - trouble.from_ns) as f64 / 1e6);
+            let (errors, slow) = (trouble.errors, trouble.slow);
+            let _ = writeln!(out, "trouble   {ms:.0} ms from {from_s:.2} s: {errors} errors, {slow} answers over 100 ms");
+        }
+        if troubles.len() > TROUBLES_SHOWN_MAX {
+            let _ = writeln!(out, "trouble   and {} times more", troubles.len() - TROUBLES_SHOWN_MAX);
         }
     }
 
@@ -293,6 +326,8 @@ impl Report {
             ("unsent", tally.unsent),
             ("hops", tally.hops),
             ("reconnects", tally.reconnects),
+            ("unknown", tally.unknown),
+            ("started_unix_ms", self.started_unix_ms),
             ("conns", self.conns as u64),
             ("threads", self.threads as u64),
             ("server_cores", self.server_cores as u64),
@@ -317,6 +352,7 @@ impl Report {
         let _ = writeln!(out, "  \"find\": {},", self.search.as_ref().map_or("null".to_owned(), search_json));
         let course: Vec<String> = self.course.iter().map(point_json).collect();
         let _ = writeln!(out, "  \"course\": [{}],", course.join(", "));
+        let _ = writeln!(out, "  \"availability\": {},", availability_json(&tally.availability));
         let _ = writeln!(out, "  \"died\": {},", self.died.as_ref().map_or("null".to_owned(), |text| quoted(text)));
         let errors: Vec<String> = tally.errors.iter().map(|(kind, count)| format!("{}: {count}", quoted(kind))).collect();
         let _ = writeln!(out, "  \"errors\": {{{}}},", errors.join(", "));
@@ -327,6 +363,30 @@ impl Report {
         let _ = writeln!(out, "  \"ops\": {{\n{}\n  }}\n}}", ops.join(",\n"));
         out
     }
+}
+
+/// A slot has `at_s` and what is not 0 of the rest; `bad_s` is from when to when it was bad.
+fn availability_json(availability: &Availability) -> String {
+    let slots = availability.slots.iter().enumerate().map(|(at, slot)| {
+        let mut out = format!("{{\"at_s\": {:.1}, \"answered\": {}", at as f64 * SLOT_NS as f64 / 1e9, slot.answered);
+        for (name, count) in [("slow", slot.slow), ("wrong", slot.wrong), ("lost", slot.lost)] {
+            if count > 0 {
+                let _ = write!(out, ", \"{name}\": {count}");
+            }
+        }
+        let _ = write!(out, ", \"longest_ms\": {}", number(slot.longest_ns as f64 / 1e6));
+        if !slot.errors.is_empty() {
+            let errors: Vec<String> = slot.errors.iter().map(|(kind, count)| format!("{}: {count}", quoted(kind))).collect();
+            let _ = write!(out, ", \"errors\": {{{}}}", errors.join(", "));
+        }
+        if let Some((from, until)) = slot.bad_ns {
+            let _ = write!(out, ", \"bad_s\": [{}, {}]", number(from as f64 / 1e9), number(until as f64 / 1e9));
+        }
+        out.push('}');
+        out
+    });
+    let slots: Vec<String> = slots.collect();
+    format!("{{\"slot_ms\": {}, \"slots\": [{}]}}", SLOT_NS / 1_000_000, slots.join(", "))
 }
 
 fn op_json(op: &OpTally) -> String {
@@ -396,6 +456,8 @@ mod tests {
         tally.ops[OpKind::Put as usize].errors = 3;
         tally.error("overloaded \"now\"");
         tally.lateness.record(5_000);
+        tally.availability.answer(0, 20_000_000);
+        tally.availability.error(50_000_000, 250_000_000, "lost");
         Report { phase: "load", tally, rate_wanted: Some(100.0), seconds: 10.0, conns: 2, threads: 1, server_cores: 2, ..Report::default() }
     }
 
@@ -409,6 +471,7 @@ mod tests {
         let p99: f64 = cells[5].parse().unwrap();
         assert!((499.0..502.0).contains(&p50) && (988.0..992.0).contains(&p99), "{get}");
         assert!(table.contains("wanted 100/s, reached 100/s") && table.contains("2 wrong, 1 lost"), "{table}");
+        assert!(table.contains("trouble   200 ms from 0.05 s: 1 errors, 0 answers over 100 ms"), "{table}");
         assert!(!table.contains("\ndel"), "kinds that did not occur are left out");
     }
 
@@ -428,6 +491,8 @@ mod tests {
             "\"max_us\": ",
             "\"put\": {\"count\": 0, \"errors\": 3",
             "\"overloaded \\\"now\\\"\": 1",
+            "\"availability\": {\"slot_ms\": 100, \"slots\": [{\"at_s\": 0.0, \"answered\": 1, \"longest_ms\": 20.000}, ",
+            "{\"at_s\": 0.2, \"answered\": 0, \"longest_ms\": 200.000, \"errors\": {\"lost\": 1}, \"bad_s\": [0.050, 0.250]}",
         ] {
             assert!(json.contains(piece), "{piece} is missing in {json}");
         }

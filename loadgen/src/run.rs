@@ -119,7 +119,7 @@ fn phases(setup: &Setup, show: &mut dyn FnMut(&Report)) -> Result<Report, Failur
             None => phase(setup, Phase::Load(options.rate))?,
         }
     };
-    if options.check && (options.verify || options.reconnect) && report.died.is_none() {
+    if options.check && (options.verify || options.reconnects()) && report.died.is_none() {
         let verified = phase(setup, Phase::Verify)?;
         show(&verified);
         add_findings(&mut report.tally, &verified.tally);
@@ -215,7 +215,7 @@ fn prepare(mut options: Options) -> Result<Setup, Failure> {
 fn phase(setup: &Setup, phase: Phase) -> Result<Report, Failure> {
     let options = &setup.options;
     let unreachable = |error: std::io::Error| Failure::Unreachable(format!("{}: {error}", options.target));
-    let first = connect(&options.target, None, &setup.credential).map_err(unreachable)?;
+    let first = connect(&options.target, 0, None, &setup.credential).map_err(unreachable)?;
     let (topology, server) = (first.topology, first.server);
     drop(first.stream);
     let threads = options.cores.as_ref().map_or(1, |cores| cores.0.len()).min(options.conns);
@@ -227,7 +227,8 @@ fn phase(setup: &Setup, phase: Phase) -> Result<Report, Failure> {
     let mut conns: Vec<Vec<Connection>> = (0..threads).map(|_| Vec::new()).collect();
     for number in 0..options.conns {
         let core = (number % usize::from(topology.cores)) as u16;
-        let greeted = connect(&options.target, Some(core), &setup.credential).map_err(unreachable)?;
+        let node = number / usize::from(topology.cores);
+        let greeted = connect(&options.target, node, Some(core), &setup.credential).map_err(unreachable)?;
         let thread = if options.conns >= threads * usize::from(topology.cores) {
             number / usize::from(topology.cores) % threads
         } else {
@@ -241,13 +242,15 @@ fn phase(setup: &Setup, phase: Phase) -> Result<Report, Failure> {
             protocol: options.target.protocol,
             deadline_ms: options.deadline as u32,
             namespace: options.namespace,
+            levels: options.level.unwrap_or_default(),
             ttl_ms: options.ttl.unwrap_or(0),
         },
         run: setup.run,
         target: options.target.clone(),
         credential: setup.credential.clone(),
         is_routed: !options.any,
-        reconnects: options.reconnect,
+        reconnects: options.reconnects(),
+        patience: options.patience(),
         spins: options.spin,
         grace: if options.find_p99_us.is_some() { SEARCH_GRACE } else { GRACE },
         stop: AtomicBool::new(false),
@@ -316,6 +319,8 @@ fn run_threads(setup: &Setup, phase: Phase, shared: &Shared, topology: Topology,
         threads,
         server_cores: usize::from(topology.cores),
         target: options.target.to_string(),
+        is_cluster: options.target.is_cluster(),
+        started_unix_ms: wall_ms().saturating_sub(shared.start.elapsed().as_millis() as u64),
         spun: options.spin,
         warmup_s,
         course: progress.finish(&intervals),

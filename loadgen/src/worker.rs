@@ -8,14 +8,14 @@
 
 use crate::books::{Books, NO_ANSWER};
 use crate::connection::{Connection, Planned};
+use crate::dialer::{Dialer, Told};
 use crate::keys::KeyNames;
 use crate::ledger::{ReadTicket, WriteTicket};
 use crate::plan::OpKind;
 use crate::poll::{Poll, Ready, is_interrupted, sharpen_timers, thread_cpu_ns};
 use crate::progress::{Intervals, tell};
-use crate::protocol::handshake::connect;
 use crate::protocol::in_order::{Decoded, decode, name};
-use crate::protocol::{Common, Reader, Target, Topology, encode, native};
+use crate::protocol::{Common, Greeted, Reader, Target, Topology, encode, native};
 use crate::report::Tally;
 use crate::source::{Router, Source, Work};
 use crate::value::Stamp;
@@ -31,6 +31,12 @@ const WAIT_NS_MAX: u64 = 50_000_000;
 const SLEEP_NS_MIN: u64 = 3000;
 /// Between two tries to reach a lost server.
 const RECONNECT_NS: u64 = 100_000_000;
+/// A server may take so long to a hello.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two looks for silent connections.
+const LOOK_NS: u64 = 10_000_000;
+/// No wait is longer than this while a connection is lost.
+const WAIT_TROUBLED_NS_MAX: u64 = 5_000_000;
 /// A server that is gone for longer is gone for good.
 const OUTAGE_NS_MAX: u64 = 120_000_000_000;
 /// Before a refused request of a fill is tried again.
@@ -46,6 +52,8 @@ pub struct Shared {
     pub credential: Vec<u8>,
     pub is_routed: bool,
     pub reconnects: bool,
+    /// How long a connection may be silent while requests wait on it; for ever, if `None`.
+    pub patience: Option<Duration>,
     pub spins: bool,
     /// So long after its end a phase waits for answers.
     pub grace: Duration,
@@ -75,7 +83,9 @@ pub struct Worker<'a> {
     value: Vec<u8>,
     untracked_seq: u32,
     lost_since_ns: Option<u64>,
-    retry_ns: u64,
+    dialer: Option<Dialer>,
+    /// When silent connections are looked for again.
+    look_ns: u64,
     died: Option<String>,
 }
 
@@ -121,7 +131,8 @@ impl<'a> Worker<'a> {
             value: Vec::new(),
             untracked_seq: 0,
             lost_since_ns: None,
-            retry_ns: 0,
+            dialer: None,
+            look_ns: 0,
             died: None,
         };
         worker.map_cores();
@@ -143,6 +154,7 @@ impl<'a> Worker<'a> {
             if self.died.is_some() || self.shared.stop.load(Ordering::Relaxed) || self.is_over(now_ns) {
                 break;
             }
+            self.lose_silent(now_ns);
             self.revive(now_ns);
             self.wait_and_read();
         }
@@ -201,10 +213,21 @@ impl<'a> Worker<'a> {
             let core = self.topology.core_of(self.names.name(key));
             let conns = &self.by_core[usize::from(core)];
             if !conns.is_empty() {
-                return conns[random.below(conns.len() as u64) as usize];
+                let first = random.below(conns.len() as u64) as usize;
+                return self.live(first, conns.len(), |at| conns[at]);
             }
         }
-        random.below(self.conns.len() as u64) as usize
+        let first = random.below(self.conns.len() as u64) as usize;
+        self.live(first, self.conns.len(), |at| at)
+    }
+
+    /// Out of `count` connections the first live one from `first` on; `first`, where none lives.
+    fn live(&self, first: usize, count: usize, conn: impl Fn(usize) -> usize) -> usize {
+        if self.lost_since_ns.is_none() {
+            return conn(first);
+        }
+        let mut order = (first..count).chain(0..first).map(&conn);
+        order.find(|at| self.conns[*at].stream.is_some()).unwrap_or_else(|| conn(first))
     }
 
     /// Fills all connections that have room and hands their bytes over. Writes take their time, so the plan is looked at again after each.
@@ -222,7 +245,7 @@ impl<'a> Worker<'a> {
                 };
                 let sendable_ns = planned.at_ns.max(self.conns[at].slots.freed_ns);
                 self.sendable_ns.push(sendable_ns);
-                self.send(at, planned, ledger_ms);
+                self.send(at, planned, (now_ns, ledger_ms));
             }
             self.flush(at);
             if hungry {
@@ -259,7 +282,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Encodes one request into its connection.
-    fn send(&mut self, at: usize, mut planned: Planned, ledger_ms: u32) {
+    fn send(&mut self, at: usize, mut planned: Planned, (now_ns, ledger_ms): (u64, u32)) {
         let conn = &mut self.conns[at];
         let (mut write, mut read) = (WriteTicket::default(), ReadTicket::default());
         if let Some(ledger) = self.books.ledger {
@@ -283,6 +306,9 @@ impl<'a> Worker<'a> {
         let name = self.names.name(planned.key);
         if self.topology.cores > 1 && self.topology.core_of(name) != conn.core {
             self.books.tally.hops += 1;
+        }
+        if conn.slots.inflight() == 0 {
+            conn.heard_ns = conn.heard_ns.max(now_ns);
         }
         let id = conn.slots.take(planned, write, read);
         encode(&mut conn.out, id, &self.shared.common, planned.kind, name, &self.value);
@@ -312,6 +338,9 @@ impl<'a> Worker<'a> {
             wait_ns = wait_ns.min(until_ns - now_ns);
         } else {
             wait_ns = wait_ns.max(100_000);
+        }
+        if self.lost_since_ns.is_some() {
+            wait_ns = wait_ns.min(WAIT_TROUBLED_NS_MAX);
         }
         if self.shared.spins || wait_ns < SLEEP_NS_MIN {
             wait_ns = 0;
@@ -349,6 +378,7 @@ impl<'a> Worker<'a> {
                 Err(error) => return self.lose(at, &error.to_string()),
             };
             let now = (self.now_ns(), self.ledger_ms());
+            self.conns[at].heard_ns = now.0;
             if let Err(reason) = self.take_answers(at, len, now) {
                 return self.lose(at, &reason);
             }
@@ -397,59 +427,98 @@ impl<'a> Worker<'a> {
 
     /// A connection is gone; what was in flight on it has an unknown outcome.
     fn lose(&mut self, at: usize, reason: &str) {
-        let (now_ns, ledger_ms) = (self.now_ns(), self.ledger_ms());
+        let now = (self.now_ns(), self.ledger_ms());
         self.conns[at].stream = None;
         for slot in self.conns[at].slots.drain() {
-            self.books.abandon(&slot, "connection lost", ledger_ms);
+            self.books.abandon(&slot, "connection lost", now);
             // What must all be asked is asked again.
             if self.source.is_exhaustive() {
-                self.source.retry(Planned { at_ns: now_ns, ..slot.planned });
+                self.source.retry(Planned { at_ns: now.0, ..slot.planned });
             }
         }
-        if self.shared.reconnects {
-            if self.lost_since_ns.is_none() {
-                tell(&format!("connection {} lost ({reason}); trying to reconnect", self.conns[at].number));
-            }
-            self.lost_since_ns.get_or_insert(now_ns);
-            self.retry_ns = now_ns + RECONNECT_NS;
-        } else {
-            let seconds = now_ns as f64 / 1e9;
+        if !self.shared.reconnects {
+            let seconds = now.0 as f64 / 1e9;
             self.died = Some(format!("the server went away after {seconds:.3} s: connection {}: {reason}", self.conns[at].number));
+            return;
+        }
+        if self.lost_since_ns.is_none() {
+            tell(&format!("connection {} lost ({reason}); trying to reconnect", self.conns[at].number));
+        }
+        self.lost_since_ns.get_or_insert(now.0);
+        self.conns[at].retry_ns = now.0;
+        // What was not sent yet goes to other nodes.
+        for planned in std::mem::take(&mut self.conns[at].backlog) {
+            let to = self.route(planned.key);
+            self.conns[to].backlog.push_back(planned);
+            self.list(to);
         }
     }
 
-    /// Tries to bring lost connections back.
+    /// Loses connections on which requests wait and nothing comes.
+    fn lose_silent(&mut self, now_ns: u64) {
+        let Some(patience) = self.shared.patience.filter(|_| now_ns >= self.look_ns) else { return };
+        self.look_ns = now_ns + LOOK_NS;
+        for at in 0..self.conns.len() {
+            if self.conns[at].is_silent(now_ns, patience.as_nanos() as u64) {
+                self.lose(at, "silence");
+            }
+        }
+    }
+
+    /// Brings lost connections back: at the next address where there are several.
     fn revive(&mut self, now_ns: u64) {
         let Some(lost_since_ns) = self.lost_since_ns else { return };
-        if now_ns < self.retry_ns {
+        while let Some(Told { conn, greeted }) = self.dialer.as_ref().and_then(Dialer::told) {
+            match greeted {
+                Some(greeted) => self.take_back(conn, greeted, now_ns),
+                None => (self.conns[conn].is_dialled, self.conns[conn].retry_ns) = (false, now_ns + RECONNECT_NS),
+            }
+        }
+        if self.conns.iter().all(|conn| conn.stream.is_some()) {
+            self.lost_since_ns = None;
             return;
         }
-        if now_ns - lost_since_ns > OUTAGE_NS_MAX {
+        if now_ns.saturating_sub(lost_since_ns) > OUTAGE_NS_MAX {
             self.died = Some("the server did not come back".into());
             return;
         }
-        self.retry_ns = now_ns + RECONNECT_NS;
-        let cores = self.topology.cores;
-        for at in 0..self.conns.len() {
-            if self.conns[at].stream.is_some() {
+        if let Err(error) = self.dial_lost(now_ns) {
+            self.died = Some(format!("connections cannot be made again: {error}"));
+        }
+    }
+
+    fn dial_lost(&mut self, now_ns: u64) -> std::io::Result<()> {
+        let (target, count) = (&self.shared.target, self.conns.len());
+        for (at, conn) in self.conns.iter_mut().enumerate() {
+            if conn.stream.is_some() || conn.is_dialled || now_ns < conn.retry_ns {
                 continue;
             }
-            let core = (self.conns[at].number % u32::from(cores)) as u16;
-            let greeted = match connect(&self.shared.target, Some(core), &self.shared.credential) {
-                Ok(greeted) => greeted,
-                Err(_) => return,
+            let dialer = match &mut self.dialer {
+                Some(dialer) => dialer,
+                none => {
+                    let timeout = self.shared.patience.unwrap_or(DIAL_TIMEOUT);
+                    none.insert(Dialer::start(target, &self.shared.credential, timeout, count)?)
+                }
             };
-            if let Err(error) = self.poll.add(greeted.stream.as_raw_fd(), at) {
-                self.died = Some(format!("epoll: {error}"));
-                return;
+            let core = (conn.number % u32::from(self.topology.cores)) as u16;
+            if !dialer.ask(at, core, (conn.address + 1) % target.addresses.len()) {
+                return Err(std::io::Error::other("their thread has ended"));
             }
-            self.topology = greeted.topology;
-            self.conns[at].revive(greeted);
-            self.books.tally.reconnects += 1;
-            self.list(at);
+            conn.is_dialled = true;
         }
+        Ok(())
+    }
+
+    fn take_back(&mut self, at: usize, greeted: Greeted, now_ns: u64) {
+        if let Err(error) = self.poll.add(greeted.stream.as_raw_fd(), at) {
+            self.died = Some(format!("epoll: {error}"));
+            return;
+        }
+        self.topology = greeted.topology;
+        self.conns[at].revive(greeted, now_ns);
+        self.books.tally.reconnects += 1;
+        self.list(at);
         self.map_cores();
-        self.lost_since_ns = None;
     }
 
     fn inflight(&self) -> usize {
@@ -466,11 +535,12 @@ impl<'a> Worker<'a> {
 
     /// Counts what was never answered and what was planned but never sent.
     fn wind_up(&mut self) {
-        let (ledger_ms, until_ns) = (self.ledger_ms(), self.now_ns().min(self.books.window.until_ns - 1));
+        let (now_ns, ledger_ms) = (self.now_ns(), self.ledger_ms());
+        let until_ns = now_ns.min(self.books.window.until_ns - 1);
         let window = self.books.window;
         for conn in &mut self.conns {
             for slot in conn.slots.drain() {
-                self.books.abandon(&slot, NO_ANSWER, ledger_ms);
+                self.books.abandon(&slot, NO_ANSWER, (now_ns, ledger_ms));
             }
             self.books.tally.unsent += conn.backlog.iter().filter(|planned| window.contains(planned.at_ns)).count() as u64;
         }

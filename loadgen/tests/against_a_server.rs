@@ -1,5 +1,6 @@
 //! The generator against a small server that is right, or wrong in one known way.
 
+#[allow(dead_code)]
 mod server;
 
 use clap::Parser;

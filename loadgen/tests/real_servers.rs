@@ -8,6 +8,7 @@ use loadgen::plan::OpKind;
 use loadgen::protocol::{Common, Protocol, encode};
 use loadgen::report::Report;
 use loadgen::run::{exit_code, run};
+use ringkv::wire::command::LevelsAsked;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -91,7 +92,14 @@ fn hold(protocol: Protocol, dialogue: &Dialogue) {
     let peer = Peer::of(protocol);
     let (mut requests, mut expected) = (Vec::new(), String::new());
     for &(kind, key, value, ttl_ms, answer) in dialogue {
-        encode(&mut requests, 0, &Common { protocol, deadline_ms: 0, namespace: 1, ttl_ms }, kind, key, value);
+        encode(
+            &mut requests,
+            0,
+            &Common { protocol, deadline_ms: 0, namespace: 1, levels: LevelsAsked::default(), ttl_ms },
+            kind,
+            key,
+            value,
+        );
         expected += answer;
     }
     assert_eq!(peer.talk(&requests, &expected), expected);

@@ -715,7 +715,12 @@ impl World {
             Message::Store { place, road, cell } => {
                 let held = node.cell.as_ref().map(|held| held.as_cell());
                 let seq = node.log.len() as Seq;
-                let held = held.map(|held| Held { version: held.version, expiry: held.expiry.version, seq });
+                let held = held.map(|held| Held {
+                    version: held.version,
+                    expiry: held.expiry.version,
+                    is_gone: held.body == Body::Tombstone,
+                    seq,
+                });
                 let (act, side) = replica.on_store(head, place, *road, cell, held, |_, _, _| Fence::Open);
                 (Some(node.act(act, cell, planted)), side)
             }

@@ -13,24 +13,43 @@ use std::time::Duration;
 
 /// A hello must be answered within this.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Where there is another node to go to.
+const HELLO_TIMEOUT_CLUSTER: Duration = Duration::from_secs(1);
 /// A hello's answer is shorter than this.
 const HELLO_BYTES_MAX: usize = 64 * 1024;
 
-/// Connects and says hello; blocking. `core` None takes any; it means nothing to servers of other protocols.
+/// Connects to the first address that answers, from the one with the number `first` on, and says hello; blocking. `core` None takes any; it
+/// means nothing to servers of other protocols.
 ///
 /// # Errors
-/// The system's, or `InvalidData` with what the server said.
-pub fn connect(target: &Target, core: Option<u16>, credential: &[u8]) -> io::Result<Greeted> {
+/// The system's, or `InvalidData` with what the server said; of the last address that was tried.
+pub fn connect(target: &Target, first: usize, core: Option<u16>, credential: &[u8]) -> io::Result<Greeted> {
+    let mut result = Err(io::Error::new(io::ErrorKind::NotFound, "no address"));
+    let timeout = if target.is_cluster() { HELLO_TIMEOUT_CLUSTER } else { HELLO_TIMEOUT };
+    for at in 0..target.addresses.len() {
+        result = connect_to(target, (first + at) % target.addresses.len(), core, credential, timeout);
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
+/// Connects to one of the target's addresses; connecting, and each word of the server's, may take so long.
+///
+/// # Errors
+/// As `connect`.
+pub fn connect_to(target: &Target, at: usize, core: Option<u16>, credential: &[u8], timeout: Duration) -> io::Result<Greeted> {
     let mut result = Err(io::Error::new(io::ErrorKind::NotFound, "the host has no address"));
-    for address in target.address.to_socket_addrs()? {
-        result = TcpStream::connect_timeout(&address, HELLO_TIMEOUT);
+    for address in target.addresses[at].to_socket_addrs()? {
+        result = TcpStream::connect_timeout(&address, timeout);
         if result.is_ok() {
             break;
         }
     }
     let mut stream = result?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(HELLO_TIMEOUT))?;
+    stream.set_read_timeout(Some(timeout))?;
     let one_core = Topology { cores: 1, vnodes: 1 };
     let (reader, core, topology, server) = match target.protocol {
         Protocol::Native => greet_native(&mut stream, core, credential)?,
@@ -38,7 +57,7 @@ pub fn connect(target: &Target, core: Option<u16>, credential: &[u8]) -> io::Res
         Protocol::MemcachedText | Protocol::MemcachedMeta => (in_order(target), 0, one_core, greet_memcached(&mut stream)?),
     };
     stream.set_nonblocking(true)?;
-    Ok(Greeted { stream, reader, core, topology, server })
+    Ok(Greeted { stream, reader, core, address: at, topology, server })
 }
 
 fn in_order(target: &Target) -> Reader {
@@ -157,7 +176,7 @@ mod tests {
     fn greet(protocol: Protocol, credential: &[u8], answers: &[&str]) -> io::Result<String> {
         let answers: Vec<String> = answers.iter().map(|&answer| answer.to_owned()).collect();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let target = Target { protocol, address: listener.local_addr().unwrap().to_string() };
+        let target = Target { protocol, addresses: vec![listener.local_addr().unwrap().to_string()] };
         let server = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             for answer in answers {
@@ -168,7 +187,7 @@ mod tests {
                 }
             }
         });
-        let greeted = connect(&target, None, credential).map(|greeted| greeted.server);
+        let greeted = connect(&target, 0, None, credential).map(|greeted| greeted.server);
         server.join().unwrap();
         greeted
     }

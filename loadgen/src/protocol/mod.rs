@@ -14,6 +14,7 @@ use crate::ledger::WriteEnd;
 use crate::plan::OpKind;
 use in_order::InOrder;
 use ringkv::base::record::{core_of, token_of, vnode_of};
+use ringkv::wire::command::LevelsAsked;
 use ringkv::wire::frame::FrameReader;
 use std::fmt;
 use std::net::TcpStream;
@@ -58,13 +59,19 @@ impl Protocol {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     pub protocol: Protocol,
-    /// `HOST:PORT`.
-    pub address: String,
+    /// `HOST:PORT` each; several are the nodes of one cluster.
+    pub addresses: Vec<String>,
+}
+
+impl Target {
+    pub fn is_cluster(&self) -> bool {
+        self.addresses.len() > 1
+    }
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}", self.protocol.scheme(), self.address)
+        write!(f, "{}://{}", self.protocol.scheme(), self.addresses.join(","))
     }
 }
 
@@ -88,6 +95,8 @@ pub struct Greeted {
     pub stream: TcpStream,
     pub reader: Reader,
     pub core: u16,
+    /// Which of the target's addresses answered.
+    pub address: usize,
     pub topology: Topology,
     /// What the server says it is.
     pub server: String,
@@ -105,6 +114,8 @@ pub struct Common {
     pub protocol: Protocol,
     pub deadline_ms: u32,
     pub namespace: u32,
+    /// How many replicas must answer; native only.
+    pub levels: LevelsAsked,
     /// 0: for ever.
     pub ttl_ms: u64,
 }
@@ -146,7 +157,9 @@ mod tests {
 
     #[test]
     fn targets_are_shown_as_they_are_given() {
-        let names = Protocol::ALL.map(|protocol| Target { protocol, address: "h:1".into() }.to_string());
+        let names = Protocol::ALL.map(|protocol| Target { protocol, addresses: vec!["h:1".into()] }.to_string());
         assert_eq!(names, ["native://h:1", "redis://h:1", "memcached://h:1", "memcached-meta://h:1"]);
+        let cluster = Target { protocol: Protocol::Native, addresses: vec!["h:1".into(), "i:2".into()] };
+        assert_eq!(cluster.to_string(), "native://h:1,i:2");
     }
 }

@@ -3,7 +3,7 @@
 use super::{Answer, Common, Refusal};
 use crate::ledger::WriteEnd;
 use crate::plan::OpKind;
-use ringkv::wire::command::{Command, Condition, Delete, ErrorCode, LevelsAsked, Put, Reply, Request, WriteOptions};
+use ringkv::wire::command::{Command, Condition, Delete, ErrorCode, Put, Reply, Request, WriteOptions};
 use ringkv::wire::frame::Frame;
 use ringkv::wire::native::{decode_reply, encode_request};
 
@@ -15,11 +15,7 @@ pub fn encode(out: &mut Vec<u8>, id: u64, common: &Common, kind: OpKind, key: &[
         OpKind::Put => Command::Put(Put { key, value, ttl_ms: common.ttl_ms, condition, write }),
         OpKind::Del => Command::Delete(Delete { key, condition, write }),
     };
-    encode_request(
-        out,
-        id,
-        &Request { deadline_ms: common.deadline_ms, namespace: common.namespace, levels: LevelsAsked::default(), command },
-    );
+    encode_request(out, id, &Request { deadline_ms: common.deadline_ms, namespace: common.namespace, levels: common.levels, command });
 }
 
 /// Takes an answer apart.
@@ -69,5 +65,28 @@ fn error_name(code: ErrorCode) -> &'static str {
         ErrorCode::DeadlinePassed => "deadline passed",
         ErrorCode::Failed => "failed",
         ErrorCode::ShuttingDown => "shutting down",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Protocol;
+    use ringkv::wire::frame::FrameReader;
+    use ringkv::wire::native::{Form, decode_request};
+
+    #[test]
+    fn requests_name_the_levels_that_were_asked_for() {
+        for text in ["one", "quorum", "all", "one,all", "2"] {
+            let levels = text.parse().unwrap();
+            let common = Common { protocol: Protocol::Native, deadline_ms: 1, namespace: 1, levels, ttl_ms: 0 };
+            for kind in OpKind::ALL {
+                let mut bytes = Vec::new();
+                encode(&mut bytes, 7, &common, kind, b"key", b"value");
+                let mut reader = FrameReader::new(1 << 16);
+                let frame = reader.feed(&bytes).next().unwrap().unwrap();
+                assert_eq!(decode_request(Form::from(&frame), frame.body).unwrap().levels, levels, "{text}");
+            }
+        }
     }
 }

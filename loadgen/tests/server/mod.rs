@@ -34,6 +34,8 @@ pub enum Fault {
     StallsAt(u64),
     /// Closes all connections at the request with this number.
     DiesAt(u64),
+    /// From the request with this number on it reads and takes connections in, and answers nothing.
+    FallsSilentAt(u64),
     /// Refuses requests.
     IsOverloaded,
 }
@@ -89,6 +91,11 @@ impl Server {
         Server { address, store, state }
     }
 
+    /// How many requests came, hellos not among them.
+    pub fn requests(&self) -> u64 {
+        self.state.requests.load(Ordering::SeqCst)
+    }
+
     pub fn stop(&self) {
         self.state.stop();
         // Wakes the listener, so that it lets go of the port.
@@ -135,7 +142,14 @@ impl State {
         }
     }
 
+    fn is_silent(&self) -> bool {
+        matches!(self.fault, Fault::FallsSilentAt(at) if self.requests.load(Ordering::SeqCst) >= at)
+    }
+
     fn answer(&self, out: &mut Vec<u8>, id: u64, command: &Command<'_>) {
+        if self.is_silent() {
+            return;
+        }
         if let Command::Hello(hello) = command {
             let core = if hello.core < self.cores { hello.core } else { 0 };
             return encode_reply(out, id, &Reply::HelloOk(self.hello(core)));

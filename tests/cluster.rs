@@ -1,0 +1,451 @@
+//! A real cluster: three processes of the built binary on loopback, founded together. One of them is killed, stopped, started again, and
+//! what the others answer meanwhile is judged. Bounds in time are far wider than what is expected, since the machine may be busy.
+
+mod common;
+
+use common::{Folder, Node, becomes};
+use ringkv::base::prng::Prng;
+use ringkv::client::{Client, ClientConfig, ClientError, TimeToLive};
+use ringkv::io::host::{self, Nudge, nudge};
+use ringkv::wire::command::{Durability, Level, LevelsAsked, PutItem};
+use std::collections::BTreeSet;
+use std::net::{TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const NODES: usize = 3;
+/// For what takes a moment on a free machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A node that is gone or stands still is known to be so within this.
+const NOTICED: Duration = Duration::from_secs(2);
+/// Ports are drawn from here, below those that the kernel hands out by itself.
+const PORTS: std::ops::Range<u16> = 12_000..30_000;
+
+/// Clusters take turns: three processes are enough for a small machine.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Three nodes; those that run are ended when this is dropped.
+struct Cluster {
+    nodes: Vec<Option<Node>>,
+    ports: Vec<u16>,
+    folder: Folder,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// So many ports with a free one for gossip right above each, nobody else's at the moment.
+fn free_ports(count: usize) -> Vec<u16> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let mut draw = Prng::new(u64::from(std::process::id()) << 16 | u64::from(NEXT.fetch_add(1, Ordering::Relaxed)));
+    let (mut ports, mut held) = (Vec::new(), Vec::new());
+    while ports.len() < count {
+        let port = PORTS.start + draw.below(u64::from(PORTS.end - PORTS.start) / 2) as u16 * 2;
+        let sockets = (TcpListener::bind(("127.0.0.1", port)), TcpListener::bind(("127.0.0.1", port + 1)));
+        if let ((Ok(native), Ok(gossip)), Ok(datagrams)) = (sockets, UdpSocket::bind(("127.0.0.1", port + 1))) {
+            ports.push(port);
+            held.push((native, gossip, datagrams));
+        }
+    }
+    ports
+}
+
+fn founders(ports: &[u16]) -> String {
+    let list: Vec<String> = ports.iter().enumerate().map(|(at, port)| format!("{}=127.0.0.1:{port}", at + 1)).collect();
+    list.join(",")
+}
+
+/// Flags of the node at this place of the list.
+fn flags(at: usize, ports: &[u16]) -> Vec<String> {
+    let cpus = host::allowed_cpus();
+    let (port, gossip) = (ports[at], ports[at] + 1);
+    let line = format!(
+        "--node-id {} --founders {} --port {port} --gossip-port {gossip} --cores {} --spin-us 0 --memory 64MiB",
+        at + 1,
+        founders(ports),
+        cpus[at % cpus.len()]
+    );
+    line.split(' ').map(str::to_owned).collect()
+}
+
+fn data_of(folder: &Path, at: usize) -> PathBuf {
+    folder.join(format!("node{}", at + 1))
+}
+
+fn launch(data: &Path, at: usize, ports: &[u16]) -> Node {
+    let flags = flags(at, ports);
+    Node::start(data, &flags.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+impl Cluster {
+    fn start() -> Cluster {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let (folder, ports) = (Folder::new(), free_ports(NODES));
+        let nodes: Vec<Option<Node>> = thread::scope(|scope| {
+            let (data, ports) = (folder.path(), &ports);
+            let started: Vec<_> = (0..NODES).map(|at| scope.spawn(move || launch(&data_of(data, at), at, ports))).collect();
+            started.into_iter().map(|node| node.join().ok()).collect()
+        });
+        assert!(nodes.iter().all(Option::is_some), "not every node starts");
+        let cluster = Cluster { nodes, ports, folder, _turn: turn };
+        cluster.is_whole_again();
+        cluster
+    }
+
+    fn data(&self, at: usize) -> PathBuf {
+        data_of(self.folder.path(), at)
+    }
+
+    fn node(&self, at: usize) -> &Node {
+        self.nodes[at].as_ref().expect("it runs")
+    }
+
+    fn kill(&mut self, at: usize) {
+        self.nodes[at].take().expect("it runs").kill();
+    }
+
+    fn restart(&mut self, at: usize) {
+        self.nodes[at] = Some(launch(&self.data(at), at, &self.ports));
+    }
+
+    /// A client of one node that tries nothing twice.
+    fn client(&self, at: usize, level: Level) -> Client {
+        let levels = LevelsAsked::both(level);
+        Client::connect(ClientConfig { levels, retries: 0, ..self.node(at).config() }).expect("the node takes a client in")
+    }
+
+    fn clients(&self, level: Level) -> Vec<Client> {
+        (0..NODES).map(|at| self.client(at, level)).collect()
+    }
+
+    /// All of three replicas answer, whichever node is asked.
+    fn is_whole_again(&self) {
+        for at in 0..NODES {
+            let mut client = self.client(at, Level::All);
+            let mut last = None;
+            let whole = becomes(PATIENCE, || {
+                last = (0..8u8).find_map(|key| client.put(&[b'w', key], b"whole").err());
+                last.is_none()
+            });
+            assert!(whole, "node {}: ALL does not work: {last:?}", at + 1);
+        }
+    }
+}
+
+#[test]
+fn what_is_put_at_one_node_is_read_at_the_others_at_every_level() {
+    let cluster = Cluster::start();
+    for (name, level) in [("one", Level::One), ("quorum", Level::Quorum), ("all", Level::All), ("two", Level::Exactly(2))] {
+        let mut clients = cluster.clients(level);
+        for at in 0..NODES {
+            let key = |number: u32| format!("{name} {at} {number}").into_bytes();
+            for number in 0..20u32 {
+                clients[at].put(&key(number), &number.to_le_bytes()).expect("a put");
+            }
+            for (other, client) in clients.iter_mut().enumerate() {
+                let mut reads = |number: u32| {
+                    let found = client.get(&key(number)).expect("a get");
+                    found.is_some_and(|found| found.value == number.to_le_bytes())
+                };
+                for number in 0..20u32 {
+                    // At ONE what was written reaches the others a moment later.
+                    let found = if level == Level::One { becomes(PATIENCE, || reads(number)) } else { reads(number) };
+                    assert!(found, "{name}: key {number} of node {} at node {}", at + 1, other + 1);
+                }
+            }
+            clients[at].delete(&key(0)).expect("a delete");
+            let gone = clients.iter_mut().all(|client| becomes(PATIENCE, || client.get(&key(0)).expect("a get").is_none()));
+            assert!(gone, "{name}: a deleted key stays");
+        }
+    }
+    // Levels of reading and of writing apart: W = all makes R = one see it.
+    let levels = LevelsAsked { read: Some(Level::One), write: Some(Level::All) };
+    let mut first = Client::connect(ClientConfig { levels, ..cluster.node(0).config() }).expect("a client");
+    let mut last = Client::connect(ClientConfig { levels, ..cluster.node(2).config() }).expect("a client");
+    for number in 0..50u8 {
+        first.put(&[number], &[number]).expect("a put");
+        assert_eq!(last.get(&[number]).expect("a get").map(|found| found.value), Some(vec![number]));
+    }
+}
+
+#[test]
+fn many_keys_at_once_and_deadlines_hold_at_every_node() {
+    let cluster = Cluster::start();
+    let mut clients = cluster.clients(Level::Quorum);
+    let keys: Vec<Vec<u8>> = (0..300).map(|number| format!("many {number}").into_bytes()).collect();
+    let items: Vec<PutItem<'_>> = keys.iter().map(|key| PutItem { key, value: &key[5..], ttl_ms: 0 }).collect();
+    assert_eq!(clients[0].multi_put(&items).expect("a multi-put").len(), keys.len());
+    let mut asked: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+    asked.push(b"nothing is here");
+    for client in &mut clients {
+        let found = client.multi_get(&asked).expect("a multi-get");
+        let right = found.iter().zip(&keys).all(|(found, key)| found.as_ref().is_some_and(|(_, value)| value[..] == key[5..]));
+        assert!(right && found.len() == asked.len() && found[keys.len()].is_none());
+    }
+    let (soon, never) = (&keys[0], &keys[1]);
+    clients[1].expire(soon, Duration::from_millis(1500)).expect("an expire").expect("it is there");
+    clients[1].expire(never, Duration::from_secs(100)).expect("an expire").expect("it is there");
+    assert!(matches!(clients[2].ttl(never).expect("a ttl"), TimeToLive::Remaining(left) if left > Duration::from_secs(60)));
+    clients[2].persist(never).expect("a persist").expect("it is there");
+    assert_eq!(clients[0].ttl(never).expect("a ttl"), TimeToLive::Never);
+    assert!(clients[0].expire(b"nothing is here", Duration::from_secs(1)).expect("an expire").is_none());
+    for client in &mut clients {
+        assert!(becomes(PATIENCE, || client.get(soon).expect("a get").is_none()), "it outlives its deadline");
+        assert!(client.get(never).expect("a get").is_some());
+    }
+}
+
+#[test]
+fn a_namespace_is_made_at_the_first_node_and_known_at_all() {
+    let cluster = Cluster::start();
+    let mut clients = cluster.clients(Level::Quorum);
+    for client in &mut clients[1..] {
+        let refused = client.namespace_create("texts", Duration::ZERO, Durability::Sync);
+        let Err(ClientError::Failed { message, .. }) = refused else { panic!("made at another node: {refused:?}") };
+        let first = format!("changed at its first node, 1 at 127.0.0.1:{}", cluster.ports[0]);
+        assert!(message.contains(&first), "{message}");
+    }
+    let made = clients[0].namespace_create("texts", Duration::ZERO, Durability::Sync).expect("the first node makes it");
+    for client in &mut clients {
+        let known = becomes(PATIENCE, || client.namespaces().expect("a list").contains(&made));
+        assert!(known, "a node does not know it");
+    }
+    let of = |at: usize| {
+        let levels = LevelsAsked::both(Level::Quorum);
+        let config = ClientConfig { levels, namespace: "texts".to_owned(), ..cluster.node(at).config() };
+        Client::connect(config).expect("the namespace is found")
+    };
+    of(1).put(b"motto", b"stay").expect("a put");
+    assert_eq!(of(2).get(b"motto").expect("a get").expect("just put").value, b"stay");
+    assert!(clients[2].get(b"motto").expect("a get").is_none(), "namespaces are apart");
+}
+
+#[test]
+fn a_node_with_another_list_of_founders_is_refused_with_a_sentence() {
+    let mut cluster = Cluster::start();
+    // One that thinks it founded another cluster with two of these.
+    let mut ports = cluster.ports.clone();
+    ports[2] = free_ports(1)[0];
+    let line = flags(2, &ports);
+    let line: Vec<&str> = line.iter().map(String::as_str).collect();
+    let stranger = Node::start(&cluster.folder.path().join("stranger"), &line);
+    let told = becomes(PATIENCE, || stranger.said().contains("refused by node") && cluster.node(0).said().contains("its cluster is"));
+    assert!(told, "said: {}\nand: {}", stranger.said(), cluster.node(0).said());
+    let mut outside = Client::connect(ClientConfig { levels: LevelsAsked::both(Level::Quorum), retries: 0, ..stranger.config() });
+    assert!(outside.as_mut().map_or(true, |client| client.put(b"key", b"value").is_err()), "the others are none of its");
+    stranger.kill();
+    // And a node of this one, started with the other list.
+    cluster.kill(2);
+    let ended = Node::try_start(&cluster.data(2), &line).err().expect("its data is of another cluster");
+    assert!(ended.code == 2 && ended.err.contains("founders: the data folder belongs to another cluster"), "{ended:?}");
+    cluster.restart(2);
+    cluster.is_whole_again();
+}
+
+#[test]
+fn a_killed_node_is_missed_by_all_alone_and_comes_back() {
+    let mut cluster = Cluster::start();
+    let mut clients = cluster.clients(Level::Quorum);
+    (0..100u8).for_each(|number| _ = clients[2].put(&[number], b"before").expect("a put"));
+    drop(clients.pop());
+    let mut all = [cluster.client(0, Level::All), cluster.client(1, Level::All)];
+    cluster.kill(2);
+    let killed = Instant::now();
+    for number in 0..100u8 {
+        let [first, second] = &mut clients[..] else { panic!("two are left") };
+        let began = Instant::now();
+        first.put(&[number], b"meanwhile").expect("QUORUM goes on");
+        assert_eq!(second.get(&[number]).expect("QUORUM goes on").expect("just put").value, b"meanwhile");
+        assert!(began.elapsed() < NOTICED, "QUORUM waited for the dead");
+    }
+    for client in &mut all {
+        let is_told = |outcome| matches!(outcome, Err(ClientError::Unavailable { need: 3, alive: 2 }));
+        assert!(becomes(NOTICED, || is_told(client.put(b"key", b"value").map(drop)) && is_told(client.get(b"key").map(drop))));
+        let began = Instant::now();
+        assert!(is_told(client.put(b"key", b"value").map(drop)) && began.elapsed() < NOTICED, "it is told at once");
+    }
+    eprintln!("ALL was refused {:?} after the kill", killed.elapsed());
+    cluster.restart(2);
+    let started = Instant::now();
+    // Read through the node that missed it.
+    let mut back = cluster.client(2, Level::Quorum);
+    let mut missing: BTreeSet<u8> = (0..100).collect();
+    let caught_up = becomes(PATIENCE, || {
+        missing.retain(|number| match back.get(&[*number]) {
+            Ok(found) => {
+                assert_eq!(found.expect("it was acknowledged").value, b"meanwhile");
+                false
+            }
+            Err(_) => true,
+        });
+        missing.is_empty()
+    });
+    assert!(caught_up, "no QUORUM through the node that is back: {missing:?}");
+    cluster.is_whole_again();
+    eprintln!("ALL worked again {:?} after the restart", started.elapsed());
+}
+
+/// Runs put and get by turns for so long; from the first to the last instant at which one failed or took over 100 ms, and how many failed.
+fn trouble(clients: &mut [Client], seconds: u64) -> (Duration, u32) {
+    let (began, mut first, mut last, mut errors) = (Instant::now(), None, Duration::ZERO, 0);
+    for number in 0u32.. {
+        let since = began.elapsed();
+        if since > Duration::from_secs(seconds) {
+            break;
+        }
+        let client = &mut clients[number as usize % 2];
+        let key = [b'p', (number % 64) as u8];
+        let failed = client.put(&key, &number.to_le_bytes()).is_err() || client.get(&key).is_err();
+        errors += u32::from(failed);
+        if failed || began.elapsed() - since > Duration::from_millis(100) {
+            first.get_or_insert(since);
+            last = began.elapsed();
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    (first.map_or(Duration::ZERO, |first| last - first), errors)
+}
+
+#[test]
+fn a_node_that_stands_still_is_left_out_and_taken_in_again() {
+    let cluster = Cluster::start();
+    for stopped in [2, 1] {
+        let others: Vec<usize> = (0..NODES).filter(|at| *at != stopped).collect();
+        let mut clients: Vec<Client> = others.iter().map(|at| cluster.client(*at, Level::Quorum)).collect();
+        let mut all = cluster.client(others[0], Level::All);
+        nudge(cluster.node(stopped).pid(), Nudge::Pause).expect("it is ours");
+        let (window, errors) = trouble(&mut clients, 7);
+        let told = all.put(b"key", b"value");
+        eprintln!("node {} stood still: {errors} errors, answers over 100 ms or errors for {window:?}", stopped + 1);
+        nudge(cluster.node(stopped).pid(), Nudge::Resume).expect("it is ours");
+        assert!(window < Duration::from_secs(5), "{window:?} with {errors} errors");
+        assert!(matches!(told, Err(ClientError::Unavailable { need: 3, alive: 2 })), "nobody noticed: {told:?}");
+        cluster.is_whole_again();
+    }
+}
+
+/// One key's writes: numbers that rise, by one writer.
+#[derive(Default)]
+struct Record {
+    issued: AtomicU64,
+    /// The newest that was acknowledged.
+    floor: AtomicU64,
+    /// Nobody knows of these; one may show up at any later time.
+    unknown: Mutex<BTreeSet<u64>>,
+}
+
+#[derive(Default)]
+struct Judge {
+    records: [Record; 32],
+    stop: AtomicBool,
+    acknowledged: AtomicU64,
+    unknown: AtomicU64,
+    judged: AtomicU64,
+    lost: AtomicU64,
+    wrong: AtomicU64,
+}
+
+impl Judge {
+    fn write(&self, mut client: Client) {
+        for number in 0usize.. {
+            if self.stop.load(Ordering::SeqCst) {
+                return;
+            }
+            let at = number % self.records.len();
+            let record = &self.records[at];
+            let value = record.issued.fetch_add(1, Ordering::SeqCst) + 1;
+            match client.put(format!("judged {at}").as_bytes(), format!("{at} {value}").as_bytes()) {
+                Ok(_) => {
+                    record.floor.store(value, Ordering::SeqCst);
+                    self.acknowledged.fetch_add(1, Ordering::SeqCst);
+                }
+                Err(ClientError::Unknown { .. }) => {
+                    record.unknown.lock().expect("nobody panics with it").insert(value);
+                    self.unknown.fetch_add(1, Ordering::SeqCst);
+                }
+                // Surely not done.
+                Err(_) => thread::sleep(Duration::from_millis(5)),
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn read(&self, mut client: Client) {
+        for number in 0usize.. {
+            if self.stop.load(Ordering::SeqCst) {
+                return;
+            }
+            self.judge(number * 7 % self.records.len(), &mut client);
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Reads a key and judges what it shows. False: there was no answer.
+    fn judge(&self, at: usize, client: &mut Client) -> bool {
+        let record = &self.records[at];
+        let floor = record.floor.load(Ordering::SeqCst);
+        let Ok(found) = client.get(format!("judged {at}").as_bytes()) else { return false };
+        self.judged.fetch_add(1, Ordering::SeqCst);
+        let text = found.map(|found| String::from_utf8_lossy(&found.value).into_owned());
+        let said =
+            |text: &str| text.split_once(' ').and_then(|(key, value)| Some((key.parse::<usize>().ok()?, value.parse::<u64>().ok()?)));
+        let (is_lost, is_wrong) = match text.as_deref().map(said) {
+            None => (floor > 0, false),
+            Some(Some((key, value))) if key == at && value <= record.issued.load(Ordering::SeqCst) => {
+                (value < floor && !record.unknown.lock().expect("nobody panics with it").contains(&value), false)
+            }
+            Some(_) => (false, true),
+        };
+        self.lost.fetch_add(u64::from(is_lost), Ordering::SeqCst);
+        self.wrong.fetch_add(u64::from(is_wrong), Ordering::SeqCst);
+        if is_lost || is_wrong {
+            eprintln!("key {at}: found {text:?}, acknowledged {floor}");
+        }
+        true
+    }
+}
+
+#[test]
+fn nothing_is_lost_and_nothing_wrong_over_kills_and_restarts() {
+    let mut cluster = Cluster::start();
+    // Whoever loses its node goes on at the next.
+    let client_from = |cluster: &Cluster, first: usize| {
+        let addresses = (0..NODES).map(|at| format!("127.0.0.1:{}", cluster.ports[(first + at) % NODES])).collect();
+        let levels = LevelsAsked::both(Level::Quorum);
+        let config = ClientConfig { addresses, levels, request_timeout: Duration::from_secs(2), ..ClientConfig::default() };
+        Client::connect(config).expect("a node takes a client in")
+    };
+    let judge = Judge::default();
+    let (writer, readers) = (client_from(&cluster, 1), [client_from(&cluster, 0), client_from(&cluster, 2)]);
+    thread::scope(|scope| {
+        // Ends the threads also where this one panics.
+        let _end = Ending(&judge.stop);
+        scope.spawn(|| judge.write(writer));
+        readers.into_iter().for_each(|client| drop(scope.spawn(|| judge.read(client))));
+        for killed in [2, 1] {
+            thread::sleep(Duration::from_millis(700));
+            cluster.kill(killed);
+            let before = judge.acknowledged.load(Ordering::SeqCst);
+            assert!(becomes(PATIENCE, || judge.acknowledged.load(Ordering::SeqCst) > before + 200), "writes do not go on");
+            cluster.restart(killed);
+            cluster.is_whole_again();
+        }
+    });
+    let mut last = client_from(&cluster, 2);
+    (0..judge.records.len()).for_each(|at| assert!(becomes(PATIENCE, || judge.judge(at, &mut last)), "key {at} is not read back"));
+    let count = |of: &AtomicU64| of.load(Ordering::SeqCst);
+    let (acknowledged, unknown, judged) = (count(&judge.acknowledged), count(&judge.unknown), count(&judge.judged));
+    eprintln!("{acknowledged} writes acknowledged, {unknown} unknown, {judged} answers judged");
+    assert_eq!((count(&judge.lost), count(&judge.wrong)), (0, 0), "of {acknowledged} writes and {judged} answers");
+    assert!(acknowledged > 400 && judged > 400, "{acknowledged} {judged}");
+}
+
+/// Says stop when it goes.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
