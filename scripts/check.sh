@@ -66,7 +66,7 @@ step tokio 300 cargo check --locked --no-default-features --features tokio --exa
 step tests 900 cargo test --locked --workspace --no-fail-fast --features ringkv/tokio
 # Whole nodes once more, on the driver for hosts that forbid io_uring.
 step tests-epoll 600 env RINGKV_IO=epoll cargo test --locked --workspace --no-fail-fast --features ringkv/tokio \
-    --test node --test session --test client --test cli --test control --test hostile --test tokio_node
+    --test node --test session --test client --test cli --test control --test hostile --test tokio_node --test cluster
 
 node=target/debug/ringkv
 if ! command -v python3 >/dev/null; then

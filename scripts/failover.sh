@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What a caller notices when a node of three fails: a cluster by scripts/cluster.sh, the load generator in check mode at QUORUM and a steady
-# open-loop rate, then kill -9 of one node, its restart, SIGSTOP of another for 5 s, and where network namespaces are, the third cut off for 5 s.
+# What a caller notices when a node of three fails: a cluster by scripts/cluster.sh, the load generator in check mode at QUORUM and a
+# steady open-loop rate, then kill -9 of one node, its restart, SIGSTOP of another for 5 s, and where network namespaces are, the third
+# cut off for 5 s.
 #
 #   scripts/failover.sh
 #
@@ -61,7 +62,10 @@ event() {
 # judge: waits for the load's end, and shows what it noticed.
 judge() {
     local code=0
-    [ $(($(date +%s%3N) - began)) -lt $(((seconds - 2) * 1000)) ] || { echo "$name: its end came too late for the load to see" >&2; verdict=1; }
+    if [ $(($(date +%s%3N) - began)) -ge $(((seconds - 2) * 1000)) ]; then
+        echo "$name: its end came too late for the load to see" >&2
+        verdict=1
+    fi
     wait "$load_pid" || code=$?
     load_pid=""
     [ "$code" -le 1 ] || { echo "the load generator ended with code $code:" >&2; tail -n 20 "$folder/load.txt" >&2; exit 1; }
@@ -127,5 +131,7 @@ if scripts/cluster.sh heal 1 2>/dev/null; then
 else
     echo "no network namespaces here: no node is cut off"
 fi
-if [ "$verdict" -eq 0 ]; then echo "every window is under 1 s, nothing is lost or wrong"; else echo "a window is too long, or something is lost or wrong"; fi
+summary="every window is under 1 s, nothing is lost or wrong"
+[ "$verdict" -eq 0 ] || summary="a window is too long, or something is lost or wrong"
+echo "$summary"
 [ "$verdict" -eq 0 ]

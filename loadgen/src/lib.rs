@@ -3,9 +3,11 @@
 //! | question | file |
 //! | --- | --- |
 //! | which request is due when | `plan` (arrivals, kinds), `draw`, `zipf`, `permute`, `sizes`, `keys`; `source` puts them together |
-//! | how it gets to the server | `run` (phases, threads), `worker` (a thread's loop), `connection`, `protocol` (four of them), `poll`, `dialer` (lost connections) |
+//! | how it gets to the server | `run` (phases, threads), `worker` (a thread's loop), `connection`, `protocol` (four of them), `poll` |
+//! | what becomes of a lost connection | `dialer` |
 //! | whether the answer is right | `value` (values that prove themselves), `ledger` (what may be seen), `journal` (over a crash) |
-//! | what is measured | `books` (an answer's worth), `progress` (as it goes on), `availability`, `report` (table, JSON), `html`, `chart` (drawn) |
+//! | what is measured | `books` (an answer's worth), `progress` (as it goes on), `report` (table, JSON), `html` and `chart` (drawn) |
+//! | what a caller noticed of a node's failure | `availability` |
 //! | which rate holds a p99 | `search` |
 //! | what can be asked for | `options` |
 

@@ -231,7 +231,8 @@ impl Options {
 }
 
 fn parse_target(text: &str) -> Result<Target, String> {
-    let bad = "a target looks like ringkv://HOST:PORT or ringkv://HOST:PORT,HOST:PORT, redis://HOST:PORT, memcached://HOST:PORT or memcached-meta://HOST:PORT";
+    let bad = "a target looks like ringkv://HOST:PORT or ringkv://HOST:PORT,HOST:PORT, redis://HOST:PORT, memcached://HOST:PORT or \
+               memcached-meta://HOST:PORT";
     let (scheme, address) = text.split_once("://").ok_or(bad)?;
     let scheme = if scheme == "ringkv" { Protocol::Native.scheme() } else { scheme };
     let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.scheme() == scheme).ok_or(bad)?;
