@@ -11,8 +11,9 @@ pub const VALUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const CHUNK_BYTES: usize = 64 * 1024;
 /// The largest frame of the native protocol: one value, its key and room for the fields around them.
 pub const FRAME_BYTES_MAX: usize = VALUE_BYTES_MAX + KEY_BYTES_MAX + 4096;
-/// The largest frame between nodes: a cell also has an element, as long as a key may be.
-pub const PEER_FRAME_BYTES_MAX: usize = FRAME_BYTES_MAX + KEY_BYTES_MAX;
+/// The largest frame between nodes: a cell also has an element, as long as a key may be, and a message of repair that holds the largest
+/// value also a page of places.
+pub const PEER_FRAME_BYTES_MAX: usize = FRAME_BYTES_MAX + 16 * KEY_BYTES_MAX;
 /// The most keys in one multi-get or multi-put.
 pub const MULTI_KEYS_MAX: usize = 4096;
 /// The most entries in one page of a scan.
@@ -145,4 +146,15 @@ pub const LEVEL_NODES_MAX: usize = 256;
 /// Of one message of a comparison, the bytes of its list of cells, and of the cells copied; one cell may lie beyond.
 pub const REPAIR_PAGE_BYTES: usize = 64 * 1024;
 
-const _: () = assert!(REPAIR_PAGE_BYTES + 2 * KEY_BYTES_MAX + CHUNK_BYTES + 4096 < FRAME_BYTES_MAX / 2, "a page and one cell are a frame");
+/// Between two pages that a core's scan of hash trees looks at: some 200 a second while writes make leaves dirty.
+pub const REPAIR_SCAN_MS: u64 = 5;
+/// Until it looks for dirty leaves again where there was none.
+pub const REPAIR_SCAN_IDLE_MS: u64 = 100;
+/// Between two comparisons of a core: a round of 600 pairs that hold the same takes half a minute, and hardly anything else.
+pub const REPAIR_PAUSE_MS: u64 = 50;
+/// What a core's comparisons send and get, in bytes a second.
+pub const REPAIR_BYTES_A_SECOND: usize = 4 * 1024 * 1024;
+/// A question of a comparison is waited for so long.
+pub const REPAIR_ANSWER_MS_MAX: u64 = 5_000;
+/// Of a core's memory so much, 1 in this, may be hash trees; and as much copies of other nodes that are being stored.
+pub const REPAIR_SHARE: usize = 32;

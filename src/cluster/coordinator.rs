@@ -50,6 +50,8 @@ pub enum Planted {
     OldEpochObeyed,
     /// The pending owners are not asked for their part.
     PendingNotInQuorum,
+    /// Nobody compares replicas in the background.
+    RepairOff,
 }
 
 /// The levels of a request.

@@ -8,7 +8,8 @@
 //! **What is hashed** of a cell is its place and the versions of its value and expiry parts: one version is one value, so payloads need not
 //! be read. To this comes whether it is a tombstone, unless its deadline has passed: of equal versions the tombstone wins the join, and a
 //! replica that had already reclaimed an expired cell when a later deadline came differs from one that had not. Derived cells are not
-//! hashed. Nor are the dead at or below the floor: they are the same as absent (rule G4).
+//! hashed; nor are the chunks of a large string, which are written, copied and dropped together with the head that has their version. Nor
+//! are the dead at or below the floor: they are the same as absent (rule G4).
 //!
 //! **Writes mark a leaf dirty**, and a paced scan computes it anew: a write does not read what it replaces, so it could not take the old
 //! cell's hash out of a sum. A dirty leaf has no hash; in a comparison it counts as different, and the lists of its cells decide.
@@ -26,7 +27,7 @@ pub const STEP_LOG2: u8 = 4;
 
 /// Whether a cell is hashed and listed. The caller leaves out what its key's head makes dead, which a merge may have dropped.
 pub fn is_compared(kind: Kind, cell: &Cell<'_>, floor: Version, now_ms: WallMs) -> bool {
-    !kind.is_derived() && (cell.is_live(now_ms) || cell.newest() > floor)
+    !kind.is_derived() && kind != Kind::Chunk && (cell.is_live(now_ms) || cell.newest() > floor)
 }
 
 /// See the head of this file.
@@ -315,7 +316,7 @@ mod tests {
         ] {
             assert_eq!(compared(&cell, Kind::Head), old_is, "{cell:?}");
             let newer = Cell { expiry: crate::base::record::Expiry { version: new, ..cell.expiry }, ..cell };
-            assert!(compared(&newer, Kind::Field) && !compared(&newer, Kind::DerivedCount));
+            assert!(compared(&newer, Kind::Field) && !compared(&newer, Kind::DerivedCount) && !compared(&newer, Kind::Chunk));
         }
         // Reclaimed or not, an expired cell is the same; with a later deadline it is not.
         let cell = Cell::value(old, b"x").with_deadline(100);

@@ -173,6 +173,11 @@ impl Exchange {
         exchange
     }
 
+    /// Everything before this token was compared: where an exchange that ends now is gone on with later.
+    pub fn reached(&self) -> Token {
+        self.span.as_ref().map_or(self.from, |span| span.first)
+    }
+
     fn ask(&mut self, now: Mono, question: Question, out: &mut Vec<Effect>) {
         (self.turn, self.tries) = (self.turn + 1, 0);
         self.waits = Waits::Ready(question);
@@ -207,8 +212,7 @@ impl Exchange {
             let question = std::mem::replace(question, Question::Open);
             self.tries += 1;
             if self.tries == TRIES_MAX {
-                let at = self.span.as_ref().map(|span| span.first);
-                return self.over(Outcome::Silent { at: at.unwrap_or(self.from) }, out);
+                return self.over(Outcome::Silent { at: self.reached() }, out);
             }
             self.waits = Waits::Ready(question);
         }

@@ -66,7 +66,7 @@ impl RepairPlan {
 
     /// The next comparison and where it begins; none while everybody that is left is away.
     pub fn next(&mut self, now: Mono) -> Option<(Pair, Option<Token>)> {
-        if self.round.is_empty() {
+        if self.round.is_empty() && !self.pairs.is_empty() {
             self.round = self.pairs.keys().copied().collect();
             for at in (1..self.round.len()).rev() {
                 let other = self.prng.below(at as u64 + 1) as usize;
@@ -98,6 +98,11 @@ impl RepairPlan {
             known.resume = resume.or(known.resume);
             self.round.insert(0, pair);
         }
+    }
+
+    /// The peer can be reached again: no need to wait until its pause is over.
+    pub fn is_back(&mut self, peer: u64) {
+        self.away.remove(&peer);
     }
 
     /// The gauge: places that differed when they were compared last, of all pairs.

@@ -212,6 +212,11 @@ impl Topology {
         Some(&self.pending[at].1)
     }
 
+    /// The epoch that changed a vnode's owners or pending owners last.
+    pub fn epoch_of(&self, vnode: u32) -> u64 {
+        self.since[vnode as usize]
+    }
+
     /// Whether a coordinator of `epoch` may be served on a vnode (M1).
     pub fn standing(&self, vnode: u32, epoch: u64) -> Standing {
         match epoch {

@@ -1,7 +1,7 @@
 //! What is written at once: cells of any keys of one shard that are in whole or not at all. A batch is its own log record.
 
 use super::format::wal::{BatchReader, Record, parse_record, put_batch_cell, start_batch};
-use super::format::{key_prefix_len, put_place};
+use super::format::{key_prefix_len, parse_place, put_place, unescape};
 use crate::base::record::{Body, Cell, Expiry, Kind, NamespaceId, Token, Version};
 use crate::base::time::WallMs;
 use crate::limits::{CHUNK_BYTES, VALUE_BYTES_MAX};
@@ -57,6 +57,18 @@ impl Batch {
         self.place.clear();
         self.place.extend_from_slice(place);
         self.push_cell(cell);
+    }
+
+    /// The same, where a large string comes in one piece.
+    pub(super) fn push_copy(&mut self, place: &[u8], cell: &Cell<'_>) {
+        match (cell.body, parse_place(place)) {
+            (Body::Bytes(value), Ok(parsed)) if value.len() > CHUNK_BYTES => {
+                let key = unescape(parsed.escaped_key);
+                let key = KeyRef { namespace: parsed.namespace, token: parsed.token, key: &key };
+                self.put_copy(key, parsed.kind, parsed.element, cell);
+            }
+            _ => self.push_at(place, cell),
+        }
     }
 
     fn push_cell(&mut self, cell: &Cell<'_>) {

@@ -1,8 +1,11 @@
 //! What repair needs of the engine: every cell of a range of tokens in order, with its versions; the cells at given places; and storing
 //! those of another replica. What is given here is durable: whoever is told that a cell is held may forget, on the strength of it, what is
 //! older (PROTOCOL.md G2).
+//!
+//! A large string is one cell here, as it is between nodes: it is read with its chunks, and stored with them in one batch. Copied apart, a
+//! chunk of a newer string would come over one of the older string that is still held, and neither could be read.
 
-use super::batch::Batch;
+use super::batch::{Batch, KeyRef};
 use super::format::{PLACE_HEADER_BYTES, key_prefix_len, parse_cell, parse_place, put_cell, unescape};
 use super::memtable::{expired_form, oldest_part};
 use super::merge::elements_dead_below;
@@ -13,7 +16,7 @@ use super::{EngineError, Seq};
 use crate::base::codec::Malformed;
 use crate::base::record::{Body, Cell, Kind, NamespaceId, Token, Version, token_of, vnode_of};
 use crate::base::time::WallMs;
-use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::limits::{CHUNK_BYTES, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
 /// What a cell costs of a list beside its place: about what its versions take.
 const LISTED_BYTES: usize = 40;
@@ -67,7 +70,7 @@ impl FoundCell {
 pub fn check_copy<'a>(place: &[u8], cell: &'a [u8]) -> Result<Cell<'a>, Malformed> {
     let parsed = parse_place(place)?;
     let key = unescape(parsed.escaped_key);
-    if parsed.kind.is_derived() || parsed.kind == Kind::Head && !parsed.element.is_empty() {
+    if parsed.kind.is_derived() || parsed.kind == Kind::Chunk || parsed.kind == Kind::Head && !parsed.element.is_empty() {
         return Err(Malformed("no place that nodes exchange"));
     }
     if key.len() > KEY_BYTES_MAX || parsed.element.len() > KEY_BYTES_MAX {
@@ -78,11 +81,15 @@ pub fn check_copy<'a>(place: &[u8], cell: &'a [u8]) -> Result<Cell<'a>, Malforme
     }
     let cell = parse_cell(cell)?;
     let is_silent = cell.body == Body::Silent;
-    if matches!(cell.body, Body::Sum { .. }) || is_silent != (cell.version == Version::ZERO) || cell.newest() == Version::ZERO {
+    if matches!(cell.body, Body::Sum { .. } | Body::Chunked { .. })
+        || is_silent != (cell.version == Version::ZERO)
+        || cell.newest() == Version::ZERO
+    {
         return Err(Malformed("no cell that nodes exchange"));
     }
+    let bytes_max = if parsed.kind == Kind::Head { VALUE_BYTES_MAX } else { CHUNK_BYTES };
     match cell.body {
-        Body::Bytes(bytes) | Body::RangeEnd(bytes) if bytes.len() > VALUE_BYTES_MAX => Err(Malformed("a value longer than any")),
+        Body::Bytes(bytes) | Body::RangeEnd(bytes) if bytes.len() > bytes_max => Err(Malformed("a value longer than any")),
         _ => Ok(cell),
     }
 }
@@ -252,19 +259,40 @@ impl Engine {
         }
     }
 
+    /// How long the string at a place is, if it lies in chunks.
+    ///
+    /// # Errors
+    /// As `read`.
+    pub async fn large_at(&self, place: &[u8]) -> Result<Option<usize>, EngineError> {
+        match self.read_at(place).await?.cell() {
+            Some(Cell { body: Body::Chunked { len }, .. }) => Ok(Some(len as usize)),
+            _ => Ok(None),
+        }
+    }
+
     /// The cells at encoded places, in the order given, until `bytes_max` bytes are read, the first whatever its size: at how many places
-    /// it looked, and what it found there. All of it is durable.
+    /// it looked, and what it found there. All of it is durable. A large string comes in one piece; it is read where its place is the first
+    /// one, and ends the list before it where it is not. One that lacks chunks, or whose chunks are damaged, counts as not found: it must
+    /// not keep others from being copied, and is reported by who reads it.
     ///
     /// # Errors
     /// As `read`; `Stopped` where something found never will be durable.
-    pub async fn cells_at(&self, places: &[Vec<u8>], bytes_max: usize) -> Result<(usize, Vec<FoundCell>), EngineError> {
+    pub async fn cells_at(&self, places: &[Vec<u8>], bytes_max: usize, now_ms: WallMs) -> Result<(usize, Vec<FoundCell>), EngineError> {
         let (mut found, mut bytes, mut seq, mut looked_at) = (Vec::new(), 0, 0, 0);
         for place in places {
             if self.core.io.slice_is_over() {
                 self.core.io.yield_now().await;
             }
             let read = self.read_at(place).await?;
-            if let Some(cell) = read.cell() {
+            if matches!(read.cell(), Some(Cell { body: Body::Chunked { .. }, .. })) {
+                if looked_at > 0 {
+                    break;
+                }
+                if let Some((encoded, settled)) = self.in_one_piece(place, &read, now_ms).await? {
+                    (bytes, seq) = (place.len() + encoded.len() + LISTED_BYTES, settled);
+                    found.push(FoundCell { place: place.clone(), bytes: encoded });
+                }
+            } else if let Some(cell) = read.cell() {
                 let mut encoded = Vec::new();
                 put_cell(&mut encoded, &cell);
                 bytes += place.len() + encoded.len() + LISTED_BYTES;
@@ -280,6 +308,27 @@ impl Engine {
         Ok((looked_at, found))
     }
 
+    /// A large string, encoded, and its log sequence. `head` is what was just read at its place.
+    async fn in_one_piece(&self, place: &[u8], head: &ReadCell, now_ms: WallMs) -> Result<Option<(Vec<u8>, Seq)>, EngineError> {
+        let parsed = parse_place(place).map_err(|what| EngineError::corrupt("a table", 0, what))?;
+        let key = unescape(parsed.escaped_key);
+        let mut encoded = Vec::new();
+        match self.read_whole(KeyRef { namespace: parsed.namespace, token: parsed.token, key: &key }).await {
+            Ok(whole) => {
+                let Some(cell) = whole.cell() else { return Ok(None) };
+                put_cell(&mut encoded, &cell);
+                Ok(Some((encoded, whole.settled())))
+            }
+            // A merge has dropped the chunks, and would make of the head what it is as good as already.
+            Err(EngineError::Corrupt { .. }) => {
+                let Some(cell) = head.cell().filter(|cell| cell.is_expired(now_ms)) else { return Ok(None) };
+                put_cell(&mut encoded, &cell.remnant());
+                Ok(Some((encoded, head.settled)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Joins copies in as one batch: places and cells that `check_copy` took, of vnodes of this shard, with only those parts that
     /// `cluster::forget::admits_cell` lets through. Durable when `durable()` has reached what this gives.
     ///
@@ -289,7 +338,7 @@ impl Engine {
     pub fn store_copies(&self, copies: &[(&[u8], Cell<'_>)]) -> Result<Seq, EngineError> {
         let mut batch = Batch::new(true);
         for (place, cell) in copies {
-            batch.push_at(place, cell);
+            batch.push_copy(place, cell);
         }
         self.write_above(&batch, |cell| {
             let judged = |version: Version| if version.term() != 0 { Version::MAX } else { version };

@@ -226,7 +226,7 @@ fn what_one_node_lists_and_reads_another_stores_and_then_lists() {
             let mut places: Vec<Vec<u8>> = listed.iter().map(|(place, _)| place.clone()).collect();
             places.push(b"no place".to_vec());
             while !places.is_empty() {
-                let (looked_at, found) = ours.cells_at(&places, 1000).await.unwrap();
+                let (looked_at, found) = ours.cells_at(&places, 1000, io.wall_ms()).await.unwrap();
                 assert!(looked_at > 0 && found.len() <= looked_at);
                 assert!(found.len() <= 1 || found.iter().map(|one| one.bytes.len()).sum::<usize>() <= 1000);
                 let checked: Vec<_> = found.iter().map(|one| (&one.place[..], check_copy(&one.place, &one.bytes).unwrap())).collect();
@@ -245,6 +245,43 @@ fn what_one_node_lists_and_reads_another_stores_and_then_lists() {
 }
 
 #[test]
+fn a_large_string_is_read_and_stored_in_one_piece_and_one_that_lacks_chunks_keeps_no_other_back() {
+    let world = World::new(4);
+    let machine = world.add_machine(Faults::default());
+    let result = on(&world, machine, move |io| async move {
+        let (ours, theirs) = (open(&io, "/ours").await.unwrap(), open(&io, "/theirs").await.unwrap());
+        let value: Vec<u8> = (0..150_000usize).map(|at| at as u8 ^ (at >> 8) as u8).collect();
+        let version = ours.stamp(io.wall_ms());
+        let mut batch = Batch::new(true);
+        batch.put_value(key_ref(b"large\0\0"), &value, version, 0);
+        batch.put_value(key_ref(b"small"), b"v", version, 0);
+        let broken = Cell { body: Body::Chunked { len: 70_000 }, ..Cell::value(version, b"") };
+        batch.push(key_ref(b"broken"), Kind::Head, b"", &broken);
+        batch.push(key_ref(b"dead"), Kind::Head, b"", &broken.with_deadline(1));
+        ours.wait_durable(ours.write(&batch).unwrap()).await.unwrap();
+        let place = |key: &[u8]| key_ref(key).place(Kind::Head, b"");
+        assert_eq!(ours.large_at(&place(b"large\0\0")).await.unwrap(), Some(150_000));
+        assert_eq!(ours.large_at(&place(b"small")).await.unwrap(), None);
+        let mut places = vec![place(b"broken"), place(b"small"), place(b"large\0\0"), place(b"dead"), place(b"none")];
+        let mut found = Vec::new();
+        while !places.is_empty() {
+            let (looked_at, cells) = ours.cells_at(&places, 1000, io.wall_ms()).await.unwrap();
+            assert!(looked_at > 0);
+            places.drain(..looked_at);
+            found.extend(cells);
+        }
+        let checked: Vec<_> = found.iter().map(|one| (&one.place[..], check_copy(&one.place, &one.bytes).unwrap())).collect();
+        assert_eq!(checked.len(), 3);
+        assert_eq!(checked[2], (&place(b"dead")[..], broken.with_deadline(1).remnant()));
+        theirs.wait_durable(theirs.store_copies(&checked).unwrap()).await.unwrap();
+        let back = theirs.read_value(key_ref(b"large\0\0"), io.wall_ms()).await.unwrap().unwrap();
+        assert!(back.version == version && back.bytes == value);
+        assert_eq!(theirs.read_value(key_ref(b"small"), io.wall_ms()).await.unwrap().unwrap().bytes, b"v");
+    });
+    result.expect("no crash");
+}
+
+#[test]
 fn a_copy_that_no_node_wrote_is_seen() {
     let place = |key: &[u8], kind, element: &[u8]| key_ref(key).place(kind, element);
     let encoded = |cell: &Cell<'_>| {
@@ -258,7 +295,10 @@ fn a_copy_that_no_node_wrote_is_seen() {
     let mut wrong = place(b"key", Kind::Head, b"");
     wrong[6] ^= 1;
     let derived = place(b"key", Kind::DerivedOrder, b"");
-    for place in [wrong, derived, place(b"key", Kind::Head, b"e"), b"short".to_vec(), place(&[7; 40_000], Kind::Head, b"")] {
+    let chunk = place(b"key", Kind::Chunk, &[0; 4]);
+    let chunked = Cell { body: Body::Chunked { len: 70_000 }, ..Cell::value(Version::put(5, 0), b"") };
+    assert!(check_copy(&place(b"k", Kind::Head, b""), &encoded(&chunked)).is_err());
+    for place in [wrong, derived, chunk, place(b"key", Kind::Head, b"e"), b"short".to_vec(), place(&[7; 40_000], Kind::Head, b"")] {
         assert!(check_copy(&place, &put).is_err());
     }
     let place = place(b"key", Kind::Head, b"");

@@ -174,12 +174,12 @@ pub async fn list(engine: &Engine, scope: &Scope, span: &Span, now_ms: WallMs) -
 }
 
 /// The cells at these places until a page is full: at how many places it looked, and what it found; for `Exchange::on_copied` and
-/// `Reading::read`.
+/// `Reading::read`. One may be as large as the largest value.
 ///
 /// # Errors
 /// As `Engine::cells_at`.
 pub async fn read(engine: &Engine, places: &[Vec<u8>], now_ms: WallMs) -> Result<(usize, Vec<CellCopy>), EngineError> {
-    let (looked_at, found) = engine.cells_at(places, REPAIR_PAGE_BYTES).await?;
+    let (looked_at, found) = engine.cells_at(places, REPAIR_PAGE_BYTES, now_ms).await?;
     let copy = |found: crate::engine::store_repair::FoundCell| CellCopy {
         digest: Digest::of(&found.cell(), now_ms),
         place: found.place,

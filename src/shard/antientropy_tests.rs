@@ -47,6 +47,24 @@ impl Side {
         self.trees.mark_dirty(1, token_of(key));
     }
 
+    /// Of so many bytes, which follow from the version.
+    async fn write_large(&self, io: &Io, key: &[u8], version: Version, bytes: usize) {
+        let mut batch = Batch::new(false);
+        batch.put_value(KeyRef { namespace: 1, token: token_of(key), key }, &pattern(version, bytes), version, 0);
+        while let Err(error) = self.engine.write(&batch) {
+            assert!(matches!(error, EngineError::Overloaded), "{error}");
+            io.sleep(Duration::from_millis(1)).await;
+        }
+        self.trees.mark_dirty(1, token_of(key));
+    }
+
+    /// Version and length of a large string, which is whole.
+    async fn large(&self, io: &Io, key: &[u8]) -> Option<(Version, usize)> {
+        let value = self.engine.read_value(KeyRef { namespace: 1, token: token_of(key), key }, io.wall_ms()).await.unwrap()?;
+        assert_eq!(value.bytes, pattern(value.version, value.bytes.len()));
+        Some((value.version, value.bytes.len()))
+    }
+
     async fn scan(&self, io: &Io) {
         while self.trees.scan_step(&self.engine, io.wall_ms()).await.unwrap() {}
         assert_eq!(self.trees.dirty(), 0);
@@ -78,6 +96,10 @@ impl Side {
     }
 }
 
+fn pattern(version: Version, bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|at| (at as u8).wrapping_mul(3) ^ version.hlc() as u8).collect()
+}
+
 /// As it would travel.
 fn over_the_wire(message: RepairMessage) -> RepairMessage {
     let mut body = Vec::new();
@@ -88,13 +110,20 @@ fn over_the_wire(message: RepairMessage) -> RepairMessage {
 }
 
 async fn compare(io: &Io, ours: &Side, theirs: &Side) -> Outcome {
+    compare_for(io, ours, theirs, u32::MAX).await.expect("to its end")
+}
+
+/// Cut off after so many effects, whatever they are.
+async fn compare_for(io: &Io, ours: &Side, theirs: &Side, effects_max: u32) -> Option<Outcome> {
     let mut effects = Vec::new();
     let mut exchange = Exchange::new(io.now(), 1, SCOPE, None, ours.depth(), None, &mut effects);
+    let mut left = effects_max;
     loop {
         let Some(effect) = effects.pop() else {
             exchange.on_tick(io.now(), 1 << 20, &mut effects);
             continue;
         };
+        left = left.checked_sub(1)?;
         match effect {
             Effect::Ask(ask) => {
                 let RepairMessage::Ask(ask) = over_the_wire(RepairMessage::Ask(ask)) else { unreachable!() };
@@ -111,7 +140,7 @@ async fn compare(io: &Io, ours: &Side, theirs: &Side) -> Outcome {
                 let (looked_at, cells) = read(&ours.engine, &places, io.wall_ms()).await.unwrap();
                 ours.trees.with(1, VNODE, |tree| exchange.on_copied(io.now(), tree, refused, looked_at, cells, &mut effects));
             }
-            Effect::Over(outcome) => return outcome,
+            Effect::Over(outcome) => return Some(outcome),
         }
     }
 }
@@ -173,6 +202,48 @@ fn what_drifted_apart_is_found_by_the_trees_and_made_equal() {
             let outcome = compare(&io, &ours, &theirs).await;
             assert_eq!(outcome, Outcome::Compared { differing: touched.len() as u64, refused: 0 });
             assert_eq!(cells(&ours, &io).await, cells(&theirs, &io).await);
+            ours.scan(&io).await;
+            theirs.scan(&io).await;
+            assert_eq!(ours.root(), theirs.root());
+        }
+    });
+}
+
+/// However far a comparison comes, whoever holds a large string holds all of it: head and chunks never travel apart.
+#[test]
+fn large_strings_are_copied_whole_and_stay_whole_wherever_a_comparison_is_cut_off() {
+    let world = World::new(3);
+    let machine = world.add_machine(Faults::default());
+    world.run_task(machine, Duration::from_secs(600), |io| async move {
+        let (ours, theirs) = (Side::open(&io, "/ours").await, Side::open(&io, "/theirs").await);
+        let keys: Vec<Vec<u8>> = keys().into_iter().take(12).collect();
+        let mut prng = Prng::new(3);
+        for round in 0..12 {
+            for key in &keys {
+                for side in [&ours, &theirs] {
+                    if prng.one_in(2) {
+                        continue;
+                    }
+                    let version = ours.engine.stamp(io.wall_ms()).max(theirs.engine.stamp(io.wall_ms()));
+                    side.engine.observe(version);
+                    side.write_large(&io, key, version, prng.between(1, 200_000) as usize).await;
+                }
+            }
+            let mut before = Vec::new();
+            for key in &keys {
+                before.push((ours.large(&io, key).await, theirs.large(&io, key).await));
+            }
+            for cut in [3 + round, 6 + round, u32::MAX] {
+                let ended = compare_for(&io, &ours, &theirs, cut).await;
+                assert!(ended.is_some() || cut < u32::MAX);
+                for (key, before) in keys.iter().zip(&before) {
+                    let newest = before.0.max(before.1);
+                    let now = (ours.large(&io, key).await, theirs.large(&io, key).await);
+                    assert!(now.0 == before.0 || now.0 == newest, "{now:?} {before:?}");
+                    assert!(now.1 == before.1 || now.1 == newest, "{now:?} {before:?}");
+                    assert!(cut < u32::MAX || now.0 == newest && now.1 == newest, "{now:?} {before:?}");
+                }
+            }
             ours.scan(&io).await;
             theirs.scan(&io).await;
             assert_eq!(ours.root(), theirs.root());

@@ -7,6 +7,7 @@ use super::Shard;
 use super::coordinate::Requests;
 use super::handoff::Handoff;
 use super::peers::{Links, Notices};
+use super::repair::Repair;
 use crate::base::checksum::checksum;
 use crate::base::record::{NamespaceId, Token, core_of, vnode_of};
 use crate::base::time::Mono;
@@ -17,7 +18,7 @@ use crate::cluster::gossip::wire::Key;
 use crate::cluster::quorum::Level;
 use crate::cluster::topology::Topology;
 use crate::cluster::topology_codec;
-use crate::limits::RF_DEFAULT;
+use crate::limits::{GATHERED_SHARE, REPAIR_SHARE, RF_DEFAULT};
 use crate::wire::command::LevelsAsked;
 use crate::wire::peer::Head;
 use std::cell::{Cell, RefCell};
@@ -52,6 +53,7 @@ pub struct Cluster {
     pub requests: Requests,
     pub notices: Notices,
     pub handoff: Handoff,
+    pub repair: Repair,
     pub detector: RefCell<Detector>,
     /// A peer knows of an epoch that this core has not: it is to be got.
     pub wants_topology: Cell<u64>,
@@ -65,16 +67,18 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(plan: &ClusterPlan, topology: Arc<Topology>, seed: u64, gathered_bytes_max: usize, handoff: Handoff) -> Cluster {
+    /// `memory_bytes`: the core's budget, of which values of gets, hash trees and copies have their shares.
+    pub fn new(plan: &ClusterPlan, topology: Arc<Topology>, seed: u64, memory_bytes: usize, handoff: Handoff) -> Cluster {
         Cluster {
             me: plan.node,
             key: plan.key.clone(),
             boot: plan.boot,
             planted: plan.planted,
             links: Links::new(seed),
-            requests: Requests::new(seed, gathered_bytes_max),
+            requests: Requests::new(seed, memory_bytes / GATHERED_SHARE),
             notices: Notices::default(),
             handoff,
+            repair: Repair::new(topology.cluster(), topology.vnodes(), seed, memory_bytes / REPAIR_SHARE),
             detector: RefCell::new(Detector::new(seed)),
             wants_topology: Cell::new(0),
             asked_topology: Cell::default(),
@@ -229,6 +233,7 @@ impl Shard {
     pub fn learn_topology(self: &Rc<Shard>, topology: &Arc<Topology>) {
         let Some(cluster) = &self.cluster else { return };
         if cluster.replace(topology) {
+            self.set_repair_pairs();
             cluster.requests.on_topology(self, topology);
         }
     }

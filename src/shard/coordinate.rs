@@ -27,6 +27,7 @@ use crate::io::signal::Signal;
 use crate::limits::{CHUNK_BYTES, CORE_REQUESTS_MAX};
 use crate::wire::command::ErrorCode;
 use crate::wire::peer::{Head, Message, OwnedCell, Place, Refusal, Road, encode};
+use crate::wire::peer_repair::RepairMessage;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -241,11 +242,18 @@ struct Asks {
     waiting: Vec<(u64, u32, Rc<Asked>)>,
 }
 
+/// An answer to a task.
+enum Answered {
+    /// Its frame.
+    Frame(Vec<u8>),
+    Repair(Head, RepairMessage),
+}
+
 /// One of them.
 #[derive(Default)]
 struct Asked {
-    /// The answer's frame; `None` inside: there will be none.
-    answer: Cell<Option<Option<Vec<u8>>>>,
+    /// `None` inside: there will be none.
+    answer: Cell<Option<Option<Answered>>>,
     done: Signal,
 }
 
@@ -617,6 +625,37 @@ impl Requests {
 
     /// Asks a core of another node and waits: the answer's frame, `None` where none comes in time.
     pub async fn ask(&self, shard: &Rc<Shard>, cluster: &Cluster, at: At, message: &Message<'_>, deadline: Mono) -> Option<Vec<u8>> {
+        let say = |link: &Rc<Link>, id, head| shard.say(cluster, link, id, head, message);
+        match self.ask_by(shard, cluster, at, deadline, say).await? {
+            Answered::Frame(bytes) => Some(bytes),
+            Answered::Repair(..) => None,
+        }
+    }
+
+    /// The same for a message of repair. A refusal, too, is no answer.
+    pub async fn ask_repair(
+        &self,
+        shard: &Rc<Shard>,
+        cluster: &Cluster,
+        at: At,
+        message: &RepairMessage,
+        deadline: Mono,
+    ) -> Option<(Head, RepairMessage)> {
+        let say = |link: &Rc<Link>, id, head| shard.say_repair(cluster, link, id, head, message);
+        match self.ask_by(shard, cluster, at, deadline, say).await? {
+            Answered::Repair(head, message) => Some((head, message)),
+            Answered::Frame(_) => None,
+        }
+    }
+
+    async fn ask_by(
+        &self,
+        shard: &Rc<Shard>,
+        cluster: &Cluster,
+        at: At,
+        deadline: Mono,
+        say: impl FnOnce(&Rc<Link>, u64, Head),
+    ) -> Option<Answered> {
         let link = shard.link(cluster, at).ok()?;
         let asked = Rc::new(Asked::default());
         let id = {
@@ -629,7 +668,7 @@ impl Requests {
             asks.waiting.push((id, link.index, asked.clone()));
             id
         };
-        shard.say(cluster, &link, id, cluster.head(shard.io.now(), Some(deadline)), message);
+        say(&link, id, cluster.head(shard.io.now(), Some(deadline)));
         shard.settle();
         let answer = within(
             &shard.io,
@@ -663,15 +702,9 @@ impl Requests {
             return;
         }
         if frame & ASK_BIT != 0 {
-            let mut asks = self.asks.borrow_mut();
-            if let Some(at) = asks.waiting.iter().position(|(id, ..)| *id == frame) {
-                let mut bytes = Vec::new();
-                encode(&mut bytes, 0, head, message);
-                let (_, _, asked) = asks.waiting.swap_remove(at);
-                asked.answer.set(Some(Some(bytes)));
-                asked.done.raise();
-            }
-            return;
+            let mut bytes = Vec::new();
+            encode(&mut bytes, 0, head, message);
+            return self.on_asked(frame, Answered::Frame(bytes));
         }
         if frame & HINT_BIT != 0 {
             return cluster.handoff.on_answer(shard.io.now(), link, frame & !HINT_BIT, message);
@@ -687,6 +720,21 @@ impl Requests {
             return self.on_own(shard, &cluster, id, From { node, epoch: head.epoch, attempt }, &message);
         }
         self.on_own(shard, &cluster, id, From { node, epoch: head.epoch, attempt }, message);
+    }
+
+    /// A message of repair came over a link.
+    pub fn on_repair_answer(&self, frame: u64, head: Head, message: RepairMessage) {
+        self.on_asked(frame, Answered::Repair(head, message));
+    }
+
+    /// What a task asked for is there, if it still waits.
+    fn on_asked(&self, frame: u64, answer: Answered) {
+        let mut asks = self.asks.borrow_mut();
+        if let Some(at) = asks.waiting.iter().position(|(id, ..)| *id == frame) {
+            let (_, _, asked) = asks.waiting.swap_remove(at);
+            asked.answer.set(Some(Some(answer)));
+            asked.done.raise();
+        }
     }
 
     fn on_own(&self, shard: &Rc<Shard>, cluster: &Cluster, id: RequestId, from: From, message: &Message<'_>) {

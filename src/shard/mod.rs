@@ -24,6 +24,7 @@ pub mod namespaces;
 pub mod peers;
 pub mod perform;
 pub mod quorum;
+pub mod repair;
 pub mod replicate;
 pub mod route;
 pub mod session;
@@ -167,6 +168,7 @@ impl Shard {
     pub fn set_namespaces(&self, table: Arc<NamespaceTable>) {
         self.engine.set_packed(&table.packed());
         *self.namespaces.borrow_mut() = table;
+        self.set_repair_pairs();
     }
 
     /// Tells every core the namespaces as they are now.

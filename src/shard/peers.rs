@@ -18,8 +18,9 @@ use crate::limits::{
 use crate::wire::command::Reply;
 use crate::wire::frame::{FrameReader, HEADER_BYTES};
 use crate::wire::native::decode_reply;
-use crate::wire::peer::{Head, Message, decode, encode};
+use crate::wire::peer::{AnyMessage, Head, Message, decode_any, encode, encode_repair};
 use crate::wire::peer_hello::{self, PEER_VERSION, PEER_VERSION_MIN, PeerHello, transcript};
+use crate::wire::peer_repair::RepairMessage;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -239,6 +240,12 @@ impl Shard {
         cluster.links.mark_dirty(link);
     }
 
+    /// The same for a message of repair.
+    pub(super) fn say_repair(&self, cluster: &Cluster, link: &Rc<Link>, id: u64, head: Head, message: &RepairMessage) {
+        encode_repair(&mut link.out.borrow_mut(), id, head, message);
+        cluster.links.mark_dirty(link);
+    }
+
     /// Says something about a peer, once in a while.
     pub(super) fn notice(&self, about: u64, what: &'static str, sentence: impl FnOnce() -> String) {
         let Some(cluster) = &self.cluster else { return };
@@ -288,6 +295,7 @@ async fn dial(shard: &Rc<Shard>, cluster: &Rc<Cluster>, link: &Rc<Link>) -> bool
             *link.socket.borrow_mut() = Some((shard.io.clone(), socket.clone()));
             cluster.links.set_state(link, State::Up);
             was_up = true;
+            cluster.repair.is_back(link.at.node);
             link.flush();
             listen(shard, cluster, link, &socket, reader, rest).await;
             shard.io.close(&socket);
@@ -383,8 +391,9 @@ async fn listen(shard: &Rc<Shard>, cluster: &Rc<Cluster>, link: &Rc<Link>, socke
 fn take_in(shard: &Rc<Shard>, cluster: &Rc<Cluster>, link: &Rc<Link>, reader: &mut FrameReader, chunk: &[u8]) -> bool {
     for frame in reader.feed(chunk) {
         let Ok(frame) = frame else { return malformed(shard, link) };
-        match decode(&frame) {
-            Ok((head, message)) => cluster.requests.on_answer(shard, link, frame.id, head, &message),
+        match decode_any(&frame) {
+            Ok((head, AnyMessage::Plain(message))) => cluster.requests.on_answer(shard, link, frame.id, head, &message),
+            Ok((head, AnyMessage::Repair(message))) => cluster.requests.on_repair_answer(frame.id, head, message),
             Err(_) => return malformed(shard, link),
         }
     }

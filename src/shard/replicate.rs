@@ -20,8 +20,9 @@ use crate::limits::{
 };
 use crate::wire::command::{Durability, ErrorCode, ErrorReply, Reply};
 use crate::wire::frame::{Frame, FrameReader, HEADER_BYTES};
-use crate::wire::peer::{Head, Holds, Message, Place, Refusal, Road, decode, encode};
+use crate::wire::peer::{AnyMessage, Head, Holds, Message, Place, Refusal, Road, decode, decode_any, encode};
 use crate::wire::peer_hello::{self, PeerHello, PeerWelcome, negotiate, transcript};
+use crate::wire::peer_repair::RepairMessage;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -146,6 +147,7 @@ impl Shard {
                 batch.put_copy(key, place.kind, place.element, cell);
                 match self.engine.write(&batch) {
                     Ok(seq) => {
+                        cluster.repair.trees.mark_dirty(place.namespace, key.token);
                         let early = cluster.planted == Some(crate::cluster::coordinator::Planted::AckBeforeSync);
                         let seq = match durability {
                             Durability::Interval => self.ahead_of_log(seq),
@@ -296,7 +298,7 @@ impl Shard {
         self.answer_frames_when(ticket, seq, deadline, frame);
     }
 
-    fn refuse_peer(&self, ticket: &Ticket, why: Refusal) {
+    pub(super) fn refuse_peer(&self, ticket: &Ticket, why: Refusal) {
         self.answer_peer(ticket, 0, Mono::default(), &Message::Refused { why });
     }
 
@@ -344,7 +346,7 @@ fn unknown_because(why: Option<Refusal>) -> &'static str {
     }
 }
 
-fn refusal_of(error: &EngineError) -> Refusal {
+pub(super) fn refusal_of(error: &EngineError) -> Refusal {
     match error {
         EngineError::DiskFull => Refusal::DiskFull,
         EngineError::Superseded => Refusal::Fenced,
@@ -435,20 +437,29 @@ async fn read(shard: &Rc<Shard>, cluster: &Rc<Cluster>, socket: &Socket, conn: &
 /// False: what came is no message.
 fn take_in(shard: &Rc<Shard>, cluster: &Rc<Cluster>, conn: &Rc<Conn>, reader: &mut FrameReader, from: u64, chunk: &[u8]) -> bool {
     for frame in reader.feed(chunk) {
-        let decoded = frame.ok().and_then(|frame| Some((frame.id, decode(&frame).ok()?)));
+        let decoded = frame.ok().and_then(|frame| Some((frame.id, decode_any(&frame).ok()?)));
         let Some((id, (head, message))) = decoded.filter(|(_, (_, message))| is_question(message)) else {
             shard.stats.malformed();
             shard.notice(from, "malformed", || format!("a link of node {from} is closed: what came over it is no question"));
             return false;
         };
         conn.begin_request();
-        shard.handle_peer(cluster, Ticket { origin: Origin::Peer(conn.clone()), id }, from, head, &message);
+        let ticket = Ticket { origin: Origin::Peer(conn.clone()), id };
+        match message {
+            AnyMessage::Plain(message) => shard.handle_peer(cluster, ticket, from, head, &message),
+            AnyMessage::Repair(RepairMessage::Ask(ask)) => shard.handle_repair(cluster, ticket, from, head, ask),
+            AnyMessage::Repair(_) => unreachable!("only questions come this far"),
+        }
     }
     true
 }
 
 /// What may be asked. A large string comes whole, never as a head that names chunks, and chunks never come alone.
-fn is_question(message: &Message<'_>) -> bool {
+fn is_question(message: &AnyMessage<'_>) -> bool {
+    let message = match message {
+        AnyMessage::Plain(message) => message,
+        AnyMessage::Repair(message) => return matches!(message, RepairMessage::Ask(_)),
+    };
     match message {
         Message::Store { place, cell, .. } => {
             place.kind != Kind::Chunk && !matches!(cell.body, Body::Chunked { .. }) && place.key.len() <= KEY_BYTES_MAX

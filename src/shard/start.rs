@@ -12,7 +12,7 @@ use super::locks::KeyLocks;
 use super::mailbox::{Mail, Mailbox, MailboxEnds};
 use super::namespaces::{Durability, NamespaceTable};
 use super::stats::{self, Board, Stats};
-use super::{Origin, Shard, decisions, perform, replicate, session};
+use super::{Origin, Shard, decisions, perform, repair, replicate, session};
 use crate::base::metrics::Report;
 use crate::base::record::{Version, core_of};
 use crate::base::time::{HLC_COUNTER_BITS, hlc_ms};
@@ -21,7 +21,7 @@ use crate::engine::recover::{NodeConfig, NodeStore};
 use crate::engine::{Engine, EngineConfig, EngineError, Planted};
 use crate::io::signal::Signal;
 use crate::io::{Class, Io, SocketAddr};
-use crate::limits::{GATHERED_SHARE, VNODES_DEFAULT};
+use crate::limits::VNODES_DEFAULT;
 use std::cell::{Cell, RefCell};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -342,9 +342,8 @@ async fn open_cluster(io: &Io, plan: &Plan, layout: &NodeStore) -> Result<Option
     }
     // Until core 0 has read what is stored; nobody serves before.
     let topology = Arc::new(cluster.founding.clone());
-    let gathered = plan.memory_bytes / GATHERED_SHARE;
     let handoff = Handoff::open(io, &layout.shard_dir(io.core() as u16), identity, io.random_u64()).await?;
-    Ok(Some(Rc::new(Cluster::new(cluster, topology, io.random_u64(), gathered, handoff))))
+    Ok(Some(Rc::new(Cluster::new(cluster, topology, io.random_u64(), plan.memory_bytes, handoff))))
 }
 
 fn assemble(
@@ -445,6 +444,7 @@ fn spawn_services(shard: &Rc<Shard>, plan: &Arc<Plan>) {
     let io = &shard.io;
     if let Some(cluster) = &shard.cluster {
         Requests::start(shard, cluster);
+        repair::start(shard, cluster);
         if shard.core() == 0 {
             let comparing = shard.clone();
             drop(io.spawn(Class::Background, async move { comparing.compare_with_all().await }));
@@ -494,6 +494,9 @@ fn report(shard: &Shard) -> Report {
         report.count(&stats::EPOCH, &[], cluster.epoch());
     }
     shard.engine.report(&mut report);
+    if let Some(cluster) = &shard.cluster {
+        cluster.repair.report(&mut report);
+    }
     report
 }
 

@@ -6,8 +6,10 @@
 //! that lose or rot what was synced (`scenario` has those for one node), and changes of the topology.
 //!
 //! Clients put, get, delete and expire at QUORUM, and retry what is unknown under its stamp. Checked: every rule of `checker` (nothing
-//! acknowledged is lost, nothing goes back, expiry is exact by the versions' clocks), and that after the faults all is answered in time.
+//! acknowledged is lost, nothing goes back, expiry is exact by the versions' clocks), that after the faults all is answered in time, and
+//! that the replicas of each key then become equal without anybody asking for it (`agree`).
 
+use super::agree::{AGREE_MAX, all_agree};
 use super::checker::{Checker, Span};
 use super::final_look::Quiet;
 use super::scenario::small_engine;
@@ -20,7 +22,7 @@ use crate::cluster::gossip::wire::Key;
 use crate::cluster::topology::{NodeSpec, Topology};
 use crate::io::sim::{CrashSite, Faults, MachineId, World};
 use crate::io::wakers::Wakers;
-use crate::io::{Class, SocketAddr, Task};
+use crate::io::{Class, Io, SocketAddr, Task};
 use crate::shard::cluster::ClusterPlan;
 use crate::shard::mailbox;
 use crate::shard::start::{self, Plan, StartFailure};
@@ -249,6 +251,9 @@ impl Run {
         if shared.at_work.get() > 0 {
             return self.fail("clients are still waiting long after the faults ended");
         }
+        if let Err(why) = self.await_agreement() {
+            return self.fail(why);
+        }
         for node in 0..self.nodes.len() {
             if let Err(why) = self.read_everything(node) {
                 return self.fail(format!("node {}: {why}", node + 1));
@@ -461,18 +466,45 @@ impl Run {
 
     /// Every key through one node.
     fn read_everything(&mut self, node: usize) -> Result<(), String> {
-        let machine = self.world.add_machine(Faults::default());
         let (address, shared) = (address(self.nodes[node].machine), self.shared.clone());
+        self.converse("the last look", move |io| async move { read_all(io, address, &shared).await })
+    }
+
+    /// Every replica of every key, asked alone, shows the same before long; and comparisons find that, too.
+    fn await_agreement(&mut self) -> Result<(), String> {
+        let addresses = self.nodes.iter().map(|node| address(node.machine)).collect();
+        let (topology, keys) = (self.founding.clone(), self.shared.keys);
+        self.converse("asking the replicas one by one", move |io| all_agree(io, addresses, topology, keys))?;
+        let until = self.world.now().plus(AGREE_MAX);
+        loop {
+            let lives = self.nodes.iter().filter_map(|node| node.life.as_ref());
+            let differing: f64 = lives.map(|life| life.plan.board.report().total("repair_differing")).sum();
+            if differing == 0.0 {
+                return Ok(());
+            }
+            if self.world.now() >= until {
+                return Err(format!("replicas agree, and comparisons still find {differing} places that differ"));
+            }
+            self.world.run_for(Duration::from_millis(50));
+        }
+    }
+
+    /// A conversation with nodes at rest, on a machine of its own.
+    fn converse<F>(&mut self, what: &str, talk: impl FnOnce(Io) -> F + 'static) -> Result<(), String>
+    where
+        F: Future<Output = Result<(), String>> + 'static,
+    {
+        let machine = self.world.add_machine(Faults::default());
         let done: Rc<RefCell<Option<Result<(), String>>>> = Rc::default();
         let told = done.clone();
         let task = self.world.start(machine, 0, &Wakers::new(1), move |io| async move {
-            let outcome = read_all(io, address, &shared).await;
+            let outcome = talk(io).await;
             *told.borrow_mut() = Some(outcome);
         });
         let seen = done.clone();
         self.world.run_until(STUCK, || seen.borrow().is_some());
         drop(task);
-        done.take().unwrap_or_else(|| Err("the last look does not end".to_owned()))
+        done.take().unwrap_or_else(|| Err(format!("{what} does not end")))
     }
 
     fn finish(mut self) -> Outcome {
@@ -496,7 +528,7 @@ impl Run {
 /// Links that were broken are up again by now.
 const HEALED: Duration = Duration::from_secs(3);
 
-async fn read_all(io: crate::io::Io, address: SocketAddr, shared: &Shared) -> Result<(), String> {
+async fn read_all(io: Io, address: SocketAddr, shared: &Shared) -> Result<(), String> {
     io.sleep(HEALED).await;
     let mut quiet = Quiet::open(io.clone(), address).await?;
     for key in 0..shared.keys {

@@ -23,6 +23,7 @@ impl Planted {
         Planted::AckBeforeSync,
         Planted::OldEpochObeyed,
         Planted::PendingNotInQuorum,
+        Planted::RepairOff,
     ];
 
     /// As PROTOCOL.md calls it.
@@ -36,6 +37,7 @@ impl Planted {
             Planted::AckBeforeSync => "ack_before_sync",
             Planted::OldEpochObeyed => "old_epoch_served",
             Planted::PendingNotInQuorum => "pending_not_in_quorum",
+            Planted::RepairOff => "repair_off",
         }
     }
 }

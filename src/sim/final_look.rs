@@ -14,7 +14,8 @@ use crate::io::wakers::Wakers;
 use crate::io::{Io, SocketAddr};
 use crate::shard::session::within;
 use crate::wire::command::{
-    CORE_ANY, Command, Compression, Durability, Hello, NamespaceChange, NamespaceSpec, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Scan,
+    CORE_ANY, Command, Compression, Durability, Hello, LevelsAsked, NamespaceChange, NamespaceSpec, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
+    Scan,
 };
 use std::rc::Rc;
 use std::time::Duration;
@@ -41,6 +42,11 @@ impl Quiet {
         };
         quiet.ask(0, Command::Hello(hello)).await?.map_err(|error| error.to_string())?;
         Ok(quiet)
+    }
+
+    /// Of all that is asked from now on.
+    pub(super) fn set_levels(&mut self, levels: LevelsAsked) {
+        self.core.set_levels(levels);
     }
 
     /// One command's final answer. Err: the connection ended.

@@ -4,6 +4,7 @@
 //! flips bits; `minimize` makes a failing run smaller. `gossip` is membership alone, for clusters of any size. A seed is a bug
 //! report: the same seed gives the same bytes.
 
+mod agree;
 pub mod checker;
 pub mod cluster;
 mod cluster_run;

@@ -2,7 +2,7 @@
 //!
 //! Many frames go in one write. Every message carries the epoch of its sender's topology (rule M1 of PROTOCOL.md) and, where somebody
 //! waits for the answer, the milliseconds that are left of it. The request id is the asker's; an answer repeats it. What the messages mean
-//! is written in `cluster::replica` and `cluster::coordinator`.
+//! is written in `cluster::replica` and `cluster::coordinator`. The messages of repair (`wire::peer_repair`) travel in the same frames.
 //!
 //! ```text
 //! header (16 bytes) | rkyv body | checksum u64 LE: xxh3 of the body, seeded with the checksum of the header
@@ -11,6 +11,7 @@
 use super::command::ErrorCode;
 use super::frame::{Frame, HEADER_BYTES, header};
 use super::native::{WireError, Writer, access, bad, frozen, key_of, too_large};
+use super::peer_repair::{self, RepairMessage};
 use crate::base::checksum::{checksum, hash64_seeded};
 use crate::base::record::{Body, Cell, CollectionType, Expiry, Kind, NamespaceId, Version, join};
 use crate::base::time::WallMs;
@@ -335,6 +336,18 @@ pub fn encode(out: &mut Vec<u8>, id: u64, head: Head, message: &Message<'_>) {
         }
         _ => encode_long(&mut w, head, message),
     };
+    seal(w, kind, id);
+}
+
+/// Appends one frame of repair.
+pub fn encode_repair(out: &mut Vec<u8>, id: u64, head: Head, message: &RepairMessage) {
+    let w = Writer::new(out);
+    let kind = peer_repair::encode_body(w.out, head, message);
+    seal(w, kind, id);
+}
+
+/// Checksum and header, when the body is written.
+fn seal(mut w: Writer<'_>, kind: u16, id: u64) {
     let body_bytes = w.out.len() - w.start - HEADER_BYTES + CHECKSUM_BYTES;
     let sum = sum(&header(body_bytes, kind, 0, id), &w.out[w.start + HEADER_BYTES..]);
     w.put(&sum);
@@ -401,8 +414,32 @@ fn refusal_parts(why: Refusal) -> (u8, u64) {
 // ---------------------------------------------------------------------------------------------------------------------------------
 // Reading.
 
+/// A message of either sort.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AnyMessage<'a> {
+    Plain(Message<'a>),
+    Repair(RepairMessage),
+}
+
+/// Takes a frame's body apart, whichever sort of message it is.
+///
+/// # Errors
+/// As `decode`, and as `peer_repair::decode_body`.
+pub fn decode_any<'a>(frame: &Frame<'a>) -> Result<(Head, AnyMessage<'a>), WireError> {
+    if !peer_repair::is_repair(frame.kind) {
+        return decode(frame).map(|(head, message)| (head, AnyMessage::Plain(message)));
+    }
+    let (head, message) = peer_repair::decode_body(frame.kind, unsealed(frame)?)?;
+    Ok((head, AnyMessage::Repair(message)))
+}
+
 /// Takes a frame's body apart where it lies. The checksum is looked at first: a link whose bytes change is closed.
 pub fn decode<'a>(frame: &Frame<'a>) -> Result<(Head, Message<'a>), WireError> {
+    decode_body(frame.kind, unsealed(frame)?)
+}
+
+/// The body in front of a checksum that fits.
+fn unsealed<'a>(frame: &Frame<'a>) -> Result<&'a [u8], WireError> {
     let (bytes, found) = frame.body.split_last_chunk::<CHECKSUM_BYTES>().ok_or(bad("a message without its checksum"))?;
     if frame.body.len() > PEER_FRAME_BYTES_MAX {
         return Err(too_large("a message is over its bound"));
@@ -410,7 +447,7 @@ pub fn decode<'a>(frame: &Frame<'a>) -> Result<(Head, Message<'a>), WireError> {
     if *found != sum(&header(frame.body.len(), frame.kind, frame.flags, frame.id), bytes) {
         return Err(bad("the checksum of a message does not fit"));
     }
-    decode_body(frame.kind, bytes)
+    Ok(bytes)
 }
 
 /// A body behind a checksum that fits.

@@ -30,7 +30,9 @@ use super::peer::Head;
 use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::base::record::{Body, Cell, NamespaceId, Token, Version};
 use crate::base::time::WallMs;
-use crate::limits::{KEY_BYTES_MAX, LEAVES_LOG2_MAX, LEVEL_NODES_MAX, REPAIR_PAGE_BYTES, VALUE_BYTES_MAX, VNODES_MAX};
+use crate::limits::{
+    KEY_BYTES_MAX, LEAVES_LOG2_MAX, LEVEL_NODES_MAX, PEER_FRAME_BYTES_MAX, REPAIR_PAGE_BYTES, VALUE_BYTES_MAX, VNODES_MAX,
+};
 
 /// Kinds of frames.
 pub mod kind {
@@ -56,6 +58,10 @@ pub const PLACE_BYTES_MAX: usize = 3 * KEY_BYTES_MAX + 15;
 const CELL_OVERHEAD_BYTES: usize = 128;
 /// What an entry or a cell costs of a page beside its place and its bytes.
 pub const ENTRY_BYTES: usize = 40;
+
+/// A diff: cells, which are one that is as large as any or a page, places, of which one lies beyond a page, and how far it goes.
+const DIFF_BYTES_MAX: usize = VALUE_BYTES_MAX + CELL_OVERHEAD_BYTES + REPAIR_PAGE_BYTES + 3 * PLACE_BYTES_MAX;
+const _: () = assert!(DIFF_BYTES_MAX + 4096 <= PEER_FRAME_BYTES_MAX, "every message of repair is one frame");
 
 /// An encoded place: bytes that order as places do, and for this room nothing more.
 pub type Place = Vec<u8>;

@@ -1,12 +1,13 @@
 //! Messages of repair and forgetting: every one comes back, damage never panics, and nothing larger than a page is taken in.
 
 use super::command::ErrorCode;
+use super::frame::FrameReader;
 use super::native::WireError;
-use super::peer::Head;
+use super::peer::{AnyMessage, Head, Message, decode, decode_any, encode, encode_repair};
 use super::peer_repair::*;
 use crate::base::prng::Prng;
 use crate::base::record::Version;
-use crate::limits::{LEAVES_LOG2_MAX, LEVEL_NODES_MAX, REPAIR_PAGE_BYTES};
+use crate::limits::{LEAVES_LOG2_MAX, LEVEL_NODES_MAX, PEER_FRAME_BYTES_MAX, REPAIR_PAGE_BYTES};
 
 const HEAD: Head = Head { epoch: 3, deadline_ms: 900 };
 
@@ -113,6 +114,34 @@ fn every_message_comes_back_and_its_head_stands_where_it_does_in_the_others() {
     assert!(!is_repair(super::peer::kind::STORE) && !is_repair(super::peer::kind::REFUSED));
     let unknown = decode_body(0x0124, &body(&examples()[0]).1);
     assert!(matches!(unknown, Err(WireError { code: ErrorCode::UnknownKind, .. })));
+}
+
+#[test]
+fn messages_of_both_sorts_lie_in_one_write_and_a_changed_bit_is_seen() {
+    let mut stream = Vec::new();
+    for message in examples() {
+        encode_repair(&mut stream, 42, HEAD, &message);
+        encode(&mut stream, 43, HEAD, &Message::AskClock);
+    }
+    let mut reader = FrameReader::new(PEER_FRAME_BYTES_MAX);
+    let frames: Vec<_> = reader.feed(&stream).map(|frame| frame.expect("whole frames")).collect();
+    assert_eq!(frames.len(), 2 * examples().len());
+    for (pair, message) in frames.chunks_exact(2).zip(examples()) {
+        assert_eq!((pair[0].id, decode_any(&pair[0])), (42, Ok((HEAD, AnyMessage::Repair(message)))));
+        assert_eq!((pair[1].id, decode_any(&pair[1])), (43, Ok((HEAD, AnyMessage::Plain(Message::AskClock)))));
+        assert!(decode(&pair[0]).is_err(), "no plain message");
+    }
+    for message in examples() {
+        let mut whole = Vec::new();
+        encode_repair(&mut whole, 42, HEAD, &message);
+        for bit in 32..whole.len() * 8 {
+            let mut changed = whole.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            let mut reader = FrameReader::new(PEER_FRAME_BYTES_MAX);
+            let frame = reader.feed(&changed).next().expect("a frame").expect("whole");
+            assert!(decode_any(&frame).is_err(), "bit {bit} of {message:?}");
+        }
+    }
 }
 
 #[test]

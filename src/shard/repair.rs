@@ -1,0 +1,376 @@
+//! Repair in the background, always on: each core keeps the hash trees of its vnodes up to date, compares them with the other replicas'
+//! one pair at a time, and answers those who compare with it. What is compared and copied is decided in `cluster::repair` and
+//! `cluster::repair_plan`; the engine is asked through `antientropy`.
+//!
+//! What it costs is bounded: one page of a tree's leaf every `REPAIR_SCAN_MS`, one comparison every `REPAIR_PAUSE_MS`, and
+//! `REPAIR_BYTES_A_SECOND` of messages. A comparison that is cut off (no link, no answer, another epoch of the vnode, a disk that fails)
+//! is gone on with later where it had come to. Nothing here ever ends the shard.
+//!
+//! Forgetting (rules G1 to G6) is not wired: fences and floors of all vnodes are still zero, and questions of its sessions are refused.
+
+use super::antientropy::{Trees, list, marks, read, store};
+use super::budget::{Budget, Lease};
+use super::cluster::Cluster;
+use super::namespaces::NamespaceTable;
+use super::peers::At;
+use super::replicate::refusal_of;
+use super::session::within;
+use super::{Origin, Shard, Ticket};
+use crate::base::metrics::{Meaning, Report, counter, gauge};
+use crate::base::record::{Token, core_of};
+use crate::base::time::Mono;
+use crate::cluster::coordinator::Planted;
+use crate::cluster::forget::{Admit, Road, admits_cell};
+use crate::cluster::merkle::Digest;
+use crate::cluster::repair::{Answer, Ask, CellCopy, Effect, Exchange, Outcome, Place, Question, Reply, Scope, Serve, serve};
+use crate::cluster::repair_plan::{Pair, RepairPlan, begins};
+use crate::engine::EngineError;
+use crate::io::Class;
+use crate::limits::{
+    CLOCK_SKEW_MS_MAX, REPAIR_ANSWER_MS_MAX, REPAIR_BYTES_A_SECOND, REPAIR_PAGE_BYTES, REPAIR_PAUSE_MS, REPAIR_SCAN_IDLE_MS, REPAIR_SCAN_MS,
+};
+use crate::wire::peer::{Head, Refusal, encode_repair};
+use crate::wire::peer_repair::RepairMessage;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How often a comparison that has used up its bytes looks whether there are more.
+const CREDIT_EVERY: Duration = Duration::from_millis(10);
+
+/// One core's.
+pub struct Repair {
+    pub trees: Trees,
+    plan: RefCell<RepairPlan>,
+    /// Copies of other nodes that are being stored.
+    taken: Rc<Budget>,
+    exchanges: Cell<u64>,
+    sent: Cell<u64>,
+    received: Cell<u64>,
+    refused: Cell<u64>,
+}
+
+fn add(cell: &Cell<u64>, more: usize) {
+    cell.set(cell.get() + more as u64);
+}
+
+impl Repair {
+    /// `trees_seed`: the cluster's; `seed`: this core's; `bytes_max`: of trees, and as much of copies that are being stored.
+    pub fn new(trees_seed: u64, vnodes: u32, seed: u64, bytes_max: usize) -> Repair {
+        Repair {
+            trees: Trees::new(trees_seed, vnodes, bytes_max),
+            plan: RefCell::new(RepairPlan::new(seed)),
+            taken: Budget::new(bytes_max),
+            exchanges: Cell::new(0),
+            sent: Cell::new(0),
+            received: Cell::new(0),
+            refused: Cell::new(0),
+        }
+    }
+
+    /// A link to the node came up.
+    pub fn is_back(&self, node: u64) {
+        self.plan.borrow_mut().is_back(node);
+    }
+
+    pub fn report(&self, report: &mut Report) {
+        let plan = self.plan.borrow();
+        report.count(&DIFFERING, &[], plan.differing());
+        report.count(&ROUNDS, &[], plan.rounds());
+        report.count(&SENT, &[], self.sent.get());
+        report.count(&RECEIVED, &[], self.received.get());
+        report.count(&REFUSED, &[], self.refused.get());
+        report.count(&DIRTY, &[], self.trees.dirty() as u64);
+    }
+}
+
+static DIFFERING: Meaning = gauge("repair_differing", "Places that differed when pairs of replicas were compared last, of all pairs.");
+static ROUNDS: Meaning = counter("repair_rounds_total", "Rounds begun in which every pair of replicas is compared once.");
+static SENT: Meaning = counter("repair_sent_total", "Cells that another replica lacked and was given.");
+static RECEIVED: Meaning = counter("repair_received_total", "Cells that this node lacked and stored.");
+static REFUSED: Meaning = counter("repair_refused_total", "Cells that this node was given and refused, in part or as a whole.");
+static DIRTY: Meaning = gauge("repair_dirty_leaves", "Leaves of hash trees that wait for a scan.");
+
+impl Cluster {
+    /// The vnodes of this core, and who is compared with whom: whenever the topology or the namespaces change.
+    pub fn set_repair_pairs(&self, core: u16, cores: u16, namespaces: &NamespaceTable) {
+        let topology = self.topology();
+        let (mut trees, mut pairs) = (Vec::new(), Vec::new());
+        for vnode in (0..topology.vnodes()).filter(|vnode| core_of(*vnode, cores) == core) {
+            for namespace in namespaces.rows().iter().map(|row| row.id) {
+                let replicas = topology.replicas(vnode, self.rf(namespace));
+                let mut nodes: Vec<u64> = replicas.everybody().map(|index| topology.nodes()[usize::from(index)].spec.id).collect();
+                nodes.sort_unstable();
+                nodes.dedup();
+                if !nodes.contains(&self.me) {
+                    continue;
+                }
+                trees.push((namespace, vnode));
+                let ours = nodes.into_iter().filter(|peer| *peer != self.me && begins(self.me, *peer, vnode));
+                pairs.extend(ours.map(|peer| Pair { namespace, vnode, peer }));
+            }
+        }
+        self.repair.trees.set_pairs(trees);
+        self.repair.plan.borrow_mut().set_pairs(pairs);
+    }
+}
+
+/// Begins to scan and to compare, for as long as the shard lives.
+pub fn start(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
+    shard.set_repair_pairs();
+    if cluster.planted == Some(Planted::RepairOff) {
+        return;
+    }
+    let (scanning, ours) = (shard.clone(), cluster.clone());
+    drop(shard.io.spawn(Class::Background, async move { keep_trees(&scanning, &ours).await }));
+    let (comparing, ours) = (shard.clone(), cluster.clone());
+    drop(shard.io.spawn(Class::Background, async move { compare_all(&comparing, &ours).await }));
+}
+
+async fn keep_trees(shard: &Rc<Shard>, cluster: &Cluster) {
+    while !shard.io.is_shutting_down() && !shard.is_closing() {
+        let pause_ms = match cluster.repair.trees.scan_step(&shard.engine, shard.io.wall_ms()).await {
+            Ok(true) => REPAIR_SCAN_MS,
+            // A failure of the disk is told by who serves.
+            Ok(false) | Err(_) => REPAIR_SCAN_IDLE_MS,
+        };
+        shard.io.sleep(Duration::from_millis(pause_ms)).await;
+    }
+}
+
+async fn compare_all(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
+    loop {
+        shard.io.sleep(Duration::from_millis(REPAIR_PAUSE_MS)).await;
+        if shard.io.is_shutting_down() || shard.is_closing() {
+            return;
+        }
+        let next = cluster.repair.plan.borrow_mut().next(shard.io.now());
+        let Some((pair, resume)) = next else { continue };
+        let ended = match Comparison::new(shard, cluster, pair) {
+            Some(comparison) => comparison.run(resume).await,
+            None => Err(resume),
+        };
+        let mut plan = cluster.repair.plan.borrow_mut();
+        match ended {
+            Ok(differing) => plan.compared(pair, differing),
+            Err(resume) => plan.cut_off(shard.io.now(), pair, resume),
+        }
+    }
+}
+
+/// A comparison that this core makes.
+struct Comparison<'a> {
+    shard: &'a Rc<Shard>,
+    cluster: &'a Rc<Cluster>,
+    scope: Scope,
+    at: At,
+}
+
+impl<'a> Comparison<'a> {
+    /// None: the topology has just changed.
+    fn new(shard: &'a Rc<Shard>, cluster: &'a Rc<Cluster>, pair: Pair) -> Option<Comparison<'a>> {
+        let topology = cluster.topology();
+        let index = topology.index_of(pair.peer)?;
+        let core = core_of(pair.vnode, topology.nodes()[usize::from(index)].spec.cores);
+        let scope = Scope { namespace: pair.namespace, vnode: pair.vnode, epoch: topology.epoch_of(pair.vnode) };
+        Some(Comparison { shard, cluster, scope, at: At { node: pair.peer, core } })
+    }
+
+    /// To its end: how many places differed. Err: it was cut off, and is to be gone on with from there.
+    async fn run(&self, resume: Option<Token>) -> Result<u64, Option<Token>> {
+        let (repair, io) = (&self.cluster.repair, &self.shard.io);
+        add(&repair.exchanges, 1);
+        let depth = repair.trees.with(self.scope.namespace, self.scope.vnode, |tree| tree.leaves_log2()).ok_or(None)?;
+        let mut effects = Vec::new();
+        let mut exchange = Exchange::new(io.now(), repair.exchanges.get(), self.scope, None, depth, resume, &mut effects);
+        let mut credited = io.now();
+        loop {
+            let went = match effects.pop() {
+                None => {
+                    io.sleep(CREDIT_EVERY).await;
+                    let since = io.now().since(std::mem::replace(&mut credited, io.now()));
+                    let credit = since.as_secs_f64() * REPAIR_BYTES_A_SECOND as f64;
+                    exchange.on_tick(io.now(), credit as usize, &mut effects);
+                    (!self.shard.is_closing()).then_some(())
+                }
+                Some(Effect::Over(Outcome::Compared { differing, .. })) => return Ok(differing),
+                Some(Effect::Over(outcome)) => {
+                    self.is_over(outcome);
+                    None
+                }
+                Some(Effect::Ask(ask)) => self.ask(&mut exchange, ask, &mut effects).await,
+                Some(Effect::List(span)) => {
+                    let listing = list(&self.shard.engine, &self.scope, &span, io.wall_ms()).await;
+                    listing.ok().map(|listing| exchange.on_listed(io.now(), listing, &mut effects))
+                }
+                Some(Effect::Copy { store, read }) => self.copy(&mut exchange, &store, &read, &mut effects).await,
+            };
+            if went.is_none() {
+                return Err(Some(exchange.reached()));
+            }
+        }
+    }
+
+    fn is_over(&self, outcome: Outcome) {
+        if outcome == Outcome::Malformed {
+            self.shard.stats.malformed();
+            let node = self.at.node;
+            self.shard.notice(node, "comparison", || format!("a comparison with node {node} is given up: its answers make no sense"));
+        }
+    }
+
+    async fn ask(&self, exchange: &mut Exchange, ask: Ask, effects: &mut Vec<Effect>) -> Option<()> {
+        let (shard, cluster, Scope { namespace, vnode, .. }) = (self.shard, self.cluster, self.scope);
+        let pushed = if let Question::Push(cells) = &ask.question { cells.len() } else { 0 };
+        let deadline = shard.io.now().plus(Duration::from_millis(REPAIR_ANSWER_MS_MAX));
+        let (head, answer) = cluster.requests.ask_repair(shard, cluster, self.at, &RepairMessage::Ask(ask), deadline).await?;
+        if head.epoch > cluster.epoch() {
+            shard.fetch_topology(cluster, self.at.node);
+        }
+        let RepairMessage::Answer(answer) = answer else { return None };
+        if let Reply::Stored { refused } = &answer.reply {
+            add(&cluster.repair.sent, pushed.saturating_sub(*refused as usize));
+        }
+        cluster.repair.trees.with(namespace, vnode, |tree| exchange.on_answer(shard.io.now(), tree, answer, effects))
+    }
+
+    async fn copy(&self, exchange: &mut Exchange, copies: &[CellCopy], places: &[Place], effects: &mut Vec<Effect>) -> Option<()> {
+        let (shard, Scope { namespace, vnode, .. }) = (self.shard, self.scope);
+        let refused = shard.store_repaired(self.cluster, &self.scope, copies).await.ok()?;
+        let room = shard.room_for_copies(places).await.ok()?;
+        let (looked_at, cells) = read(&shard.engine, places, shard.io.wall_ms()).await.ok()?;
+        drop(room);
+        let now = shard.io.now();
+        self.cluster.repair.trees.with(namespace, vnode, |tree| exchange.on_copied(now, tree, refused, looked_at, cells, effects))
+    }
+}
+
+/// A place among the disk reads, and how large a value is read in one piece, if one is.
+type Room = (super::admit::Permit, Option<usize>);
+
+impl Shard {
+    /// See `Cluster::set_repair_pairs`.
+    pub(super) fn set_repair_pairs(&self) {
+        if let Some(cluster) = &self.cluster {
+            cluster.set_repair_pairs(self.core, self.node.cores, &self.namespaces());
+        }
+    }
+
+    /// Stores what is admitted, durable when it returns: how many were refused.
+    async fn store_repaired(&self, cluster: &Cluster, scope: &Scope, copies: &[CellCopy]) -> Result<u32, EngineError> {
+        if copies.is_empty() {
+            return Ok(0);
+        }
+        let delay = self.engine.write_delay();
+        if !delay.is_zero() {
+            self.io.sleep(delay).await;
+        }
+        let judge = |cell: Digest, held| {
+            let is_ahead = |clock: &mut crate::base::time::HybridClock| {
+                clock.look(self.io.wall_ms());
+                !clock.may_have_given(cell.newest().hlc(), CLOCK_SKEW_MS_MAX)
+            };
+            if self.engine.with_clock(is_ahead) {
+                return (Admit::RefuseFenced, Admit::RefuseFenced);
+            }
+            admits_cell(cell, Road::Copy, marks(&self.engine, scope.namespace, scope.vnode), None, held, None)
+        };
+        let refused = store(&self.engine, &cluster.repair.trees, scope, copies, self.io.wall_ms(), judge).await?;
+        add(&cluster.repair.received, copies.len().saturating_sub(refused as usize));
+        add(&cluster.repair.refused, refused as usize);
+        Ok(refused)
+    }
+
+    async fn room_for_copies(&self, places: &[Place]) -> Result<Room, EngineError> {
+        let large = match places.first() {
+            Some(place) => self.engine.large_at(place).await?,
+            None => None,
+        };
+        Ok((self.admit.read(large.unwrap_or(REPAIR_PAGE_BYTES)).await, large))
+    }
+
+    /// Somebody compares with this core.
+    pub(super) fn handle_repair(self: &Rc<Shard>, cluster: &Rc<Cluster>, ticket: Ticket, from: u64, head: Head, ask: Ask) {
+        let (topology, scope, exchange, turn) = (cluster.topology(), ask.scope, ask.exchange, ask.turn);
+        if head.epoch > topology.epoch() {
+            self.fetch_topology(cluster, from);
+        }
+        let is_epoch = scope.vnode < topology.vnodes() && scope.epoch == topology.epoch_of(scope.vnode);
+        let is_served = is_epoch && ask.session.is_none() && head.deadline_ms > 0 && cluster.planted != Some(Planted::RepairOff);
+        let served = cluster.repair.trees.with(scope.namespace, scope.vnode, |tree| serve(tree, is_served, ask));
+        let served = match served.unwrap_or(Serve::Answer(Answer { exchange, turn, reply: Reply::Refused })) {
+            Serve::Answer(answer) => return self.answer_repair(cluster, &ticket, answer),
+            served => served,
+        };
+        let bytes =
+            if let Serve::Store(cells, _) = &served { cells.iter().map(|copy| copy.place.len() + copy.cell.len()).sum() } else { 0 };
+        let Some(lease) = cluster.repair.taken.try_take(bytes).filter(|_| self.admit.begin()) else {
+            return self.refuse_peer(&ticket, Refusal::Overloaded);
+        };
+        let deadline = self.deadline(head.deadline_ms);
+        let (shard, cluster) = (self.clone(), cluster.clone());
+        drop(self.io.spawn(Class::Background, async move {
+            shard.serve_repair(&cluster, &ticket, &scope, served, deadline, lease).await;
+            shard.admit.end();
+            shard.settle();
+        }));
+    }
+
+    async fn serve_repair(&self, cluster: &Cluster, ticket: &Ticket, scope: &Scope, served: Serve, deadline: Mono, lease: Lease) {
+        let answer = match served {
+            Serve::Answer(answer) => Ok(answer),
+            Serve::Store(cells, then) => {
+                let refused = self.store_repaired(cluster, scope, &cells).await;
+                refused.map(|refused| then.stored(refused)).map_err(|error| refusal_of(&error))
+            }
+            Serve::List(span, then) => match list(&self.engine, scope, &span, self.io.wall_ms()).await {
+                Ok(listing) => {
+                    let (places, then) = then.listed(listing);
+                    return self.serve_copies(cluster, ticket, places, then, deadline).await;
+                }
+                Err(error) => Err(refusal_of(&error)),
+            },
+        };
+        drop(lease);
+        match answer {
+            Ok(answer) => self.answer_repair(cluster, ticket, answer),
+            Err(why) => self.refuse_peer(ticket, why),
+        }
+    }
+
+    /// Answers with what the asker lacks. A large value waits until there is room for it.
+    async fn serve_copies(
+        &self,
+        cluster: &Cluster,
+        ticket: &Ticket,
+        places: Vec<Place>,
+        then: crate::cluster::repair::Reading,
+        deadline: Mono,
+    ) {
+        let (_permit, large) = match self.room_for_copies(&places).await {
+            Ok(room) => room,
+            Err(error) => return self.refuse_peer(ticket, refusal_of(&error)),
+        };
+        let promise = match (&ticket.origin, large) {
+            (Origin::Peer(conn), Some(len)) => match within(&self.io, deadline, conn.promise(len)).await {
+                Some(Some(promise)) => Some(promise),
+                _ => return self.refuse_peer(ticket, Refusal::Overloaded),
+            },
+            _ => None,
+        };
+        match read(&self.engine, &places, self.io.wall_ms()).await {
+            Ok((looked_at, cells)) => {
+                add(&cluster.repair.sent, cells.len());
+                self.answer_repair(cluster, ticket, then.read(looked_at, cells));
+            }
+            Err(error) => self.refuse_peer(ticket, refusal_of(&error)),
+        }
+        drop(promise);
+    }
+
+    fn answer_repair(&self, cluster: &Cluster, ticket: &Ticket, answer: Answer) {
+        let mut frame = Vec::new();
+        encode_repair(&mut frame, ticket.id, Head { epoch: cluster.epoch(), deadline_ms: 0 }, &RepairMessage::Answer(answer));
+        self.answer_frame(ticket, frame, true);
+    }
+}

@@ -1,0 +1,64 @@
+//! Replicas that agree: some time after the faults have ended every replica of every key, asked alone, shows the same.
+
+use super::final_look::Quiet;
+use super::workload::{FIRST_NAMESPACE, key_name};
+use crate::base::record::{Version, token_of, vnode_of};
+use crate::client::Answer;
+use crate::cluster::quorum::Level;
+use crate::cluster::topology::Topology;
+use crate::io::{Io, SocketAddr};
+use crate::limits::RF_DEFAULT;
+use crate::wire::command::{Command, LevelsAsked};
+use std::time::Duration;
+
+/// What was not copied by then is not being copied: rounds of comparisons take seconds here, and nobody is away.
+pub(super) const AGREE_MAX: Duration = Duration::from_secs(30);
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// What a replica shows of a key: version, and whether it has a deadline. Absent and dead are the same to who asks.
+type Shown = Option<(Version, bool)>;
+
+/// Waits until all replicas of all keys show the same. Err: what still differs, or could not be asked.
+pub(super) async fn all_agree(io: Io, nodes: Vec<SocketAddr>, topology: Topology, keys: u32) -> Result<(), String> {
+    let until = io.now().plus(AGREE_MAX);
+    let mut quiet = Vec::new();
+    for node in nodes {
+        let mut one = Quiet::open(io.clone(), node).await?;
+        one.set_levels(LevelsAsked::both(Level::One));
+        quiet.push(one);
+    }
+    loop {
+        match differs(&mut quiet, &topology, keys).await? {
+            None => return Ok(()),
+            Some(difference) if io.now() >= until => {
+                return Err(format!("replicas differ {} s after the faults ended: {difference}", AGREE_MAX.as_secs()));
+            }
+            Some(_) => io.sleep(AGAIN).await,
+        }
+    }
+}
+
+async fn differs(nodes: &mut [Quiet], topology: &Topology, keys: u32) -> Result<Option<String>, String> {
+    for key in 0..keys {
+        let name = key_name(key);
+        let owners = topology.replicas(vnode_of(token_of(&name), topology.vnodes()), RF_DEFAULT).owners;
+        let mut shown: Vec<(u64, Shown)> = Vec::new();
+        for owner in owners {
+            let node = topology.nodes()[usize::from(*owner)].spec.id;
+            shown.push((node, ask(&mut nodes[node as usize - 1], key, &name).await?));
+        }
+        if shown.iter().any(|(_, other)| *other != shown[0].1) {
+            let words: Vec<String> = shown.iter().map(|(node, shown)| format!("node {node} shows {shown:?}")).collect();
+            return Ok(Some(format!("key {key}: {}", words.join(", "))));
+        }
+    }
+    Ok(None)
+}
+
+async fn ask(node: &mut Quiet, key: u32, name: &[u8]) -> Result<Shown, String> {
+    match node.ask(FIRST_NAMESPACE, Command::Get { key: name }).await? {
+        Ok(Answer::Absent) => Ok(None),
+        Ok(Answer::Value(value)) => Ok(Some((value.version, value.remaining.is_some()))),
+        other => Err(format!("key {key}: a replica that is asked alone answers {other:?}")),
+    }
+}
