@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Races ringkv against Redis, memcached, RocksDB and the bare disk on this machine, server and load on a CPU each, and prints the ratios.
 #
-#   scripts/bench.sh [ROW...]      rows: machine cpu hop million durable memory disk, and by name only overwrite (a quarter of an hour) and
+#   scripts/bench.sh [ROW...]      rows: machine cpu hop million durable memory disk, and by name only overwrite (some 20 minutes) and
 #                                  knobs (what the flags of tuning.md give)
 #
 # Peers are Debian's packages redis-server, memcached, rocksdb-tools and fio; a row whose peer is missing says so. Writes

@@ -14,7 +14,7 @@ use super::merge::{Merge, MergeStep, Rules, Source, Tally, World};
 use super::pick::{RunShape, choose};
 use super::table::Table;
 use super::table_iter::TableIter;
-use super::tables::{Memory, Output, Tables, or_full, prefix_of, share};
+use super::tables::{Memory, Output, Tables, or_full, prefix_of, share, sizes};
 use crate::base::record::{NamespaceId, Version, vnode_of};
 use crate::base::time::WallMs;
 use crate::engine::format::manifest::VnodeRecord;
@@ -144,13 +144,28 @@ impl Tables {
                 merge
             }
         };
-        let merged = self.carry_out(merge, memory).await?;
+        let bytes = self.bytes_in(&merge);
+        self.merging.begin(self.io.now(), bytes);
+        let merged = self.carry_out(merge, memory).await;
+        self.merging.end(self.io.now());
+        let merged = merged?;
         if merged.level == Level::Last && merged.tally.bytes_in > 0 {
             // What vanished was replaced by what came from above, or took it along.
             let gone = (merged.tally.bytes_in - merged.tally.bytes_out.min(merged.tally.bytes_in)) as f64 / merged.tally.bytes_in as f64;
             self.overwritten_share.set((gone * (above + last) / above.max(1.0)).min(1.0));
         }
         Ok(Some(merged))
+    }
+
+    /// About the bytes of places and cells that a merge still has to go through.
+    fn bytes_in(&self, merge: &MergeRecord) -> u64 {
+        let tree = self.tree();
+        let tables = tree.runs.iter().filter(|run| merge.inputs.contains(&run.id)).flat_map(|run| &run.tables);
+        let raw = |table: &Rc<TableRef<Table>>| {
+            let left = sizes(table, 0).0 as f64 / table.record.bytes.max(1) as f64;
+            (table.table.info().counts.raw_bytes as f64 * left) as u64
+        };
+        tables.filter(|table| table.record.last >= merge.done).map(raw).sum()
     }
 
     async fn carry_out(&self, mut merge: MergeRecord, memory: &impl Memory) -> Result<Merged, EngineError> {
@@ -209,7 +224,8 @@ impl Tables {
 
     /// Merges until an output table is full or the inputs end.
     async fn fill(&self, steps: &mut Merge<RunSource>, output: &mut Output<'_>, around: &impl World) -> Result<(), EngineError> {
-        let consumed_max = steps.tally().bytes_in + self.config.table_bytes * CONSUMED_SIZES_MAX;
+        let mut counted = steps.tally().bytes_in;
+        let consumed_max = counted + self.config.table_bytes * CONSUMED_SIZES_MAX;
         while !output.is_above(self.config.table_bytes) && steps.tally().bytes_in < consumed_max {
             match steps.step(around).await? {
                 MergeStep::Entry => output.add(steps.place(), steps.cell()).await?,
@@ -217,10 +233,13 @@ impl Tables {
                 MergeStep::End => break,
             }
             if self.io.slice_is_over() {
+                let bytes_in = steps.tally().bytes_in;
+                self.merging.advance(self.io.now(), bytes_in - std::mem::replace(&mut counted, bytes_in));
                 self.give_way().await;
             }
         }
-        output.cut().await
+        self.merging.advance(self.io.now(), steps.tally().bytes_in - counted);
+        output.finish().await
     }
 
     /// Ends a merge's turn.

@@ -25,6 +25,7 @@ pub mod merge;
 mod moving;
 #[cfg(test)]
 mod moving_tests;
+pub mod pace;
 pub mod pick;
 mod pieces;
 pub mod recover;

@@ -198,7 +198,7 @@ impl Reading<'_> {
             // Marked with its vnodes, since other shards' tables lie between them in the same run.
             let part = Part { vnodes: VnodeSet::of(vnodes.iter().copied()), from: Vec::new() };
             let mut output = Output::new(shop, (Level::Zero, 0), memtable.seqs().unwrap_or_default(), entries, self.last_entries);
-            let written = output.write_entries(memtable.sorted_of(|vnode| vnodes.contains(&vnode))).await;
+            let written = output.write_entries(memtable.sorted_of(|vnode| vnodes.contains(&vnode)), |_| {}).await;
             if let Err(error) = written {
                 output.abandon().await;
                 return Err(or_full(error));

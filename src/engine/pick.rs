@@ -53,9 +53,14 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Flushes in level 0 from which on writes must wait: compaction does not keep up.
-    pub fn stall_runs(&self) -> usize {
+    /// Flushes that level 0 may hold when the merge under way ends: writes are slowed so that it never holds more.
+    pub fn pace_runs(&self) -> usize {
         self.level0_runs * 3
+    }
+
+    /// Flushes in level 0 from which on writes are refused: the pace did not hold.
+    pub fn stall_runs(&self) -> usize {
+        self.level0_runs * 4
     }
 
     /// The share of false positives that the filters of a new run may have, so that all of a tree's filters together stay below 1 % with

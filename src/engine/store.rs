@@ -9,6 +9,7 @@ use super::batch::{Batch, KeyRef};
 use super::cell_cache::CellCache;
 use super::expire::Lags;
 use super::memtable::{self, Memtable, MemtableConfig, oldest_part};
+use super::pace::{Meter, rate};
 use super::pick::Policy;
 use super::recover::NodeStore;
 use super::tables::Tables;
@@ -23,14 +24,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Memtables that wait for their flush.
 pub(super) const SEALED_MAX: usize = 2;
+/// This part of the last memtable is for writes that were let in already when the rest was full.
+const RESERVE_PART: usize = 16;
 /// The log is so full that the memtable is flushed before it is.
 const LOG_FULL: f64 = 0.7;
-/// The longest pause that a writer is asked for.
-const WRITE_DELAY_MAX: Duration = Duration::from_millis(2);
 /// Segments of the log: 384 MiB, of which 0.7 fill before a flush is forced, so at least 256 MiB can be live.
 const WAL_SEGMENTS: usize = 12;
 
@@ -103,6 +103,21 @@ pub(super) struct Mems {
     pub(super) active: Memtable,
     /// Oldest first.
     pub(super) sealed: VecDeque<Sealed>,
+}
+
+impl Mems {
+    /// No more than `reserve` bytes can be written before a flush has ended.
+    fn is_full(&self, memtable_bytes: usize, reserve: usize) -> bool {
+        self.sealed.len() >= SEALED_MAX && self.active.bytes() + reserve >= memtable_bytes
+    }
+
+    /// Bytes that may be written before memory is full, and bytes of the memtable whose flush makes room; None: no flush is due.
+    fn ahead(&self, memtable_bytes: usize) -> Option<(u64, u64)> {
+        let first = self.sealed.front()?;
+        let used = self.sealed.len() * memtable_bytes + self.active.bytes() + memtable_bytes / RESERVE_PART;
+        let room = ((SEALED_MAX + 1) * memtable_bytes).saturating_sub(used);
+        Some((room as u64, first.table.live_bytes() as u64))
+    }
 }
 
 pub(super) struct Core {
@@ -281,10 +296,7 @@ impl Engine {
         if core.disk_full.get() && batch.has_payload() {
             return Err(EngineError::DiskFull);
         }
-        let is_full = {
-            let mems = core.mems.borrow();
-            mems.sealed.len() >= SEALED_MAX && mems.active.bytes() >= core.config.memtable_bytes
-        };
+        let is_full = core.mems.borrow().is_full(core.config.memtable_bytes, 0);
         if is_full || core.tables.is_stalled() && batch.has_payload() {
             return Err(if core.disk_full.get() { EngineError::DiskFull } else { EngineError::Overloaded });
         }
@@ -301,29 +313,49 @@ impl Engine {
         Ok(())
     }
 
-    /// How long a writer should wait before its next write, so that flushes and merges keep up without a cliff; zero when they do.
-    pub fn write_delay(&self) -> Duration {
+    /// Bytes a second that may be written so that flushes and merges keep up without a cliff; None: as fast as they come.
+    pub fn write_rate(&self) -> Option<f64> {
         let core = &self.core;
-        if core.disk_full.get() || core.wal.is_disk_full() {
-            // Waiting would not help: such a write is refused at once.
-            return Duration::ZERO;
+        if core.disk_full.get() || core.wal.is_disk_full() || core.closing.get() || self.stopped().is_some() {
+            // Waiting would not help: a write is refused at once.
+            return None;
         }
-        let mems = core.mems.borrow();
-        let memtables = if mems.sealed.is_empty() {
-            0.0
-        } else {
-            (mems.sealed.len() - 1) as f64 + mems.active.bytes() as f64 / core.config.memtable_bytes as f64
-        };
-        drop(mems);
-        let stall_runs = core.tables.config().policy.stall_runs();
-        let runs = core.tables.tree().level0_runs() as f64 / stall_runs as f64;
-        let pressure = (memtables - 0.5).max(runs * 2.0 - 1.0).clamp(0.0, 1.0);
-        WRITE_DELAY_MAX.mul_f64(pressure * pressure)
+        let now = core.io.now();
+        let of = |room, left, meter: &Meter| rate(room, left, meter.speed(now));
+        let flushes = core.mems.borrow().ahead(core.config.memtable_bytes).map(|(room, sealed_bytes)| {
+            // A flush makes room in the log too.
+            let in_log = (1.0 - core.wal.fullness()) * (core.config.wal_segments_max * core.config.wal_segment_bytes) as f64;
+            let room = room.min(in_log.max(0.0) as u64);
+            of(room, core.tables.flushing.left().unwrap_or(sealed_bytes), &core.tables.flushing)
+        });
+        let merges = self.ahead_of_merges().map(|(room, left)| of(room, left, &core.tables.merging));
+        [flushes, merges].into_iter().flatten().reduce(f64::min)
     }
 
-    /// Flushes and merges are so far behind that a write should wait until they are not: soon `write` would refuse it.
+    /// Bytes that may be written before level 0 holds too many runs, and bytes to be merged before it holds fewer; None: no merge is due.
+    fn ahead_of_merges(&self) -> Option<(u64, u64)> {
+        let core = &self.core;
+        let (policy, memtable_bytes) = (&core.tables.config().policy, core.config.memtable_bytes as u64);
+        let runs = core.tables.tree().level0_runs();
+        let left = core.tables.merging.left();
+        if left.is_none() && runs < policy.level0_runs {
+            return None;
+        }
+        let mems = core.mems.borrow();
+        let used = (runs + mems.sealed.len()) as u64 * memtable_bytes + mems.active.bytes() as u64;
+        let room = (policy.pace_runs() as u64 * memtable_bytes).saturating_sub(used);
+        Some((room, left.unwrap_or(runs as u64 * memtable_bytes)))
+    }
+
+    /// Flushes and merges are so far behind that `write` will soon refuse: a writer waits until they are not.
     pub fn is_behind(&self) -> bool {
-        self.write_delay() >= WRITE_DELAY_MAX
+        let core = &self.core;
+        // Where the disk is full, or the shard stopped, it is refused at once: waiting would not help.
+        let is_refused = core.disk_full.get() || core.wal.is_disk_full() || self.stopped().is_some();
+        let (memtable_bytes, reserve) = (core.config.memtable_bytes, core.config.memtable_bytes / RESERVE_PART);
+        let mems = core.mems.borrow();
+        let is_log_full = !mems.sealed.is_empty() && core.wal.fullness() >= 1.0;
+        !is_refused && (is_log_full || mems.is_full(memtable_bytes, reserve) || core.tables.is_stalled())
     }
 
     /// The namespaces whose tables are packed from now on; what is on disk follows when merges rewrite it.

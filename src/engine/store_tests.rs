@@ -132,6 +132,34 @@ fn a_namespace_that_becomes_packed_shrinks_as_merges_rewrite_it_and_grows_back()
     assert!(sizes[4] > sizes[3] + 10, "{sizes:?}");
 }
 
+#[test]
+fn writes_that_keep_the_engines_pace_are_never_refused() {
+    let world = World::new(11);
+    let machine = world.add_machine(Faults::default());
+    let (slowed, behind, stats) = on(&world, machine, |io| async move {
+        let (node, _) = Node::open(&io, 1, None).await.unwrap();
+        let engine = &node.engines[0];
+        let (mut prng, mut credit, mut slowed, mut behind) = (Prng::new(3), 0.0, 0, 0);
+        for _ in 0..3000 {
+            let rate = engine.write_rate();
+            slowed += u32::from(rate.is_some());
+            behind += u32::from(engine.is_behind());
+            credit = f64::min(credit + rate.unwrap_or(16e6) / 1e3, 16e3);
+            while credit > 0.0 && !engine.is_behind() {
+                let (mut batch, key) = (Batch::new(true), format!("key {}", prng.below(2000)));
+                batch.put_value(key_ref(key.as_bytes()), &[7; 1000], engine.stamp(io.wall_ms()), 0);
+                engine.write(&batch).expect("it keeps the pace");
+                credit -= 1100.0;
+            }
+            io.sleep(Duration::from_millis(1)).await;
+        }
+        (slowed, behind, engine.stats())
+    })
+    .expect("no crash");
+    assert!(slowed > 300 && stats.flushes > 20 && stats.merges > 3, "slowed in {slowed} ms, {stats:?}");
+    assert!(behind < 100, "waiting for the end of something in {behind} ms");
+}
+
 /// A write that was told to the engine.
 #[derive(Clone, Debug)]
 struct Write {

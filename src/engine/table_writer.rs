@@ -18,8 +18,11 @@ use crate::io::buffer::Buf;
 use crate::io::op::OpenHow;
 use crate::io::{File, Io};
 use crate::limits::{BLOCK_BYTES, VNODES_DEFAULT};
+use std::future::poll_fn;
 use std::path::Path;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 /// Bytes of one write.
 const WRITE_BYTES: usize = 256 * 1024;
@@ -74,11 +77,15 @@ pub fn is_volatile(cell: &Cell<'_>) -> bool {
     cell.expiry.deadline_ms != 0 && cell.body != Body::Tombstone
 }
 
-/// Where bytes go: a buffer, then the file.
+type Writing = Pin<Box<dyn Future<Output = std::io::Result<Buf>>>>;
+
+/// Where bytes go: a buffer, then the file. While one buffer is on its way to the disk the next is filled.
 struct Sink {
     io: Io,
     file: File,
     buf: Option<Buf>,
+    /// The write of the buffer before.
+    writing: Option<Writing>,
     fill: usize,
     /// Where the buffer begins.
     offset: u64,
@@ -105,20 +112,33 @@ impl Sink {
         Ok(())
     }
 
-    /// Writes what there is; whole blocks, since the table ends with one.
+    /// Begins to write what there is; whole blocks, since the table ends with one.
     async fn flush(&mut self) -> Result<(), EngineError> {
         let Some(mut buf) = self.buf.take() else { return Err(lost_buffer()) };
+        let spare = self.written().await?;
         if self.fill > 0 {
             if self.offset == 0 {
                 self.head = buf[..BLOCK_BYTES].to_vec();
             }
             buf.truncate(self.fill);
-            buf = self.io.write(&self.file, self.offset, buf, false).await.map_err(write_error)?;
+            let (io, file, offset) = (self.io.clone(), self.file.clone(), self.offset);
+            let mut writing: Writing = Box::pin(async move { io.write(&file, offset, buf, false).await });
+            // Asked once, it is under way; it is asked again when the next one begins.
+            let begun = poll_fn(|context| Poll::Ready(writing.as_mut().poll(context))).await;
+            self.writing = Some(if let Poll::Ready(done) = begun { Box::pin(std::future::ready(done)) } else { writing });
         }
         self.offset += self.fill as u64;
         self.fill = 0;
-        self.buf = Some(if buf.len() == WRITE_BYTES { buf } else { self.io.buf_to_fill(WRITE_BYTES) });
+        self.buf = Some(spare.filter(|spare| spare.len() == WRITE_BYTES).unwrap_or_else(|| self.io.buf_to_fill(WRITE_BYTES)));
         Ok(())
+    }
+
+    /// Waits until all that was flushed is written; the buffer of the last write, if one was under way.
+    async fn written(&mut self) -> Result<Option<Buf>, EngineError> {
+        match self.writing.take() {
+            Some(writing) => Ok(Some(writing.await.map_err(write_error)?)),
+            None => Ok(None),
+        }
     }
 }
 
@@ -193,7 +213,8 @@ impl TableWriter {
         assert!(options.vnodes.is_power_of_two() && options.vnodes > 1);
         assert!((64..=BLOCK_TARGET_MAX).contains(&options.block_bytes), "block of {}", options.block_bytes);
         let file = io.open(path, OpenHow::Create).await.map_err(write_error)?;
-        let mut sink = Sink { io: io.clone(), file, buf: Some(io.buf_to_fill(WRITE_BYTES)), fill: 0, offset: 0, head: Vec::new() };
+        let mut sink =
+            Sink { io: io.clone(), file, buf: Some(io.buf_to_fill(WRITE_BYTES)), writing: None, fill: 0, offset: 0, head: Vec::new() };
         let header = Header::new(options.identity, options.table_id);
         let mut scratch = Vec::new();
         header.put(&mut scratch);
@@ -367,6 +388,7 @@ impl TableWriter {
         footer.put(&mut self.scratch);
         self.sink.push(&self.scratch).await?;
         self.sink.flush().await?;
+        self.sink.written().await?;
         if self.header.has_packed {
             self.scratch.clear();
             self.header.put(&mut self.scratch);

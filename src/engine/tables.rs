@@ -9,6 +9,7 @@ use super::format::{Identity, key_prefix_len};
 use super::levels::{Levels, Release, TableFile, TableRef, Tree};
 use super::manifest::{Manifest, is_full};
 use super::memtable::Memtable;
+use super::pace::Meter;
 use super::pick::{Policy, TreeShape};
 use super::table::{Table, TableStats};
 use super::table_writer::{TableOptions, TableWriter};
@@ -76,6 +77,9 @@ pub struct Tables {
     packed: RefCell<Rc<[NamespaceId]>>,
     /// Of what merges took into the last level, the share that replaced something.
     pub(super) overwritten_share: Cell<f64>,
+    /// How far the flush and the merge under way are.
+    pub(super) flushing: Meter,
+    pub(super) merging: Meter,
 }
 
 /// A table that is written but not shown by any tree yet.
@@ -109,7 +113,8 @@ impl Tables {
         levels.adopt(&state, opened)?;
         let expiry = DiskExpiry::new(io.wall_ms());
         let (io, packed, overwritten_share) = (io.clone(), RefCell::new(Rc::from([])), Cell::new(0.0));
-        Ok(Tables { io, config, manifest, levels, expiry, cache, stats, packed, overwritten_share })
+        let (flushing, merging) = (Meter::default(), Meter::default());
+        Ok(Tables { io, config, manifest, levels, expiry, cache, stats, packed, overwritten_share, flushing, merging })
     }
 
     /// The tree as it is now, for a read.
@@ -139,7 +144,7 @@ impl Tables {
         &self.expiry
     }
 
-    /// Level 0 is so full that writes must wait for compaction.
+    /// Level 0 is so full that writes must wait for compaction. With writes at the pace that merges allow it never is.
     pub fn is_stalled(&self) -> bool {
         self.tree().level0_runs() >= self.config.policy.stall_runs()
     }
@@ -159,10 +164,17 @@ impl Tables {
     /// # Errors
     /// `DiskFull`: nothing has changed, try again later. Others as `Manifest::commit`.
     pub async fn flush(&self, memtable: &Memtable, released: Seq) -> Result<(), EngineError> {
+        self.flushing.begin(self.io.now(), memtable.live_bytes() as u64);
+        let flushed = self.write_run(memtable, released).await;
+        self.flushing.end(self.io.now());
+        flushed
+    }
+
+    async fn write_run(&self, memtable: &Memtable, released: Seq) -> Result<(), EngineError> {
         let run = self.manifest.draw_run();
         let seqs = memtable.seqs().unwrap_or((0, 0));
         let mut output = self.output((Level::Zero, run), seqs, memtable.len() as u64);
-        if let Err(error) = output.write_entries(memtable.sorted()).await {
+        if let Err(error) = output.write_entries(memtable.sorted(), |bytes| self.flushing.advance(self.io.now(), bytes)).await {
             output.abandon().await;
             return Err(or_full(error));
         }
@@ -311,7 +323,7 @@ pub(super) fn share(table: &TableRef<Table>) -> f64 {
 }
 
 /// A table's bytes from its start on, and those of them that expired values take.
-fn sizes(table: &TableRef<Table>, now_ms: WallMs) -> (u64, u64) {
+pub(super) fn sizes(table: &TableRef<Table>, now_ms: WallMs) -> (u64, u64) {
     let consumed = if table.record.from.is_empty() { 0 } else { table.table.offset_of(table.start()).unwrap_or(0) };
     let bytes = (table.record.bytes.saturating_sub(consumed) as f64 * share(table)) as u64;
     let properties = table.table.properties();
@@ -411,33 +423,51 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    /// Writes the entries of a memtable, or some of them, in their order.
-    pub async fn write_entries(&mut self, entries: impl Iterator<Item = (&[u8], &[u8])>) -> Result<(), EngineError> {
+    /// Writes the entries of a memtable, or some of them, in their order. `progress` is told of bytes that are done.
+    pub async fn write_entries(
+        &mut self,
+        entries: impl Iterator<Item = (&[u8], &[u8])>,
+        progress: impl Fn(u64),
+    ) -> Result<(), EngineError> {
         let table_bytes = (self.shop.config.table_bytes / FLUSH_TABLE_SHARE).max(FLUSH_TABLE_BYTES_MIN);
+        let mut bytes = 0;
         for (place, cell) in entries {
             if self.is_above(table_bytes) {
                 self.cut().await?;
             }
             self.add(place, cell).await?;
+            bytes += (place.len() + cell.len()) as u64;
             if self.shop.io.slice_is_over() {
+                progress(std::mem::take(&mut bytes));
                 self.shop.io.yield_now().await;
             }
         }
-        self.cut().await
+        self.finish().await
     }
 
-    /// Ends the table under way; it is durable when this returns.
-    pub async fn cut(&mut self) -> Result<(), EngineError> {
-        let Some((writer, mut record, file)) = self.writer.take() else { return Ok(()) };
-        let info = writer.finish().await?;
-        (record.bytes, record.entries, record.vnodes) = (info.bytes, info.counts.entries, info.vnodes);
-        let Workshop { io, config, identity, stats, .. } = self.shop;
+    /// Ends the table under way, and what all tables hold is durable under their names when this returns.
+    pub async fn finish(&mut self) -> Result<(), EngineError> {
+        self.cut().await?;
+        if self.done.is_empty() {
+            return Ok(());
+        }
+        let Workshop { io, config, .. } = self.shop;
+        // Once for all of them: each sync of a folder is a commit of the file system's journal, and the log waits behind it.
         let synced = io.sync_dir(&config.dir).await;
         config.is_folder_lost.fetch_or(synced.is_err(), Ordering::AcqRel);
         synced?;
         if config.is_folder_lost.load(Ordering::Acquire) {
             return Err(EngineError::Stopped("a sync of the folder of tables failed".to_owned()));
         }
+        Ok(())
+    }
+
+    /// Ends the table under way. Its content is durable when this returns, its name is not yet.
+    async fn cut(&mut self) -> Result<(), EngineError> {
+        let Some((writer, mut record, file)) = self.writer.take() else { return Ok(()) };
+        let info = writer.finish().await?;
+        (record.bytes, record.entries, record.vnodes) = (info.bytes, info.counts.entries, info.vnodes);
+        let Workshop { io, identity, stats, .. } = self.shop;
         let table = open_table(io, identity, &file, stats).await?;
         self.done.push(NewTable { record, table, file });
         Ok(())

@@ -2,7 +2,7 @@
 //! ceiling answers `Step::Wait` and goes to `perform`.
 
 use super::namespaces::{Durability, Namespace};
-use super::{Shard, Ticket};
+use super::{Shard, Ticket, pace};
 use crate::base::record::{Body, Cell, Kind, Token, Version};
 use crate::base::time::{Mono, WallMs, hlc_ms};
 use crate::engine::{Batch, EngineError, KeyRef};
@@ -124,7 +124,8 @@ fn is_blind(condition: Condition, write: WriteOptions) -> bool {
 }
 
 fn plain_put(shard: &Shard, ticket: &Ticket, request: &Request<'_>, key: KeyRef<'_>, put: &Put<'_>) -> Step {
-    if !is_blind(put.condition, put.write) || shard.locks.is_held(key.token) || shard.engine.is_behind() {
+    let may_go = || shard.may_write(pace::cost(put.key.len() + put.value.len(), 1));
+    if !is_blind(put.condition, put.write) || shard.locks.is_held(key.token) || !may_go() {
         return Step::Wait;
     }
     let write = Write::begin(shard, ticket, request, put.write.version);
@@ -135,7 +136,8 @@ fn plain_put(shard: &Shard, ticket: &Ticket, request: &Request<'_>, key: KeyRef<
 }
 
 fn plain_delete(shard: &Shard, ticket: &Ticket, request: &Request<'_>, key: KeyRef<'_>, delete: &Delete<'_>) -> Step {
-    if !is_blind(delete.condition, delete.write) || shard.locks.is_held(key.token) || shard.engine.is_behind() {
+    let may_go = || shard.may_write(pace::cost(delete.key.len(), 1));
+    if !is_blind(delete.condition, delete.write) || shard.locks.is_held(key.token) || !may_go() {
         return Step::Wait;
     }
     if let Some(write) = Write::begin(shard, ticket, request, delete.write.version) {
@@ -146,7 +148,8 @@ fn plain_delete(shard: &Shard, ticket: &Ticket, request: &Request<'_>, key: KeyR
 
 fn multi_put(shard: &Shard, ticket: &Ticket, request: &Request<'_>, put: &MultiPut<'_>) -> Step {
     let held = |key: &[u8]| shard.locks.is_held(crate::base::record::token_of(key));
-    if put.write.announce || shard.engine.is_behind() || (!shard.locks.is_empty() && put.items.iter().any(|item| held(item.key))) {
+    let bytes = || put.items.iter().map(|item| pace::cost(item.key.len() + item.value.len(), 1)).sum();
+    if put.write.announce || (!shard.locks.is_empty() && put.items.iter().any(|item| held(item.key))) || !shard.may_write(bytes()) {
         return Step::Wait;
     }
     if let Some(write) = Write::begin(shard, ticket, request, put.write.version) {

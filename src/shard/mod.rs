@@ -1,9 +1,9 @@
 //! A shard: everything one core owns, and the life of a request on it.
 //!
 //! `session` takes frames from a connection, `route` decides whose they are, `execute` carries out what this core owns (one arm a command),
-//! `perform` waits where memory cannot answer, `commits` holds answers until the log has them, `mailbox` carries what other cores own,
-//! `start` opens and ends it all. Answers are encoded straight into the connection's outgoing bytes; `settle` ends a turn: it sends
-//! them and wakes the cores that were written to.
+//! `perform` waits where memory cannot answer, `pace` slows writes down to what flushes and merges keep up with, `commits` holds answers
+//! until the log has them, `mailbox` carries what other cores own, `start` opens and ends it all. Answers are encoded straight into the
+//! connection's outgoing bytes; `settle` ends a turn: it sends them and wakes the cores that were written to.
 
 pub mod admit;
 pub mod antientropy;
@@ -21,6 +21,7 @@ pub mod handoff;
 pub mod locks;
 pub mod mailbox;
 pub mod namespaces;
+pub mod pace;
 pub mod peers;
 pub mod perform;
 pub mod quorum;
@@ -48,6 +49,7 @@ use gather::Gather;
 use locks::KeyLocks;
 use mailbox::{Mail, Mailbox};
 use namespaces::{Namespace, NamespaceTable};
+use pace::Pace;
 use stats::Stats;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -65,6 +67,7 @@ pub struct Shard {
     pub mailbox: Rc<Mailbox>,
     pub locks: Rc<KeyLocks>,
     pub admit: Rc<Admit>,
+    pub pace: Rc<Pace>,
     pub stats: Stats,
     pub node: Rc<start::NodeInfo>,
     /// None where the node is alone.
@@ -138,6 +141,12 @@ impl Shard {
     #[inline]
     pub fn owner(&self, token: Token) -> u16 {
         core_of(vnode_of(token, self.node.vnodes), self.node.cores)
+    }
+
+    /// A write of so many bytes (`pace::cost`) need not wait for flushes and merges; it is counted.
+    #[inline]
+    pub fn may_write(&self, bytes: usize) -> bool {
+        self.pace.try_take(bytes, self.io.now(), &self.engine)
     }
 
     pub fn core(&self) -> u16 {
@@ -400,6 +409,7 @@ impl Shard {
     /// No new requests from now on.
     pub fn close(&self) {
         self.closing.set(true);
+        self.pace.over();
         self.ended.raise();
     }
 

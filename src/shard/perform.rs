@@ -5,6 +5,7 @@ use super::conn::Promise;
 use super::execute::{self, Write, engine_error, shown_after, ttl_reply, value_reply};
 use super::mailbox::Mail;
 use super::namespaces::{NamespaceError, NamespaceTable, TABLE_KEY};
+use super::pace::{self, Turn};
 use super::session::within;
 use super::{Origin, Shard, Ticket};
 use crate::base::record::{Body, Cell, NAMESPACE_SYSTEM, Version, token_of, vnode_of};
@@ -14,8 +15,8 @@ use crate::engine::{Batch, EngineError, KeyRef, Seq, Value as Found};
 use crate::io::Class;
 use crate::limits::{CHUNK_BYTES, MULTI_BYTES_MAX, SCAN_ENTRIES_MAX};
 use crate::wire::command::{
-    Command, Compression, Condition, Durability, ErrorCode, MultiPut, NamespaceChange, NamespaceSpec, Page, Reply, Request, Scan,
-    ScanEntry, Value, VersionedValue, WriteOptions,
+    Access, Command, Compression, Condition, Durability, ErrorCode, MultiPut, NamespaceChange, NamespaceSpec, Page, Reply, Request, Scan,
+    ScanEntry, Value, VersionedValue, WriteOptions, command_row,
 };
 use crate::wire::native::{Form, decode_request, encode_values};
 use crate::wire::peer::OwnedCell;
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-/// How often a write that waits for flushes looks again.
+/// How often a message to the other cores that found no room is tried again.
 const ROOM_EVERY: Duration = Duration::from_millis(1);
 /// Keys of one multi-get that are read from disk at a time.
 const READS_AT_ONCE: usize = 32;
@@ -83,10 +84,12 @@ pub fn spawn(shard: &Rc<Shard>, ticket: Ticket, form: Form, body: Vec<u8>, deadl
     let shard = shard.clone();
     let io = shard.io.clone();
     let kept = shard.keep(&ticket, body.len());
+    // Taken now, in the order in which requests came.
+    let turn = is_paced(form.kind).then(|| shard.pace.join(pace::cost(body.len(), 1), io.now(), &shard.engine));
     drop(io.spawn(Class::Foreground, async move {
         let _kept = kept;
         let request = decode_request(form, &body).expect("decoded once before");
-        let task = Task { shard: &shard, ticket: &ticket, request: &request, form, body: &body, deadline };
+        let task = Task { shard: &shard, ticket: &ticket, request: &request, form, body: &body, deadline, turn };
         task.run().await;
         shard.admit.end();
         shard.settle();
@@ -100,6 +103,13 @@ struct Task<'a> {
     form: Form,
     body: &'a [u8],
     deadline: Mono,
+    /// Its place among the writes that wait.
+    turn: Option<Turn>,
+}
+
+/// A request of this kind stores what flushes and merges have to carry on.
+fn is_paced(kind: u16) -> bool {
+    command_row(kind).is_some_and(|row| row.access == Access::Write)
 }
 
 impl Task<'_> {
@@ -181,12 +191,10 @@ impl Task<'_> {
         self.shard.answer_when(self.ticket, shown_after(self.durability(), settled), self.deadline, reply, None);
     }
 
-    /// Waits while flushes and merges are behind, unless they have stopped. The key stays locked meanwhile, so writes of one key keep
-    /// their order.
-    async fn flushes_catch_up(&self) {
-        let (io, engine) = (&self.shard.io, &self.shard.engine);
-        while engine.is_behind() && engine.stopped().is_none() && io.now() < self.deadline && !io.is_shutting_down() {
-            io.sleep(ROOM_EVERY).await;
+    /// Waits until flushes and merges keep up with another write. The key stays locked meanwhile, so writes of one key keep their order.
+    async fn turn_comes(&self) {
+        if let Some(turn) = &self.turn {
+            let _ = within(&self.shard.io, self.deadline, turn.come()).await;
         }
     }
 
@@ -347,7 +355,7 @@ impl Task<'_> {
         let shard = self.shard;
         let key = self.key(key);
         let _guard = shard.locks.lock(key.token).await;
-        self.flushes_catch_up().await;
+        self.turn_comes().await;
         if self.too_late() {
             return Ok(());
         }
@@ -386,6 +394,7 @@ impl Task<'_> {
     async fn multi_put(&self, put: &MultiPut<'_>) -> Result<(), Trouble> {
         let shard = self.shard;
         if let Some(cluster) = &shard.cluster {
+            self.turn_comes().await;
             let version = match put.write.version {
                 Some(version) => version,
                 None => shard.quorum_stamp(cluster, self.request, &put.items, self.deadline).await?,
@@ -406,7 +415,7 @@ impl Task<'_> {
         for token in tokens {
             guards.push(shard.locks.lock(token).await);
         }
-        self.flushes_catch_up().await;
+        self.turn_comes().await;
         if self.too_late() {
             return Ok(());
         }
@@ -431,6 +440,7 @@ impl Task<'_> {
         }
         let key = self.key(key);
         let _guard = shard.locks.lock(key.token).await;
+        self.turn_comes().await;
         if self.too_late() {
             return Ok(());
         }

@@ -6,14 +6,15 @@
 use super::cluster::Cluster;
 use super::coordinate::{Begin, BeginPut, Requests, Stored, Then, Told, Waiting};
 use super::execute::{Step, execute};
-use super::{Shard, Ticket, perform};
+use super::session::within;
+use super::{Shard, Ticket, pace, perform};
 use crate::base::record::{Body, Cell, NamespaceId, Token, Version, token_of, vnode_of};
 use crate::base::time::{HLC_COUNTER_BITS, Mono, hlc_ms};
 use crate::cluster::coordinator::{Levels, Outcome};
 use crate::cluster::quorum::Level;
 use crate::io::Class;
 use crate::limits::CLOCK_SKEW_MS_MAX;
-use crate::wire::command::{Command, Condition, ErrorCode, PutItem, Request, TTL_NEVER};
+use crate::wire::command::{Command, Condition, Delete, ErrorCode, Put, PutItem, Request, TTL_NEVER};
 use crate::wire::native::{Form, decode_request};
 use crate::wire::peer::OwnedCell;
 use std::collections::BTreeMap;
@@ -56,14 +57,12 @@ impl Shard {
                     cluster.requests.begin_get(self, cluster, &what, then);
                 }
             }
-            Command::Put(put) if put.condition == Condition::Always => match self.may_stamp() {
-                true => self.coordinate_write(cluster, ticket, request, token, deadline),
-                false => self.stamp_later(ticket, form, body.to_vec(), deadline),
-            },
-            Command::Delete(delete) if delete.condition == Condition::Always => match self.may_stamp() {
-                true => self.coordinate_write(cluster, ticket, request, token, deadline),
-                false => self.stamp_later(ticket, form, body.to_vec(), deadline),
-            },
+            Command::Put(Put { condition: Condition::Always, .. }) | Command::Delete(Delete { condition: Condition::Always, .. }) => {
+                match self.may_stamp() && self.may_write(pace::cost(body.len(), 1)) {
+                    true => self.coordinate_write(cluster, ticket, request, token, deadline),
+                    false => self.write_later(ticket, form, body.to_vec(), deadline),
+                }
+            }
             Command::Put(_) | Command::Delete(_) => self.fail(&ticket, ErrorCode::Failed, NO_CONDITIONS),
             Command::MultiGet { .. } | Command::MultiPut(_) | Command::Expire { .. } | Command::Persist { .. } | Command::Scan(_) => {
                 later(ticket)
@@ -125,15 +124,17 @@ impl Shard {
         self.engine.make_ceiling_durable(Version::put(ahead_ms << HLC_COUNTER_BITS, 0)).await
     }
 
-    /// The disk was slow: the write waits until its stamp may be given.
-    fn stamp_later(self: &Rc<Shard>, ticket: Ticket, form: Form, body: Vec<u8>, deadline: Mono) {
+    /// The write waits until merges keep up with it, and until its stamp may be given.
+    fn write_later(self: &Rc<Shard>, ticket: Ticket, form: Form, body: Vec<u8>, deadline: Mono) {
         if !self.admit.begin() {
             return self.fail(&ticket, ErrorCode::Overloaded, "too many requests wait");
         }
         let (shard, kept) = (self.clone(), self.keep(&ticket, body.len()));
+        let turn = self.pace.join(pace::cost(body.len(), 1), self.io.now(), &self.engine);
         drop(self.io.spawn(Class::Foreground, async move {
             let _kept = kept;
-            let raised = shard.raise_ceiling().await;
+            let _ = within(&shard.io, deadline, turn.come()).await;
+            let raised = if shard.may_stamp() { Ok(()) } else { shard.raise_ceiling().await };
             shard.admit.end();
             match (raised, &shard.cluster) {
                 (Err(error), _) => super::execute::engine_error(&shard, &ticket, &error),

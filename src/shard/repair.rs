@@ -13,9 +13,9 @@ use super::budget::{Budget, Lease};
 use super::cluster::Cluster;
 use super::namespaces::NamespaceTable;
 use super::peers::At;
-use super::replicate::refusal_of;
+use super::replicate::{PACE_MAX, refusal_of};
 use super::session::within;
-use super::{Origin, Shard, Ticket};
+use super::{Origin, Shard, Ticket, pace};
 use crate::base::metrics::{Meaning, Report, counter, gauge};
 use crate::base::record::{Token, core_of};
 use crate::base::time::Mono;
@@ -261,10 +261,9 @@ impl Shard {
         if copies.is_empty() {
             return Ok(0);
         }
-        let delay = self.engine.write_delay();
-        if !delay.is_zero() {
-            self.io.sleep(delay).await;
-        }
+        let bytes = copies.iter().map(|copy| pace::cost(copy.place.len() + copy.cell.len(), 1)).sum();
+        let turn = self.pace.join(bytes, self.io.now(), &self.engine);
+        let _ = self.io.within(PACE_MAX, turn.come()).await;
         let judge = |cell: Digest, held| {
             let is_ahead = |clock: &mut crate::base::time::HybridClock| {
                 clock.look(self.io.wall_ms());

@@ -33,6 +33,9 @@ pub struct AsAsked {
     pub now_ms: WallMs,
 }
 
+/// A link is read on after this long, however far behind merges are: what cannot be stored is refused.
+pub(super) const PACE_MAX: Duration = Duration::from_millis(50);
+
 /// What a link's first frame leads to.
 pub enum Greeted {
     /// The error to send, and close.
@@ -419,16 +422,18 @@ async fn read(shard: &Rc<Shard>, cluster: &Rc<Cluster>, socket: &Socket, conn: &
     drop(rest);
     loop {
         shard.settle();
-        let delay = shard.engine.write_delay();
-        if !delay.is_zero() {
-            shard.io.sleep(delay).await;
-        }
         conn.room().await;
         if conn.closed.get() || shard.is_closing() {
             return;
         }
         match shard.io.receive_chunk(socket).await {
-            Ok(Some(chunk)) if take_in(shard, cluster, conn, &mut reader, from, &chunk) => reader.release(),
+            Ok(Some(chunk)) if take_in(shard, cluster, conn, &mut reader, from, &chunk) => {
+                // What came is stored already; the next has to wait for what that took. Others' writes are paced at their coordinators too.
+                let turn = shard.pace.join(chunk.len(), shard.io.now(), &shard.engine);
+                reader.release();
+                drop(chunk);
+                let _ = within(&shard.io, shard.io.now().plus(PACE_MAX), turn.come()).await;
+            }
             _ => return,
         }
     }

@@ -238,11 +238,6 @@ async fn read(shard: &Rc<Shard>, socket: &Socket, conn: &Rc<Conn>, rest: Vec<u8>
     drop(rest);
     loop {
         shard.settle();
-        let delay = shard.engine.write_delay();
-        if !delay.is_zero() {
-            // Writers are slowed a little before flushes fall behind, so that nobody meets a cliff.
-            shard.io.sleep(delay).await;
-        }
         intake.reader.release();
         conn.room().await;
         if conn.closed.get() {

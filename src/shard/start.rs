@@ -359,6 +359,7 @@ fn assemble(
         mailbox: mailbox.clone(),
         locks: KeyLocks::new(io.random_u64()),
         admit: Admit::new(plan.memory_bytes / 4, plan.memory_bytes / 8),
+        pace: Rc::default(),
         stats: Stats::default(),
         node: Rc::new(NodeInfo::new(plan, layout)),
         core: io.core() as u16,
@@ -442,6 +443,7 @@ fn spawn_services(shard: &Rc<Shard>, plan: &Arc<Plan>) {
         }
     }));
     let io = &shard.io;
+    drop(io.spawn(Class::Foreground, shard.pace.clone().run(io.clone(), shard.engine.clone())));
     if let Some(cluster) = &shard.cluster {
         Requests::start(shard, cluster);
         repair::start(shard, cluster);
@@ -493,6 +495,10 @@ fn report(shard: &Shard) -> Report {
         report.count(&stats::COORDINATED, &[], cluster.requests.running() as u64);
         report.count(&stats::EPOCH, &[], cluster.epoch());
     }
+    let (waited, wait) = shard.pace.waited();
+    report.count(&stats::WRITE_RATE, &[], shard.pace.rate());
+    report.count(&stats::WRITES_SLOWED, &[], waited);
+    report.count(&stats::WRITES_WAITING, &[], wait as u64);
     shard.engine.report(&mut report);
     if let Some(cluster) = &shard.cluster {
         cluster.repair.report(&mut report);

@@ -119,6 +119,14 @@ pub static CONNECTIONS: Meaning = gauge("connections", "Connections open.");
 /// Requests that wait for a disk, a lock, another core or the log.
 pub static WAITING: Meaning = gauge("requests_waiting", "Requests that wait for a disk, a lock, another core or the log.");
 
+/// How fast writes go in.
+pub static WRITE_RATE: Meaning =
+    gauge("write_rate_bytes", "Bytes of writes a second that flushes and merges keep up with; 0 while nothing is slowed.");
+/// Writes that were slowed down.
+pub static WRITES_SLOWED: Meaning = counter("writes_slowed_total", "Writes that waited for flushes and merges.");
+/// Writes that wait for their turn.
+pub static WRITES_WAITING: Meaning = gauge("writes_waiting", "Writes that wait for flushes and merges now.");
+
 const _: () = {
     let mut index = 0;
     while index < COMMANDS.len() {

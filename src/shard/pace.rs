@@ -1,0 +1,244 @@
+//! The pace of a core's writes: a token bucket whose rate the engine gives, and a line of those who wait for it, first come first served.
+//!
+//! While flushes and merges keep up there is no rate and nobody waits. Else a write is carried out in its connection's turn as long as
+//! there is credit and nobody waits; the others take their place in the line, in the order in which they came, and the shard lets them in
+//! as credit comes back, some each millisecond. A large write goes in with whatever credit there is, and those behind it wait for the rest.
+
+use crate::base::time::Mono;
+use crate::engine::Engine;
+use crate::io::Io;
+use crate::io::signal::Signal;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+/// How often those who wait are looked at, and how old a rate may be.
+const TURN: Duration = Duration::from_millis(1);
+/// Credit of so long may be saved up.
+const SAVED: Duration = Duration::from_millis(4);
+/// Bytes a second that are let in from the line where the engine takes all: what has gathered there is not to come in one burst.
+const RATE_MAX: f64 = 256e6;
+/// What a cell takes beside its key and value, about.
+const CELL_BYTES: usize = 64;
+
+/// Who waits, and how much may go in.
+#[derive(Default)]
+pub struct Pace {
+    bucket: Cell<Bucket>,
+    line: RefCell<VecDeque<Rc<Place>>>,
+    /// Somebody has joined the line.
+    joined: Signal,
+    waited: Cell<u64>,
+    /// Nobody waits any more.
+    is_over: Cell<bool>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Bucket {
+    /// Bytes that may go in; less than nothing after a large write.
+    credit: f64,
+    /// Bytes a second; none: as many as come.
+    rate: Option<f64>,
+    /// No write may go in, whatever it has.
+    is_shut: bool,
+    looked: Mono,
+}
+
+#[derive(Default)]
+struct Place {
+    bytes: usize,
+    is_let_in: Cell<bool>,
+    is_gone: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// What a write of `cells` cells in a request of `body_bytes` counts for.
+pub fn cost(body_bytes: usize, cells: usize) -> usize {
+    body_bytes + cells * CELL_BYTES
+}
+
+impl Pace {
+    /// A write of `bytes` may be carried out now, before anything else is: nobody waits, and there is credit, which it takes.
+    pub fn try_take(&self, bytes: usize, now: Mono, engine: &Engine) -> bool {
+        if !self.line.borrow().is_empty() {
+            return false;
+        }
+        if now.since(self.bucket.get().looked) >= TURN {
+            self.look(now, engine);
+        }
+        self.take(bytes)
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let bucket = self.bucket.get();
+        let Some(_) = bucket.rate else { return !bucket.is_shut };
+        let fits = bucket.credit > 0.0 && !bucket.is_shut;
+        if fits {
+            self.bucket.set(Bucket { credit: bucket.credit - bytes as f64, ..bucket });
+        }
+        fits
+    }
+
+    fn look(&self, now: Mono, engine: &Engine) {
+        if !self.is_over.get() {
+            self.refill(now, engine.write_rate(), engine.is_behind());
+        }
+    }
+
+    /// Time has passed, and the rate is another.
+    fn refill(&self, now: Mono, rate: Option<f64>, is_shut: bool) {
+        let bucket = self.bucket.get();
+        let gained = bucket.rate.unwrap_or(0.0) * now.since(bucket.looked).as_secs_f64();
+        let credit = rate.map_or(0.0, |rate| (bucket.credit + gained).min(rate * SAVED.as_secs_f64()));
+        self.bucket.set(Bucket { credit, rate, is_shut, looked: now });
+    }
+
+    /// Takes a place in the line for a write of `bytes`, or its turn at once where nobody waits and there is credit.
+    pub fn join(&self, bytes: usize, now: Mono, engine: &Engine) -> Turn {
+        if self.is_over.get() || self.try_take(bytes, now, engine) { Turn::at_once() } else { self.stand(bytes) }
+    }
+
+    fn stand(&self, bytes: usize) -> Turn {
+        let place = Rc::new(Place { bytes, ..Place::default() });
+        self.line.borrow_mut().push_back(place.clone());
+        self.waited.set(self.waited.get() + 1);
+        self.joined.raise();
+        Turn { place }
+    }
+
+    /// Lets in those whose turn has come.
+    fn let_in(&self) {
+        loop {
+            let line = self.line.borrow();
+            let Some(first) = line.front().cloned() else { return };
+            drop(line);
+            if !first.is_gone.get() && !self.take(first.bytes) {
+                return;
+            }
+            self.line.borrow_mut().pop_front();
+            first.is_let_in.set(true);
+            first.waker.take().into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// Lets those who wait in, at the engine's pace, until it is `over`.
+    pub async fn run(self: Rc<Pace>, io: Io, engine: Engine) {
+        while !self.is_over.get() {
+            self.joined.until(|| self.is_over.get() || !self.line.borrow().is_empty()).await;
+            let now = io.now();
+            let rate = engine.write_rate().unwrap_or(RATE_MAX).min(RATE_MAX);
+            if !self.is_over.get() {
+                self.refill(now, Some(rate), engine.is_behind());
+                self.let_in();
+                io.sleep(TURN).await;
+            }
+        }
+    }
+
+    /// All go in, now and from now on: the shard closes.
+    pub fn over(&self) {
+        self.is_over.set(true);
+        self.bucket.set(Bucket::default());
+        self.let_in();
+        self.joined.raise();
+    }
+
+    /// Bytes a second at which writes go in now; 0: as they come.
+    pub fn rate(&self) -> u64 {
+        self.bucket.get().rate.unwrap_or(0.0) as u64
+    }
+
+    /// How many writes have waited, and how many wait.
+    pub fn waited(&self) -> (u64, usize) {
+        (self.waited.get(), self.line.borrow().len())
+    }
+}
+
+/// A place in the line; dropped, it is given up.
+pub struct Turn {
+    place: Rc<Place>,
+}
+
+impl Turn {
+    fn at_once() -> Turn {
+        Turn { place: Rc::new(Place { is_let_in: Cell::new(true), ..Place::default() }) }
+    }
+
+    /// Waits until the write may go in.
+    pub async fn come(&self) {
+        poll_fn(|context| {
+            if self.place.is_let_in.get() {
+                return Poll::Ready(());
+            }
+            *self.place.waker.borrow_mut() = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.place.is_gone.set(true);
+        drop(self.place.waker.take());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+    use std::task::Context;
+
+    fn at(ms: u64) -> Mono {
+        Mono(1).plus(Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn writes_go_in_at_the_rate_in_the_order_of_coming() {
+        let pace = Rc::new(Pace::default());
+        pace.refill(at(0), None, false);
+        assert!((0..1000).all(|_| pace.take(1 << 20)), "no rate");
+        pace.refill(at(1), Some(1e6), false);
+        assert!(!pace.take(1), "what was not needed before is no credit");
+        pace.refill(at(2), Some(1e6), false);
+        assert!(pace.take(100_000), "a large one goes in");
+        let turns: Vec<Turn> = (0..4).map(|_| pace.stand(1000)).collect();
+        let come = |upto_ms| {
+            pace.refill(at(upto_ms), Some(1e6), false);
+            pace.let_in();
+            turns.iter().take_while(|turn| turn.place.is_let_in.get()).count()
+        };
+        assert_eq!(come(100), 0, "those behind it wait for the rest");
+        assert_eq!(come(102), 1);
+        assert_eq!(come(103), 2);
+        pace.refill(at(200), Some(1e6), true);
+        pace.let_in();
+        assert_eq!(pace.waited(), (4, 2), "shut");
+        assert_eq!(come(1000), 4);
+        assert!(pace.take(4000) && !pace.take(1), "little is saved up");
+    }
+
+    #[test]
+    fn who_gives_up_costs_nothing_and_at_the_end_all_go_in() {
+        let pace = Rc::new(Pace::default());
+        let context = &mut Context::from_waker(Waker::noop());
+        pace.refill(at(0), Some(1e6), false);
+        drop(pace.stand(1 << 30));
+        let next = pace.stand(10);
+        let mut coming = pin!(next.come());
+        assert!(coming.as_mut().poll(context).is_pending());
+        pace.refill(at(1), Some(1e6), false);
+        pace.let_in();
+        assert!(coming.as_mut().poll(context).is_ready());
+        let (_late, last) = (pace.stand(1 << 30), pace.stand(10));
+        pace.let_in();
+        let mut coming = pin!(last.come());
+        assert!(coming.as_mut().poll(context).is_pending());
+        pace.over();
+        assert!(coming.as_mut().poll(context).is_ready());
+    }
+}
