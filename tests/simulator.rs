@@ -34,3 +34,47 @@ fn every_planted_bug_is_found() {
         assert!(found.is_some(), "{planted:?} was not found in 200 seeds");
     }
 }
+
+mod of_a_cluster {
+    use ringkv::cluster::coordinator::Planted;
+    use ringkv::sim::cluster::{COMMANDS, FaultSet, Outcome, Setup, run};
+
+    /// Those that the rules of a topology that stands still cover.
+    const PLANTED: [Planted; 6] = [
+        Planted::PutRestamps,
+        Planted::DupIsSuperseded,
+        Planted::ReadNoWriteback,
+        Planted::RetryNewStamp,
+        Planted::HintCountedToW,
+        Planted::AckBeforeSync,
+    ];
+
+    #[test]
+    fn every_planted_bug_is_found() {
+        for planted in PLANTED {
+            let found = (1..=200).find(|seed| !outcome(*seed, Some(planted)).failures.is_empty());
+            println!("{} is found after {found:?} seeds", planted.name());
+            assert!(found.is_some(), "{planted:?} was not found in 200 seeds");
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_bytes() {
+        let (one, two) = (outcome(5, None), outcome(5, None));
+        assert_eq!((one.fingerprint, one.timeline, one.commands), (two.fingerprint, two.timeline, two.commands));
+    }
+
+    fn outcome(seed: u64, planted: Option<Planted>) -> Outcome {
+        run(&Setup { seed, planted, commands: COMMANDS, faults: FaultSet::ALL })
+    }
+
+    #[test]
+    fn replicas_become_equal_after_the_faults_and_without_repair_they_do_not() {
+        for seed in 1..=4 {
+            let outcome = outcome(seed, None);
+            assert_eq!(outcome.failures, Vec::<String>::new(), "seed {seed}: {:#?}", outcome.timeline);
+        }
+        let failed = (1..=20).find_map(|seed| outcome(seed, Some(Planted::RepairOff)).failures.first().cloned());
+        assert!(failed.as_ref().is_some_and(|why| why.starts_with("replicas differ")), "{failed:?}");
+    }
+}

@@ -60,7 +60,12 @@ fn an_old_value_does_not_come_in_with_a_new_deadline() {
     assert_eq!(asked(Digest::default()), (Admit::RefuseFenced, Admit::Store));
     assert_eq!(asked(Digest { value: put(5), is_gone: false, expiry: put(5) }), (Admit::AckHeld, Admit::Store));
     let gone = Digest { is_gone: true, ..cell };
-    assert_eq!(admits_cell(gone, Road::Copy, marks, None, cell, None), (Admit::Store, Admit::AckHeld), "a tombstone wins a tie");
+    assert_eq!(
+        admits_cell(gone, Road::Copy, marks, None, cell, None),
+        (Admit::AckHeld, Admit::AckHeld),
+        "the value is more than what is left of it"
+    );
+    assert_eq!(admits_cell(cell, Road::Copy, marks, None, gone, None), (Admit::Store, Admit::AckHeld));
 }
 
 #[test]

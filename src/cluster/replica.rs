@@ -144,8 +144,8 @@ impl Replica<'_> {
         (self.serves(head, place), self.learns(head.epoch))
     }
 
-    /// The answer that a cell, or the floor of an absent one, makes; to be sent when the log is durable up to what was seen. A value that is
-    /// expired by the asker's clock is of no use to it, whether this replica has reclaimed it or not.
+    /// The answer that a cell, or the floor of an absent one, makes; to be sent when the log is durable up to what was seen.
+    /// A value that is expired by the asker's clock is of no use to it, whether this replica has reclaimed it or not.
     pub fn read_answer<'c>(full: bool, cell: Result<Cell<'c>, Version>, now_ms: WallMs, scratch: &mut Vec<u8>) -> Message<'c> {
         let cell = cell.map(|cell| if cell.is_expired(now_ms) { cell.remnant() } else { cell });
         match full {

@@ -5,8 +5,8 @@
 //! request. Stopping is one signal that every task of the core awaits.
 //!
 //! Only this room names glommio. Its rings are made small, because nothing here is fast and locked memory is scarce. Where a node
-//! runs without io_uring, glommio cannot: the same pages are then served on an executor like a data core's, over epoll, and gossip runs on a
-//! plain thread.
+//! runs without io_uring, glommio cannot: the same pages are then served on an executor like a data core's, over epoll, and gossip runs on
+//! a plain thread.
 
 mod admin;
 pub mod gossip;

@@ -2,7 +2,8 @@
 //! goes.
 //!
 //! Each client writes keys that nobody else writes, so what a get may show is known exactly: at or above the last value that was
-//! acknowledged, and no value that was never sent. A value that is older, or gone, is *lost*; anything else that was not written is *wrong*.
+//! acknowledged, and no value that was never sent. A value that is older, or gone, is *lost*; anything else that was not written is
+//! *wrong*.
 //! The *gap* is the longest time in which no client at all was answered.
 
 use crate::base::prng::Prng;

@@ -18,6 +18,7 @@ use crate::cluster::gossip::wire::Key;
 use crate::cluster::quorum::Level;
 use crate::cluster::topology::Topology;
 use crate::cluster::topology_codec;
+use crate::io::SocketAddr;
 use crate::limits::{GATHERED_SHARE, REPAIR_SHARE, RF_DEFAULT};
 use crate::wire::command::LevelsAsked;
 use crate::wire::peer::Head;
@@ -157,7 +158,7 @@ impl Cluster {
     }
 
     /// Where a node's cores are reached.
-    pub fn address_of(&self, node: u64) -> Option<std::net::SocketAddr> {
+    pub fn address_of(&self, node: u64) -> Option<SocketAddr> {
         let topology = self.topology.borrow();
         let index = topology.index_of(node)?;
         topology.nodes()[usize::from(index)].spec.native.parse().ok()
