@@ -6,6 +6,7 @@ settings that its users run it with, named in the table. A peer that is not inst
 import json
 import os
 import re
+import selectors
 import shutil
 import socket
 import statistics
@@ -472,7 +473,8 @@ def knobs():
         node.stop()
         got = (alone, idle, get_rate / 1e3, get_cost, put_rate / 1e3, put_cost)
         result("knobs", name, "", "get at 2k/s p50 %.0f µs, idle %.1f %% CPU, get %.0fk/s %.2f µs, put %.0fk/s %.2f µs" % got, None)
-    shutil.rmtree(os.path.join(WORK, "bench-knobs"), ignore_errors=True)
+    shutil.rmtree(os.path.join(WORK, "bench-knobs",
+           "bench-cluster-0", "bench-cluster-1", "bench-cluster-2", "bench-cluster-3"), ignore_errors=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------------------
@@ -490,8 +492,140 @@ def machine():
         result("machine", "CPU %s: kept from running for over 0.5 ms at a time, all CPUs busy" % cpu, "", got, None)
 
 
-ROWS = {row.__name__: row for row in (machine, cpu, hop, million, durable, memory, disk, overwrite, knobs)}
-BY_NAME = ("overwrite", "knobs")
+# ----------------------------------------------------------------------------------------------------------------------------------
+# cluster: three nodes on the node's CPU, against one node, and against Redis with two replicas that it waits for.
+
+
+class Several:
+    """Servers that are measured as one; the first is the one that is loaded."""
+
+    def __init__(self, servers):
+        self.servers, self.target = servers, servers[0].target
+
+    def cpu_seconds(self):
+        return sum(server.cpu_seconds() for server in self.servers)
+
+    def stop(self):
+        for server in self.servers:
+            server.stop()
+
+
+def three_nodes():
+    ports = [free_port() for _ in range(3)]
+    founders = ",".join("%d=127.0.0.1:%d" % (node, port) for node, port in enumerate(ports, 1))
+    # Gossip is as far from the native port at every node.
+    gossip = ["--gossip-port", None]
+    nodes = []
+    for node, port in enumerate(ports, 1):
+        gossip[1] = str(port + 1)
+        flags = ["--node-id", str(node), "--founders", founders, *gossip, "--memory", "1GiB", "--spin-us", "0"]
+        nodes.append(Node("bench-cluster-%d" % node, *flags, fresh=True, port=port))
+    return Several(nodes)
+
+
+def three_redis():
+    servers = []
+    for number in range(3):
+        port, version = free_port(), version_of("redis-server", "--version")
+        words = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", "."]
+        words += ["--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync-delay", "0"]
+        if number:
+            words += ["--replicaof", "127.0.0.1", str(servers[0].port)]
+        servers.append(Peer("redis-%d" % number, "redis", words, port, "Redis " + version))
+    # Until both have the link.
+    for _ in range(200):
+        with socket.create_connection(("127.0.0.1", servers[0].port), 2) as control:
+            control.sendall(b"INFO replication\r\n")
+            said = control.recv(65536)
+        if said.count(b"state=online") == 2:
+            return Several(servers)
+        time.sleep(0.1)
+    raise RuntimeError("the replicas of Redis do not come online")
+
+
+def set_and_wait(port, conns, pipeline, seconds):
+    """A closed loop of SET and WAIT 1, from the load's CPU: writes, a second, and their p99 in µs."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {measure.LOAD_CPU if measure.LOAD_CPU is not None else NODE_CPU})
+    links, took, value, count = selectors.DefaultSelector(), [], b"v" * 100, 0
+    for _ in range(conns):
+        link = socket.create_connection(("127.0.0.1", port), 5)
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        links.register(link, selectors.EVENT_READ, [0, 0.0])
+
+    def ask(key):
+        nonlocal count
+        words = []
+        for _ in range(pipeline):
+            count += 1
+            words.append(b"*3\r\n$3\r\nSET\r\n$16\r\n%016d\r\n$100\r\n%b\r\n*3\r\n$4\r\nWAIT\r\n$1\r\n1\r\n$1\r\n0\r\n" % (count * 7919 % 100000, value))
+        key.data[0], key.data[1] = 2 * pipeline, time.monotonic()
+        key.fileobj.sendall(b"".join(words))
+
+    for key in list(links.get_map().values()):
+        ask(key)
+    begun, answered = time.monotonic(), 0
+    while time.monotonic() - begun < seconds:
+        for key, _ in links.select(1):
+            # Neither "+OK" nor ":1" has a line feed inside.
+            key.data[0] -= key.fileobj.recv(65536).count(b"\n")
+            if key.data[0] <= 0:
+                took.append(time.monotonic() - key.data[1])
+                answered += pipeline
+                ask(key)
+    spent = time.monotonic() - begun
+    for key in list(links.get_map().values()):
+        key.fileobj.close()
+    os.sched_setaffinity(0, before)
+    took.sort()
+    return answered, answered / spent, 1e6 * took[int(0.99 * (len(took) - 1))]
+
+
+def cluster():
+    goals = {1: 0.6, 16: 0.45}
+    keys = ["--keys", "100000", *CPU_KEYS, "--warmup", "0.5", "--seconds", str(SECONDS), "--closed", "--conns", "50"]
+    try:
+        peers = three_redis()
+    except Missing as why:
+        peers = say("             %s" % why)
+    nodes, alone = three_nodes(), Node("bench-cluster-0", "--memory", "1GiB", "--spin-us", "0", fresh=True)
+    for server in (nodes, alone):
+        load(server, "--fill", "--conns", "50", "--pipeline", "16", "--keys", "100000", *CPU_KEYS)
+    for pipeline, goal in goals.items():
+        ours, theirs = [], []
+        for _ in range(PASSES):
+            before = nodes.cpu_seconds()
+            report = load(nodes, *keys, "--pipeline", str(pipeline), "--mix", "put=100")
+            cost = 1e6 * (nodes.cpu_seconds() - before) / requests(report)
+            ours.append((cost, report["rate_reached"], report["ops"]["put"]["p99_us"]))
+            if peers:
+                before = peers.cpu_seconds()
+                count, rate, p99 = set_and_wait(peers.servers[0].port, 50, pipeline, SECONDS)
+                theirs.append((1e6 * (peers.cpu_seconds() - before) / count, rate, p99))
+        what = "durable put at QUORUM, three nodes, 50 connections, P=%d: " % pipeline
+        for name, rows in (("ringkv", ours), ("Redis, two replicas, SET and WAIT 1", theirs)):
+            if rows:
+                middle = [statistics.median(row[at] for row in rows) for at in range(3)]
+                result("cluster", what + name, "", "%.1f µs of all servers' CPU, %.0f/s, p99 %.0f µs" % tuple(middle), None)
+        if theirs:
+            ratio = [statistics.median(row[at] for row in ours) / statistics.median(row[at] for row in theirs) for at in range(3)]
+            bounded("cluster", what + "CPU over Redis's", ratio[0], high=goal, unit=" ×")
+            bounded("cluster", what + "rate over Redis's", ratio[1], low=2, unit=" ×")
+            bounded("cluster", what + "p99 over Redis's", ratio[2], high=0.5, unit=" ×")
+    costs = {"three": [], "one": []}
+    for _ in range(PASSES):
+        for name, server in (("three", nodes), ("one", alone)):
+            costs[name].append(cpu_of(server, *keys, "--pipeline", "16", "--mix", "get=100")[0])
+    what = "get, P=16: at QUORUM of three nodes / on one node"
+    result("cluster", what, "", "%s / %s µs" % (spread(costs["three"]), spread(costs["one"])), None)
+    bounded("cluster", "CPU of all nodes over one node's", statistics.median(costs["three"]) / statistics.median(costs["one"]), high=3, unit=" ×")
+    for server in (nodes, alone, peers):
+        if server:
+            server.stop()
+
+
+ROWS = {row.__name__: row for row in (cluster, machine, cpu, hop, million, durable, memory, disk, overwrite, knobs)}
+BY_NAME = ("overwrite", "knobs", "cluster")
 FOLDERS = ("bench-cpu", "bench-hop", "bench-million", "bench-durable", "bench-disk", "bench-rocksdb", "bench-overwrite", "bench-memory", "bench-knobs")
 
 

@@ -63,9 +63,9 @@ step format 60 cargo fmt --all --check
 step clippy 600 cargo clippy --locked --workspace --all-targets --features ringkv/tokio -- -D warnings
 step client 300 cargo check --locked --no-default-features --features client
 step tokio 300 cargo check --locked --no-default-features --features tokio --examples
-step tests 900 cargo test --locked --workspace --no-fail-fast --features ringkv/tokio
+step tests 1500 cargo test --locked --workspace --no-fail-fast --features ringkv/tokio
 # Whole nodes once more, on the driver for hosts that forbid io_uring.
-step tests-epoll 600 env RINGKV_IO=epoll cargo test --locked --workspace --no-fail-fast --features ringkv/tokio \
+step tests-epoll 900 env RINGKV_IO=epoll cargo test --locked --workspace --no-fail-fast --features ringkv/tokio \
     --test node --test session --test client --test cli --test control --test hostile --test tokio_node --test cluster
 
 node=target/debug/ringkv
@@ -92,7 +92,7 @@ if ! command -v systemd-analyze >/dev/null; then
 else
     step units 120 scripts/check_units.sh "$node"
 fi
-step simulator 600 cargo run --locked --release --quiet -- sim --seeds "${RINGKV_SEEDS:-200}"
+step simulator 900 cargo run --locked --release --quiet -- sim --seeds "${RINGKV_SEEDS:-200}"
 # The same seeds each time, and as many that nobody has seen; a failing one prints how to repeat it.
 step clusters 600 cargo run --locked --release --quiet -- sim --cluster --seeds "${RINGKV_CLUSTER_SEEDS:-100}"
 step clusters-new 600 cargo run --locked --release --quiet -- sim --cluster --seeds "${RINGKV_CLUSTER_SEEDS:-100}" --first "$(date +%s)"

@@ -86,13 +86,13 @@ class Missing(Exception):
 class Node:
     running = set()
 
-    def __init__(self, name, *flags, cores=None, fresh=False):
+    def __init__(self, name, *flags, cores=None, fresh=False, port=0):
         self.data = os.path.join(WORK, name)
         if fresh:
             shutil.rmtree(self.data, ignore_errors=True)
         os.makedirs(WORK, exist_ok=True)
         self.cores = str(NODE_CPU) if cores is None else cores
-        words = [os.path.join(RELEASE, "ringkv"), "--data", self.data, "--port", "0", "--admin-port", "0", "--cores", self.cores, *flags]
+        words = [os.path.join(RELEASE, "ringkv"), "--data", self.data, "--port", str(port), "--admin-port", "0", "--cores", self.cores, *flags]
         self.log = open(self.data + ".err", "ab")
         begun = time.monotonic()
         self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log)

@@ -249,7 +249,7 @@ fn streams_on_threads_that_drip_lie_or_crowd_end() {
 }
 
 #[test]
-fn a_busy_port_is_named_with_the_flag_that_moves_it_and_is_free_after_the_end() {
+fn a_busy_port_is_named_with_the_flag_that_moves_it_and_is_soon_free_after_the_end() {
     for backend in [Backend::Uring, Backend::Epoll] {
         let first = Plan::new(1, backend, vec![]).start();
         let taken = first.handle.gossip_address().unwrap();
@@ -261,7 +261,15 @@ fn a_busy_port_is_named_with_the_flag_that_moves_it_and_is_free_after_the_end() 
         let error = start(busy()).err().expect("the port is taken");
         assert!(matches!(error, StartError::GossipInUse(_)) && error.to_string().contains("--gossip-port"), "{error}");
         first.handle.stop();
-        start(busy()).expect("the port is free").stop();
+        // The kernel takes a ring down in its own time, and what was under way on it holds the sockets until then.
+        let by = Instant::now() + Duration::from_secs(10);
+        let again = loop {
+            match start(busy()) {
+                Err(StartError::GossipInUse(_)) if Instant::now() < by => std::thread::sleep(Duration::from_millis(20)),
+                other => break other,
+            }
+        };
+        again.expect("the port is free").stop();
     }
 }
 
