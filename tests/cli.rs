@@ -284,7 +284,12 @@ fn founders_meet_keep_their_ids_and_tell_who_left() {
     nodes.iter().for_each(|node| shows(node, "ringkv_gossip_members{state=\"alive\"} 3"));
     drop(back);
     let join = format!("{}:7490", host(1));
-    let other = finish(&["--data", &folder.path("3"), "--port", "0", "--admin-port", "0", "--join", &join, "--node-id", "4"]);
+    let refused = finish(&["--data", &folder.path("4"), "--port", "0", "--admin-port", "0", "--join", &join, "--node-id", "4"]);
+    assert_eq!(refused.status.code(), Some(exit::CONFIG));
+    assert!(said(&refused).contains("takes no new nodes yet"), "{}", said(&refused));
+    let third =
+        ["--data", &folder.path("3"), "--port", "7400", "--admin-port", "0", "--host", &host(1), "--founders", &list, "--node-id", "1"];
+    let other = finish(&[&third[..], &["--cores", &allowed_cpus()[0].to_string()]].concat());
     assert_eq!(other.status.code(), Some(exit::CONFIG));
     assert!(said(&other).contains("the data folder was made for node 3"), "{}", said(&other));
 }

@@ -38,6 +38,8 @@ pub enum Planted {
     PutRestamps,
     /// A duplicate of what is there is taken for something newer, and the put stamped again.
     DupIsSuperseded,
+    /// A put is stamped by the coordinator's clock alone.
+    ClocksNotAsked,
     /// A get answers without having written back.
     ReadNoWriteback,
     /// A retry does not use the version it brings.
@@ -135,6 +137,8 @@ pub enum Outcome {
     Unknown { version: Version, why: Option<Refusal> },
     /// The version that a put with `stamp_only` was to find; nothing is stored under it.
     Stamped { version: Version },
+    /// The coordinating core has taken on what it can: no machine says this, its driver does.
+    Overloaded,
     /// `Get::cell` is the answer.
     Read,
     /// The level cannot be met. Nothing was sent to be stored by a put; its version is there if it brought one.
@@ -269,7 +273,7 @@ impl Roster {
     fn need_clocks(&self, levels: Levels, planted: Option<Planted>) -> Need {
         let need = |level| self.need(level, Access::Write, planted);
         let (read, write) = (need(levels.read), need(levels.write));
-        if read.owners + write.owners <= self.owners.len() {
+        if planted == Some(Planted::ClocksNotAsked) || read.owners + write.owners <= self.owners.len() {
             return Need::default();
         }
         let pending = if write.pending == 0 { 0 } else { read.pending.max(majority(self.pending.len())) };

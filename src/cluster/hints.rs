@@ -224,6 +224,13 @@ impl Hints {
         }
     }
 
+    /// The caller's log had no room for a hint that was offered.
+    pub fn withdraw(&mut self, id: u64, number: u64) {
+        let Some(kept) = self.peers.get_mut(&id).and_then(|peer| peer.waiting.remove(&number)) else { return };
+        (self.figures.kept, self.figures.not_kept) = (self.figures.kept - 1, self.figures.not_kept + 1);
+        self.remove(id, kept);
+    }
+
     /// The link to a peer broke: what was under way goes again, after a pause.
     pub fn lost(&mut self, now: Mono, peer: u64) {
         if let Some(peer) = self.peers.get_mut(&peer).filter(|peer| !peer.flying.is_empty()) {

@@ -140,6 +140,8 @@ impl Worker {
         while !self.seen.is_over() {
             let key = self.prng.below(KEYS);
             if self.known[key as usize].is_uncertain {
+                // Should all be, there is nothing to be learnt any more.
+                host::sleep(Duration::from_micros(100));
                 continue;
             }
             if self.prng.one_in(3) {

@@ -47,6 +47,11 @@ impl Membership {
     /// Reads the key and settles the identity; a data folder that is not there yet is made. `wakers` are the shards'.
     pub fn prepare(config: &Config, backend: Backend, wakers: &Wakers, warn: &dyn Fn(&str)) -> Result<Option<Membership>, Failure> {
         let Some(cluster) = &config.cluster else { return Ok(None) };
+        if cluster.founders.is_empty() {
+            // It would meet the members and hold none of their data.
+            let why = "a running cluster takes no new nodes yet; found a cluster with all of its nodes (founders)";
+            return Err(Failure::new(exit::CONFIG, format!("join: {why}")));
+        }
         let key = match &cluster.key_file {
             Some(path) => Key::new(&super::read_credential("cluster-key", path)?),
             None => {

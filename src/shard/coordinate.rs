@@ -11,7 +11,7 @@
 use super::admit::Kept;
 use super::budget::{Budget, Lease};
 use super::cluster::Cluster;
-use super::execute::{ttl_reply, value_reply};
+use super::conn::Promise;
 use super::peers::{At, Link};
 use super::replicate::AsAsked;
 use super::session::within;
@@ -25,7 +25,6 @@ use crate::cluster::coordinator::{Effect, From, Levels, Outcome, Turn};
 use crate::cluster::topology::Topology;
 use crate::io::signal::Signal;
 use crate::limits::{CHUNK_BYTES, CORE_REQUESTS_MAX};
-use crate::wire::command::ErrorCode;
 use crate::wire::peer::{Head, Message, OwnedCell, Place, Refusal, Road, encode};
 use crate::wire::peer_repair::RepairMessage;
 use std::cell::{Cell, RefCell};
@@ -49,7 +48,10 @@ const ASK_BIT: u64 = 1 << 62;
 const ASKS_MAX: usize = 1024;
 /// Nobody waits for the answer.
 const NOBODY: u64 = HINT_BIT - 1;
-const _: () = assert!(CORE_REQUESTS_MAX * 2 < 1 << SLOT_BITS);
+/// Requests in flight, answered puts that linger among them: what clients may have waiting, and as many that a request of many keys is taken
+/// apart into.
+const RUNNING_MAX: usize = 4 * CORE_REQUESTS_MAX;
+const _: () = assert!(RUNNING_MAX < 1 << SLOT_BITS);
 
 /// Names a request in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +96,7 @@ pub enum Stored<'a> {
 
 /// The same without the bytes, which lie behind the key.
 #[derive(Clone, Copy)]
-enum Form {
+enum What {
     Value { ttl_ms: u64 },
     Tombstone,
     Deadline { ttl_ms: u64, of: Version },
@@ -113,7 +115,7 @@ pub enum Then {
     Reply {
         ticket: Ticket,
         told: Told,
-        kept: Option<Kept>,
+        held: OnBehalf,
     },
     /// A task of this core.
     Wake(Rc<Waiting>),
@@ -121,11 +123,36 @@ pub enum Then {
     Nothing,
 }
 
+/// What a get was asked for, for who answers it.
+#[derive(Clone, Copy)]
+pub struct AsRead {
+    pub told: Told,
+    pub levels: Levels,
+    pub namespace: NamespaceId,
+    pub deadline: Mono,
+}
+
+/// Whom the answer to a get is for, and what is held until it is given.
+pub struct Gathered {
+    pub ticket: Ticket,
+    pub held: OnBehalf,
+    pub gathered: Option<Lease>,
+}
+
+/// What is held on behalf of a client until its answer is made; given back when dropped.
+#[derive(Default)]
+pub struct OnBehalf {
+    pub _request: Option<Kept>,
+    pub _room: Option<Promise>,
+}
+
 /// A task that waits for a request.
 #[derive(Default)]
 pub struct Waiting {
     outcome: Cell<Option<Outcome>>,
     cell: RefCell<Option<OwnedCell>>,
+    /// Of a large one, for as long as this lives.
+    gathered: Cell<Option<Lease>>,
     done: Signal,
 }
 
@@ -138,6 +165,11 @@ impl Waiting {
     /// After `Outcome::Read`; `None` is absent.
     pub fn take_cell(&self) -> Option<OwnedCell> {
         self.cell.take()
+    }
+
+    fn end(&self, outcome: Outcome) {
+        self.outcome.set(Some(outcome));
+        self.done.raise();
     }
 }
 
@@ -154,7 +186,8 @@ struct Running {
     /// The key, and behind it a put's value.
     bytes: Vec<u8>,
     key_len: usize,
-    stored: Form,
+    stored: What,
+    levels: Levels,
     deadline: Mono,
     then: Then,
     /// For a large value that was gathered.
@@ -210,9 +243,9 @@ impl Running {
                 let version = put.version()?;
                 let deadline = |ttl_ms: u64| if ttl_ms == 0 { 0 } else { hlc_ms(version.hlc()).saturating_add(ttl_ms) };
                 Some(match self.stored {
-                    Form::Value { ttl_ms } => Record::value(version, &self.bytes[self.key_len..]).with_deadline(deadline(ttl_ms)),
-                    Form::Tombstone => Record::tombstone(version),
-                    Form::Deadline { ttl_ms, of } => {
+                    What::Value { ttl_ms } => Record::value(version, &self.bytes[self.key_len..]).with_deadline(deadline(ttl_ms)),
+                    What::Tombstone => Record::tombstone(version),
+                    What::Deadline { ttl_ms, of } => {
                         let expiry = Expiry { version, deadline_ms: deadline(ttl_ms) };
                         Record { expiry, ..Record::value(of, &self.bytes[self.key_len..]) }
                     }
@@ -316,14 +349,20 @@ impl Requests {
     }
 
     pub fn begin_get(&self, shard: &Rc<Shard>, cluster: &Cluster, what: &Begin<'_>, then: Then) {
+        if self.running.get() >= RUNNING_MAX {
+            return refuse(shard, then);
+        }
         let roster = cluster.roster(what.namespace, what.token);
         let start = GetStart { roster, levels: what.levels, deadline: what.deadline, planted: cluster.planted };
         let mut out = self.spare.take();
         let machine = Machine::Get(cluster.turn(shard, &mut out, |turn| Get::start(turn, start)));
-        self.begin(shard, cluster, what, (machine, Form::Tombstone, what.key.to_vec()), then, out);
+        self.begin(shard, cluster, what, (machine, What::Tombstone, what.key.to_vec()), then, out);
     }
 
     pub fn begin_put(&self, shard: &Rc<Shard>, cluster: &Cluster, what: &Begin<'_>, put: &BeginPut<'_>, then: Then) {
+        if self.running.get() >= RUNNING_MAX {
+            return refuse(shard, then);
+        }
         let start = PutStart {
             roster: cluster.roster(what.namespace, what.token),
             levels: what.levels,
@@ -334,9 +373,9 @@ impl Requests {
             planted: cluster.planted,
         };
         let (value, stored): (&[u8], _) = match put.stored {
-            Stored::Value { bytes, ttl_ms } => (bytes, Form::Value { ttl_ms }),
-            Stored::Tombstone => (b"", Form::Tombstone),
-            Stored::Deadline { ttl_ms, of, bytes } => (bytes, Form::Deadline { ttl_ms, of }),
+            Stored::Value { bytes, ttl_ms } => (bytes, What::Value { ttl_ms }),
+            Stored::Tombstone => (b"", What::Tombstone),
+            Stored::Deadline { ttl_ms, of, bytes } => (bytes, What::Deadline { ttl_ms, of }),
         };
         let mut bytes = Vec::with_capacity(what.key.len() + value.len());
         bytes.extend_from_slice(what.key);
@@ -351,12 +390,12 @@ impl Requests {
         shard: &Rc<Shard>,
         cluster: &Cluster,
         what: &Begin<'_>,
-        (machine, stored, bytes): (Machine, Form, Vec<u8>),
+        (machine, stored, bytes): (Machine, What, Vec<u8>),
         then: Then,
         out: Vec<Effect>,
     ) {
-        let &Begin { namespace, token, deadline, .. } = what;
-        let running = Running { machine, namespace, token, bytes, key_len: what.key.len(), stored, deadline, then, gathered: None };
+        let &Begin { namespace, token, deadline, levels, .. } = what;
+        let running = Running { machine, namespace, token, bytes, key_len: what.key.len(), stored, levels, deadline, then, gathered: None };
         let id = self.take_slot();
         self.running.set(self.running.get() + 1);
         self.carry_out(shard, cluster, id, Box::new(running), out);
@@ -424,7 +463,7 @@ impl Requests {
 
     fn perform(&self, shard: &Rc<Shard>, cluster: &Cluster, id: RequestId, running: &mut Running, effect: Effect, out: &mut Vec<Effect>) {
         match effect {
-            Effect::AskClock { to } if to == cluster.me => {
+            Effect::AskClock { to } if is_here(shard, cluster, running, to) => {
                 let hlc = shard.engine.with_clock(|clock| {
                     clock.look(shard.io.wall_ms());
                     clock.last()
@@ -432,7 +471,7 @@ impl Requests {
                 self.put_event(shard, cluster, running, out, |put, turn, from| put.on_clock(turn, from, hlc));
             }
             Effect::AskClock { to } => self.ask_clock(shard, cluster, id, running, to, out),
-            Effect::Store { to, road } if to == cluster.me => self.store_here(shard, cluster, id, running, road, out),
+            Effect::Store { to, road } if is_here(shard, cluster, running, to) => self.store_here(shard, cluster, id, running, road, out),
             Effect::Store { to, road } => {
                 let Some(cell) = running.cell() else { return };
                 let message = Message::Store { place: running.place(), road, cell };
@@ -440,7 +479,7 @@ impl Requests {
                     self.gone(shard, cluster, running, to, out);
                 }
             }
-            Effect::Read { to, full } if to == cluster.me => self.read_here(shard, cluster, id, running, full, out),
+            Effect::Read { to, full } if is_here(shard, cluster, running, to) => self.read_here(shard, cluster, id, running, full, out),
             Effect::Read { to, full } => {
                 let message = Message::Read { place: running.place(), full, now_ms: shard.io.wall_ms() };
                 cluster.detector.borrow_mut().asked(shard.io.now(), to);
@@ -459,15 +498,10 @@ impl Requests {
                     cluster.handoff.keep(shard, to, &running.place(), &cell);
                 }
             }
-            Effect::Repair { to } if to == cluster.me => {
+            Effect::Repair { to } if is_here(shard, cluster, running, to) => {
                 if let Some(cell) = running.cell() {
-                    let _ = shard.replicate_store(
-                        cluster,
-                        cluster.head(shard.io.now(), Some(running.deadline)),
-                        &running.place(),
-                        Road::Copy,
-                        &cell,
-                    );
+                    let head = cluster.head(shard.io.now(), Some(running.deadline));
+                    let _ = shard.replicate_store(cluster, head, &running.place(), Road::Copy, &cell);
                 }
             }
             Effect::Repair { to } => {
@@ -576,32 +610,24 @@ impl Requests {
 
     /// Tells whoever asked.
     fn answer(&self, shard: &Rc<Shard>, id: RequestId, running: &mut Running, outcome: Outcome) {
-        match std::mem::replace(&mut running.then, Then::Nothing) {
-            Then::Nothing => {}
-            Then::Wake(waiting) => {
-                if let (Outcome::Read, Machine::Get(get)) = (outcome, &running.machine) {
+        match (std::mem::replace(&mut running.then, Then::Nothing), &running.machine) {
+            (Then::Nothing, _) => {}
+            (Then::Wake(waiting), machine) => {
+                if let (Outcome::Read, Machine::Get(get)) = (outcome, machine) {
                     *waiting.cell.borrow_mut() = get.cell().map(|cell| OwnedCell::new(&cell));
+                    waiting.gathered.set(running.gathered.take());
                 }
-                waiting.outcome.set(Some(outcome));
-                waiting.done.raise();
+                waiting.end(outcome);
             }
-            Then::Reply { ticket, told, kept } => {
-                drop(kept);
+            (Then::Reply { ticket, told, held }, Machine::Get(get)) if outcome == Outcome::Read => {
+                let asked = AsRead { told, levels: running.levels, namespace: running.namespace, deadline: running.deadline };
+                let (key, gathered) = (&running.bytes[..running.key_len], running.gathered.take());
+                shard.show_gathered(Gathered { ticket, held, gathered }, asked, key, get.cell());
+            }
+            (Then::Reply { ticket, held, .. }, _) => {
+                drop(held);
                 shard.admit.end();
-                match (&running.machine, outcome) {
-                    (Machine::Get(get), Outcome::Read) => {
-                        let (cell, now_ms) = (get.cell(), shard.io.wall_ms());
-                        let reply = match told {
-                            Told::Ttl => Some(ttl_reply(cell.as_ref(), now_ms)),
-                            _ => value_reply(cell.as_ref(), now_ms),
-                        };
-                        match reply {
-                            Some(reply) => shard.answer(&ticket, &reply),
-                            None => shard.fail(&ticket, ErrorCode::BadRequest, "that key holds no string"),
-                        }
-                    }
-                    _ => shard.answer_outcome(&ticket, outcome),
-                }
+                shard.answer_outcome(&ticket, outcome);
             }
         }
         if matches!(running.machine, Machine::Put(_)) && !running.is_over() {
@@ -710,15 +736,6 @@ impl Requests {
             return cluster.handoff.on_answer(shard.io.now(), link, frame & !HINT_BIT, message);
         }
         let (id, attempt) = RequestId::of_frame(frame);
-        // A large value counts before it is kept; where there is no room its node is as good as overloaded.
-        if let Message::ReadFull { cell: Ok(cell) } = message
-            && let Body::Bytes(bytes) = cell.body
-            && bytes.len() > CHUNK_BYTES
-            && !self.has_room_for(id, bytes.len())
-        {
-            let message = Message::Refused { why: Refusal::Overloaded };
-            return self.on_own(shard, &cluster, id, From { node, epoch: head.epoch, attempt }, &message);
-        }
         self.on_own(shard, &cluster, id, From { node, epoch: head.epoch, attempt }, message);
     }
 
@@ -738,6 +755,15 @@ impl Requests {
     }
 
     fn on_own(&self, shard: &Rc<Shard>, cluster: &Cluster, id: RequestId, from: From, message: &Message<'_>) {
+        // A large value counts before it is kept; where there is no room its node is as good as overloaded.
+        if let Message::ReadFull { cell: Ok(cell) } = message
+            && let Body::Bytes(bytes) = cell.body
+            && bytes.len() > CHUNK_BYTES
+            && !self.has_room_for(id, bytes.len())
+        {
+            let message = Message::Refused { why: Refusal::Overloaded };
+            return self.drive(shard, cluster, id, |machine, turn| on_message(machine, turn, from, &message));
+        }
         self.drive(shard, cluster, id, |machine, turn| on_message(machine, turn, from, message));
     }
 
@@ -767,14 +793,20 @@ impl Requests {
             asked.answer.set(Some(None));
             asked.done.raise();
         }
-        self.on_gone(shard, link.at.node);
+        let Some(cluster) = shard.cluster.clone() else { return };
+        let At { node, core } = link.at;
+        self.tell_gone(shard, &cluster, node, |running| running.concerns(node) && cluster.core_at(node, running.token) == Some(core));
     }
 
     /// A node will not answer.
     pub fn on_gone(&self, shard: &Rc<Shard>, node: u64) {
         let Some(cluster) = shard.cluster.clone() else { return };
-        for id in self.ids(|running| running.concerns(node)) {
-            self.drive(shard, &cluster, id, |machine, turn| match machine {
+        self.tell_gone(shard, &cluster, node, |running| running.concerns(node));
+    }
+
+    fn tell_gone(&self, shard: &Rc<Shard>, cluster: &Cluster, node: u64, is_it: impl Fn(&Running) -> bool) {
+        for id in self.ids(is_it) {
+            self.drive(shard, cluster, id, |machine, turn| match machine {
                 Machine::Put(put) => put.on_gone(turn, node),
                 Machine::Get(get) => get.on_gone(turn, node),
             });
@@ -820,6 +852,23 @@ impl Requests {
             }
             drop((lingering, slots));
             shard.settle();
+        }
+    }
+}
+
+/// The core that asks is the replica itself. (Another core of this node is asked over a link, as any other.)
+fn is_here(shard: &Shard, cluster: &Cluster, running: &Running, to: u64) -> bool {
+    to == cluster.me && shard.owner(running.token) == shard.core()
+}
+
+/// Nothing was begun.
+fn refuse(shard: &Shard, then: Then) {
+    match then {
+        Then::Nothing => {}
+        Then::Wake(waiting) => waiting.end(Outcome::Overloaded),
+        Then::Reply { ticket, .. } => {
+            shard.admit.end();
+            shard.answer_outcome(&ticket, Outcome::Overloaded);
         }
     }
 }

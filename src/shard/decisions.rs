@@ -78,8 +78,11 @@ impl Shard {
         match topology_codec::decode(bytes) {
             Ok(topology) if topology.cluster() != ours.cluster() || topology.vnodes() != ours.vnodes() => self.stats.malformed(),
             Ok(topology) if topology.epoch() <= ours.epoch() => {}
+            // Once for each time that it was asked for: a peer that sends more fills nobody's mailbox.
+            Ok(_) if cluster.asked_topology.replace(Mono::default()) == Mono::default() => {}
             Ok(topology) if self.core() == 0 => self.adopt_topology(Arc::new(topology)),
-            Ok(topology) => self.mailbox.send(0, Mail::Learn(Arc::new(topology))),
+            Ok(topology) if self.mailbox.has_room_for_connections(0) => self.mailbox.send(0, Mail::Learn(Arc::new(topology))),
+            Ok(_) => {}
             Err(_) => self.stats.malformed(),
         }
     }
@@ -111,11 +114,16 @@ impl Shard {
             self.stats.malformed();
             return self.answer_peer(&ticket, 0, deadline, &Message::Refused { why: Refusal::NotReplica });
         };
+        if !self.admit.begin() {
+            return self.answer_peer(&ticket, 0, deadline, &Message::Refused { why: Refusal::Overloaded });
+        }
         let shard = self.clone();
         drop(self.io.spawn(Class::Foreground, async move {
             let _guard = shard.locks.lock(0).await;
             let ours = shard.namespaces_version.get();
-            if ours > version {
+            if !shard.may_be_real(version) {
+                shard.answer_peer(&ticket, 0, deadline, &Message::Refused { why: Refusal::NotReplica });
+            } else if ours > version {
                 shard.answer_peer(&ticket, 0, deadline, &Message::Namespaces { bytes: &shard.namespaces_bytes() });
             } else if ours == version {
                 shard.answer_peer(&ticket, 0, deadline, &Message::Stored { holds: Holds::Same });
@@ -126,8 +134,20 @@ impl Shard {
                 };
                 shard.answer_peer(&ticket, 0, deadline, &answer);
             }
+            shard.admit.end();
             shard.settle();
         }));
+    }
+
+    /// A clock of a sound node may have given the version of a table: else ours, which follows it, would run ahead of all others.
+    fn may_be_real(&self, version: Version) -> bool {
+        let is_real = self.engine.may_have_given(version, self.io.wall_ms());
+        if !is_real {
+            self.notice(0, "a table", || {
+                "namespaces from another node are refused: their version lies ahead of this node's clock".to_owned()
+            });
+        }
+        is_real
     }
 
     fn namespaces_bytes(&self) -> Vec<u8> {
@@ -184,7 +204,7 @@ impl Shard {
                 let _guard = self.locks.lock(0).await;
                 let version = Version::from_bytes(*version);
                 // A failure of the disk is told by who writes data.
-                if version > self.namespaces_version.get() {
+                if version > self.namespaces_version.get() && self.may_be_real(version) {
                     let _ = self.adopt_namespaces(table, version).await;
                 }
             }

@@ -71,7 +71,7 @@ impl Handoff {
         let mut bytes = Vec::with_capacity(message.len() + 64);
         record.encode(&mut bytes);
         if self.log.append(number, &bytes).is_err() {
-            self.hints.borrow_mut().done(shard.io.now(), to, number);
+            self.hints.borrow_mut().withdraw(to, number);
             shard.stats.hint_not_kept();
         }
     }

@@ -2,6 +2,7 @@
 
 use super::cluster::Cluster;
 use super::conn::Promise;
+use super::coordinate::Told;
 use super::execute::{self, Write, engine_error, shown_after, ttl_reply, value_reply};
 use super::mailbox::Mail;
 use super::namespaces::{NamespaceError, NamespaceTable, TABLE_KEY};
@@ -58,7 +59,7 @@ pub fn multi_get_guess(keys: usize) -> usize {
 }
 
 /// Why a task ends without its own answer.
-enum Trouble {
+pub(super) enum Trouble {
     Engine(EngineError),
     /// A key's replicas did not do it.
     Outcome(Outcome),
@@ -94,6 +95,15 @@ pub fn spawn(shard: &Rc<Shard>, ticket: Ticket, form: Form, body: Vec<u8>, deadl
         shard.admit.end();
         shard.settle();
     }));
+}
+
+impl Shard {
+    pub(super) fn tell_trouble(&self, ticket: &Ticket, trouble: Trouble) {
+        match trouble {
+            Trouble::Engine(error) => engine_error(self, ticket, &error),
+            Trouble::Outcome(outcome) => self.answer_outcome(ticket, outcome),
+        }
+    }
 }
 
 struct Task<'a> {
@@ -137,10 +147,8 @@ impl Task<'_> {
                 unreachable!("answered in the connection's turn")
             }
         };
-        match outcome {
-            Ok(()) => {}
-            Err(Trouble::Engine(error)) => engine_error(self.shard, self.ticket, &error),
-            Err(Trouble::Outcome(outcome)) => self.shard.answer_outcome(self.ticket, outcome),
+        if let Err(trouble) = outcome {
+            self.shard.tell_trouble(self.ticket, trouble);
         }
     }
 
@@ -211,6 +219,12 @@ impl Task<'_> {
         let shard = self.shard;
         let key = self.key(key);
         let Some(room) = self.room(ANSWER_BYTES_GUESS).await else { return Ok(()) };
+        if let Some(cluster) = &shard.cluster
+            && !shard.reads_here(cluster, self.request, key.token)
+        {
+            shard.quorum_get(cluster, self.ticket.clone(), self.request, (key.key, Told::Value), room, self.deadline);
+            return Ok(());
+        }
         let permit = shard.admit.read(CHUNK_BYTES).await;
         if self.too_late() {
             return Ok(());
@@ -430,6 +444,8 @@ impl Task<'_> {
     async fn expire(&self, key: &[u8], ttl_ms: u64, options: WriteOptions) -> Result<(), Trouble> {
         let shard = self.shard;
         if let Some(cluster) = &shard.cluster {
+            self.turn_comes().await;
+            shard.stamps_are_safe().await?;
             let cells = shard.quorum_cells(cluster, self.request.namespace, &[key], self.levels(cluster), self.deadline).await;
             let cell = cells.into_iter().next().expect("one key, one cell")?;
             match cell.filter(|cell| cell.as_cell().is_live(shard.io.wall_ms())) {

@@ -4,18 +4,22 @@
 //! comes here for each step. A get at ONE of a key that this node has itself is answered as on a node that is alone.
 
 use super::cluster::Cluster;
-use super::coordinate::{Begin, BeginPut, Requests, Stored, Then, Told, Waiting};
-use super::execute::{Step, execute};
+use super::conn::Promise;
+use super::coordinate::{AsRead, Begin, BeginPut, Gathered, OnBehalf, Requests, Stored, Then, Told, Waiting};
+use super::execute::{Step, execute, ttl_reply, value_bytes, value_reply};
+use super::mailbox::Mail;
+use super::perform::{ANSWER_BYTES_GUESS, Trouble};
 use super::session::within;
-use super::{Shard, Ticket, pace, perform};
+use super::{Origin, Shard, Ticket, pace, perform};
 use crate::base::record::{Body, Cell, NamespaceId, Token, Version, token_of, vnode_of};
 use crate::base::time::{HLC_COUNTER_BITS, Mono, hlc_ms};
 use crate::cluster::coordinator::{Levels, Outcome};
 use crate::cluster::quorum::Level;
 use crate::io::Class;
-use crate::limits::CLOCK_SKEW_MS_MAX;
-use crate::wire::command::{Command, Condition, Delete, ErrorCode, Put, PutItem, Request, TTL_NEVER};
-use crate::wire::native::{Form, decode_request};
+use crate::limits::{CHUNK_BYTES, CLOCK_SKEW_MS_MAX};
+use crate::wire::command::{Command, Condition, Delete, ErrorCode, LevelsAsked, Put, PutItem, Reply, Request, TTL_NEVER};
+use crate::wire::frame::HEADER_BYTES;
+use crate::wire::native::{Form, decode_request, encode_request};
 use crate::wire::peer::OwnedCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -28,7 +32,9 @@ const CEILING_MS: u64 = 2 * (CLOCK_SKEW_MS_MAX + 500);
 const CEILING_EVERY: Duration = Duration::from_millis(200);
 
 /// How one key of a request ended.
-pub type Gathered = Result<Option<OwnedCell>, Outcome>;
+pub type OneKey = Result<Option<OwnedCell>, Outcome>;
+/// Keys of one request that are asked for, or put, at a time.
+const AT_ONCE: usize = 32;
 
 impl Shard {
     /// Carries a request out that this core owns the key of.
@@ -40,23 +46,24 @@ impl Shard {
         token: Token,
         (form, body): (Form, &[u8]),
     ) {
-        let levels = cluster.levels(request.levels);
         let deadline = self.deadline(request.deadline_ms);
         let later = |ticket| perform::spawn(self, ticket, form, body.to_vec(), deadline);
         match &request.command {
-            Command::Get { key } | Command::Ttl { key } => {
-                if levels.read == Level::One && cluster.is_owner(request.namespace, vnode_of(token, self.node.vnodes)) {
-                    return match execute(self, &ticket, request, token) {
-                        Step::Done => {}
-                        Step::Wait => later(ticket),
-                    };
-                }
-                let told = if matches!(request.command, Command::Ttl { .. }) { Told::Ttl } else { Told::Value };
-                let what = Begin { namespace: request.namespace, token, key, levels, deadline };
-                if let Some(then) = self.reply_then(ticket, told, 0) {
-                    cluster.requests.begin_get(self, cluster, &what, then);
+            Command::Get { .. } | Command::Ttl { .. } if self.reads_here(cluster, request, token) => {
+                match execute(self, &ticket, request, token) {
+                    Step::Done => {}
+                    Step::Wait => later(ticket),
                 }
             }
+            Command::Get { key } => match &ticket.origin {
+                // As on a node that is alone: no answer is made for which its client has no room.
+                Origin::Connection(conn) => match conn.try_promise(ANSWER_BYTES_GUESS) {
+                    Some(room) => self.quorum_get(cluster, ticket, request, (key, Told::Value), Some(room), deadline),
+                    None => later(ticket),
+                },
+                _ => self.quorum_get(cluster, ticket, request, (key, Told::Value), None, deadline),
+            },
+            Command::Ttl { key } => self.quorum_get(cluster, ticket, request, (key, Told::Ttl), None, deadline),
             Command::Put(Put { condition: Condition::Always, .. }) | Command::Delete(Delete { condition: Condition::Always, .. }) => {
                 match self.may_stamp() && self.may_write(pace::cost(body.len(), 1)) {
                     true => self.coordinate_write(cluster, ticket, request, token, deadline),
@@ -74,6 +81,70 @@ impl Shard {
         }
     }
 
+    /// A get at ONE of a key that this node has itself needs nobody else.
+    pub(super) fn reads_here(&self, cluster: &Cluster, request: &Request<'_>, token: Token) -> bool {
+        let level = cluster.levels(request.levels).read;
+        level == Level::One && cluster.is_owner(request.namespace, vnode_of(token, self.node.vnodes))
+    }
+
+    /// Begins a get whose answer has `room` on its client's connection.
+    pub(super) fn quorum_get(
+        self: &Rc<Shard>,
+        cluster: &Cluster,
+        ticket: Ticket,
+        request: &Request<'_>,
+        (key, told): (&[u8], Told),
+        room: Option<Promise>,
+        deadline: Mono,
+    ) {
+        let what = Begin { namespace: request.namespace, token: token_of(key), key, levels: cluster.levels(request.levels), deadline };
+        if let Some(then) = self.reply_then(ticket, told, OnBehalf { _room: room, ..OnBehalf::default() }) {
+            cluster.requests.begin_get(self, cluster, &what, then);
+        }
+    }
+
+    /// Answers a get with what its replicas gave. A value that is larger than there is room for waits, or is asked for again.
+    pub(super) fn show_gathered(self: &Rc<Shard>, gathered: Gathered, asked: AsRead, key: &[u8], cell: Option<Cell<'_>>) {
+        let (Gathered { ticket, held, gathered }, now_ms) = (gathered, self.io.wall_ms());
+        let reply = match asked.told {
+            Told::Ttl => Some(ttl_reply(cell.as_ref(), now_ms)),
+            _ => value_reply(cell.as_ref(), now_ms),
+        };
+        let bytes = reply.as_ref().map_or(0, value_bytes);
+        match (&ticket.origin, reply, cell) {
+            (Origin::Connection(_), Some(_), Some(cell)) if bytes > CHUNK_BYTES => {
+                drop(held);
+                let (shard, cell) = (self.clone(), OwnedCell::new(&cell));
+                drop(self.io.spawn(Class::Foreground, async move {
+                    let _gathered = gathered;
+                    match shard.room_for(&ticket, bytes, asked.deadline).await {
+                        Err((code, why)) => shard.fail(&ticket, code, why),
+                        Ok(_room) => {
+                            let reply = value_reply(Some(&cell.as_cell()), shard.io.wall_ms()).unwrap_or(Reply::Absent);
+                            shard.answer(&ticket, &reply);
+                        }
+                    }
+                    shard.admit.end();
+                    shard.settle();
+                }));
+                return;
+            }
+            (&Origin::Core { core, ticket: number, room }, Some(_), _) if bytes > room => {
+                let levels = LevelsAsked { read: Some(asked.levels.read), write: Some(asked.levels.write) };
+                let left_ms = asked.deadline.since(self.io.now()).as_millis().max(1);
+                let deadline_ms = u32::try_from(left_ms).unwrap_or(u32::MAX);
+                let request = Request { deadline_ms, namespace: asked.namespace, levels, command: Command::Get { key } };
+                let mut frame = Vec::new();
+                encode_request(&mut frame, 0, &request);
+                let (form, body) = (Form::from(&request), frame.split_off(HEADER_BYTES));
+                self.mailbox.send(usize::from(core), Mail::NeedsRoom { ticket: number, bytes, form, body });
+            }
+            (_, Some(reply), _) => self.answer(&ticket, &reply),
+            (_, None, _) => self.fail(&ticket, ErrorCode::BadRequest, "that key holds no string"),
+        }
+        self.admit.end();
+    }
+
     fn coordinate_write(self: &Rc<Shard>, cluster: &Cluster, ticket: Ticket, request: &Request<'_>, token: Token, deadline: Mono) {
         let (key, write, stored) = match &request.command {
             Command::Put(put) => {
@@ -84,9 +155,10 @@ impl Shard {
             _ => unreachable!("only these are coordinated in one step"),
         };
         let bytes = key.len() + if let Stored::Value { bytes, .. } = stored { bytes.len() } else { 0 };
+        let held = OnBehalf { _request: self.keep(&ticket, bytes), ..OnBehalf::default() };
         let what = Begin { namespace: request.namespace, token, key, levels: cluster.levels(request.levels), deadline };
         let put = BeginPut { stored, version: write.version, stamp_only: false };
-        if let Some(then) = self.reply_then(ticket, Told::Written { announce: write.announce }, bytes) {
+        if let Some(then) = self.reply_then(ticket, Told::Written { announce: write.announce }, held) {
             cluster.requests.begin_put(self, cluster, &what, &put, then);
         }
     }
@@ -101,13 +173,12 @@ impl Shard {
     }
 
     /// A client's request takes its place; none where the core has taken on what it can.
-    fn reply_then(&self, ticket: Ticket, told: Told, bytes: usize) -> Option<Then> {
+    fn reply_then(&self, ticket: Ticket, told: Told, held: OnBehalf) -> Option<Then> {
         if !self.admit.begin() {
             self.fail(&ticket, ErrorCode::Overloaded, "too many requests wait");
             return None;
         }
-        let kept = if bytes > 0 { self.keep(&ticket, bytes) } else { None };
-        Some(Then::Reply { ticket, told, kept })
+        Some(Then::Reply { ticket, told, held })
     }
 
     /// What this core may stamp now lies below the ceiling that is durable: no version that a client was told is given twice, even if
@@ -116,6 +187,11 @@ impl Shard {
         let last = self.engine.with_clock(|clock| clock.last());
         let highest = last.max((self.io.wall_ms() + CLOCK_SKEW_MS_MAX) << HLC_COUNTER_BITS);
         self.engine.ceiling() > highest
+    }
+
+    /// Waits until what this core may stamp now lies below the ceiling.
+    pub(super) async fn stamps_are_safe(&self) -> Result<(), crate::engine::EngineError> {
+        if self.may_stamp() { Ok(()) } else { self.raise_ceiling().await }
     }
 
     async fn raise_ceiling(&self) -> Result<(), crate::engine::EngineError> {
@@ -134,9 +210,12 @@ impl Shard {
         drop(self.io.spawn(Class::Foreground, async move {
             let _kept = kept;
             let _ = within(&shard.io, deadline, turn.come()).await;
-            let raised = if shard.may_stamp() { Ok(()) } else { shard.raise_ceiling().await };
+            let safe = shard.stamps_are_safe().await;
             shard.admit.end();
-            match (raised, &shard.cluster) {
+            match (safe, &shard.cluster) {
+                _ if shard.io.now() >= deadline => {
+                    shard.fail(&ticket, ErrorCode::DeadlinePassed, "the deadline passed before anything was done");
+                }
                 (Err(error), _) => super::execute::engine_error(&shard, &ticket, &error),
                 (Ok(()), Some(cluster)) => {
                     let request = decode_request(form, &body).expect("decoded once before");
@@ -169,7 +248,7 @@ impl Shard {
         keys: &[&[u8]],
         levels: Levels,
         deadline: Mono,
-    ) -> Vec<Gathered> {
+    ) -> Vec<OneKey> {
         let waiting: Vec<Rc<Waiting>> = keys.iter().map(|_| Rc::default()).collect();
         for (key, waiting) in keys.iter().zip(&waiting) {
             let what = Begin { namespace, token: token_of(key), key, levels, deadline };
@@ -186,6 +265,18 @@ impl Shard {
         cells
     }
 
+    /// Begins something for each, and waits for all: how each ended, in their order.
+    async fn all_of<T>(&self, all: &[T], begin: impl Fn(&T, Rc<Waiting>)) -> Vec<Outcome> {
+        let waiting: Vec<Rc<Waiting>> = all.iter().map(|_| Rc::default()).collect();
+        all.iter().zip(&waiting).for_each(|(one, waiting)| begin(one, waiting.clone()));
+        self.settle();
+        let mut outcomes = Vec::with_capacity(all.len());
+        for waiting in waiting {
+            outcomes.push(waiting.outcome().await);
+        }
+        outcomes
+    }
+
     /// One version above the clocks of all replicas of these keys, for puts that are to have one (P1, first round).
     pub(super) async fn quorum_stamp(
         self: &Rc<Shard>,
@@ -193,24 +284,23 @@ impl Shard {
         request: &Request<'_>,
         items: &[PutItem<'_>],
         deadline: Mono,
-    ) -> Result<Version, Outcome> {
-        if !self.may_stamp() && self.raise_ceiling().await.is_err() {
-            return Err(Outcome::DeadlinePassed);
-        }
+    ) -> Result<Version, Trouble> {
+        self.stamps_are_safe().await?;
         let levels = cluster.levels(request.levels);
         let vnodes: BTreeMap<u32, &[u8]> = items.iter().map(|item| (vnode_of(token_of(item.key), self.node.vnodes), item.key)).collect();
-        let waiting: Vec<Rc<Waiting>> = vnodes.iter().map(|_| Rc::default()).collect();
-        for (key, waiting) in vnodes.values().zip(&waiting) {
-            let what = Begin { namespace: request.namespace, token: token_of(key), key, levels, deadline };
-            let put = BeginPut { stored: Stored::Tombstone, version: None, stamp_only: true };
-            cluster.requests.begin_put(self, cluster, &what, &put, Then::Wake(waiting.clone()));
-        }
-        self.settle();
+        let keys: Vec<&[u8]> = vnodes.into_values().collect();
         let mut highest = Version::ZERO;
-        for waiting in waiting {
-            match waiting.outcome().await {
-                Outcome::Stamped { version } => highest = highest.max(version),
-                other => return Err(other),
+        for some in keys.chunks(AT_ONCE) {
+            let begin = |key: &&[u8], waiting| {
+                let what = Begin { namespace: request.namespace, token: token_of(key), key, levels, deadline };
+                let put = BeginPut { stored: Stored::Tombstone, version: None, stamp_only: true };
+                cluster.requests.begin_put(self, cluster, &what, &put, Then::Wake(waiting));
+            };
+            for outcome in self.all_of(some, begin).await {
+                match outcome {
+                    Outcome::Stamped { version } => highest = highest.max(version),
+                    other => return Err(other.into()),
+                }
             }
         }
         Ok(highest)
@@ -227,20 +317,20 @@ impl Shard {
         deadline: Mono,
     ) -> Outcome {
         let levels = cluster.levels(request.levels);
-        let waiting: Vec<Rc<Waiting>> = items.iter().map(|_| Rc::default()).collect();
-        for (item, waiting) in items.iter().zip(&waiting) {
-            let what = Begin { namespace: request.namespace, token: token_of(item.key), key: item.key, levels, deadline };
-            let stored = Stored::Value { bytes: item.value, ttl_ms: self.ttl_of(request.namespace, item.ttl_ms) };
-            let put = BeginPut { stored, version: Some(version), stamp_only: false };
-            cluster.requests.begin_put(self, cluster, &what, &put, Then::Wake(waiting.clone()));
-        }
-        self.settle();
         let (mut failed, mut certain) = (None, true);
-        for waiting in waiting {
-            match waiting.outcome().await {
-                Outcome::Done { .. } => certain = false,
-                other @ Outcome::Unknown { .. } => (failed, certain) = (Some(other), false),
-                other => failed = failed.or(Some(other)),
+        for some in items.chunks(AT_ONCE) {
+            let begin = |item: &PutItem<'_>, waiting| {
+                let what = Begin { namespace: request.namespace, token: token_of(item.key), key: item.key, levels, deadline };
+                let stored = Stored::Value { bytes: item.value, ttl_ms: self.ttl_of(request.namespace, item.ttl_ms) };
+                let put = BeginPut { stored, version: Some(version), stamp_only: false };
+                cluster.requests.begin_put(self, cluster, &what, &put, Then::Wake(waiting));
+            };
+            for outcome in self.all_of(some, begin).await {
+                match outcome {
+                    Outcome::Done { .. } => certain = false,
+                    other @ Outcome::Unknown { .. } => (failed, certain) = (Some(other), false),
+                    other => failed = failed.or(Some(other)),
+                }
             }
         }
         match failed {
@@ -267,7 +357,7 @@ impl Shard {
         let levels = cluster.levels(request.levels);
         let what = Begin { namespace: request.namespace, token: token_of(key), key, levels, deadline };
         let put = BeginPut { stored: Stored::Deadline { ttl_ms, of: cell.version, bytes }, version: write.version, stamp_only: false };
-        if let Some(then) = self.reply_then(ticket.clone(), Told::Written { announce: write.announce }, 0) {
+        if let Some(then) = self.reply_then(ticket.clone(), Told::Written { announce: write.announce }, OnBehalf::default()) {
             cluster.requests.begin_put(self, cluster, &what, &put, then);
         }
     }

@@ -6,7 +6,7 @@
 use super::cluster::Cluster;
 use super::conn::Conn;
 use super::coordinate::RequestId;
-use super::session::within;
+use super::session::{Counted, within};
 use super::{Origin, Shard, Ticket};
 use crate::base::record::{Body, Cell, Kind, NAMESPACE_SYSTEM, NamespaceId, Version, token_of};
 use crate::base::time::{Mono, WallMs};
@@ -16,7 +16,8 @@ use crate::cluster::topology_codec;
 use crate::engine::{Batch, EngineError, Seq};
 use crate::io::{Class, Parcel, Socket};
 use crate::limits::{
-    CHUNK_BYTES, DEADLINE_MS_MAX, GOSSIP_CLOCK_MS_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX, KEY_BYTES_MAX, PEER_FRAME_BYTES_MAX,
+    CHUNK_BYTES, CORE_CONNECTIONS_MAX, DEADLINE_MS_MAX, GOSSIP_CLOCK_MS_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX, KEY_BYTES_MAX,
+    PEER_FRAME_BYTES_MAX,
 };
 use crate::wire::command::{Durability, ErrorCode, ErrorReply, Reply};
 use crate::wire::frame::{Frame, FrameReader, HEADER_BYTES};
@@ -333,6 +334,7 @@ impl Shard {
                 self.fail(ticket, ErrorCode::DeadlinePassed, "the deadline passed before enough replicas had answered")
             }
             Outcome::BadVersion { .. } => self.fail(ticket, ErrorCode::BadRequest, super::execute::FOREIGN_VERSION),
+            Outcome::Overloaded => self.fail(ticket, ErrorCode::Overloaded, "too many requests are in flight"),
             Outcome::Read => unreachable!("a get's answer has its cell"),
         }
     }
@@ -361,8 +363,11 @@ pub(super) fn refusal_of(error: &EngineError) -> Refusal {
 /// A link from core 0.
 pub async fn adopt(shard: Rc<Shard>, peer: PeerConnection) {
     let PeerConnection { parcel, hello, nonce, rest } = peer;
-    if let Ok(socket) = shard.io.attach(parcel).await {
-        serve(&shard, socket, &hello, &nonce, rest).await;
+    let _counted = Counted::new(&shard);
+    match shard.io.attach(parcel).await {
+        Ok(socket) if shard.connections() <= CORE_CONNECTIONS_MAX => serve(&shard, socket, &hello, &nonce, rest).await,
+        Ok(socket) => shard.io.close(&socket),
+        Err(_) => {}
     }
 }
 

@@ -190,7 +190,12 @@ impl Shard {
     }
 
     /// Waits for room on the client's connection, where it is a connection of this core.
-    async fn room_for(&self, ticket: &Ticket, bytes: usize, deadline: Mono) -> Result<Option<Promise>, (ErrorCode, &'static str)> {
+    pub(super) async fn room_for(
+        &self,
+        ticket: &Ticket,
+        bytes: usize,
+        deadline: Mono,
+    ) -> Result<Option<Promise>, (ErrorCode, &'static str)> {
         let Origin::Connection(conn) = &ticket.origin else { return Ok(None) };
         match within(&self.io, deadline, conn.promise(bytes)).await {
             None => Err((ErrorCode::DeadlinePassed, NO_ROOM)),
@@ -370,7 +375,7 @@ impl Shard {
         }
         if let Some(cluster) = &self.cluster {
             let stamped = self.quorum_stamp(cluster, request, &put.items, self.deadline(request.deadline_ms)).await;
-            return stamped.map_err(|outcome| self.answer_outcome(ticket, outcome)).ok();
+            return stamped.map_err(|trouble| self.tell_trouble(ticket, trouble)).ok();
         }
         let version = self.engine.stamp(self.io.wall_ms());
         let told = self.engine.make_ceiling_durable(version).await;

@@ -394,10 +394,10 @@ async fn send_last(shard: &Rc<Shard>, conn: &Rc<Conn>) {
 }
 
 /// Counts a connection for as long as it lives.
-struct Counted(Rc<Shard>);
+pub(super) struct Counted(Rc<Shard>);
 
 impl Counted {
-    fn new(shard: &Rc<Shard>) -> Counted {
+    pub(super) fn new(shard: &Rc<Shard>) -> Counted {
         shard.count_connection(1);
         Counted(shard.clone())
     }

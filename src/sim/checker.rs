@@ -5,6 +5,8 @@
 //! - **nothing invented**: a value read is one that was written to this key, and its version is that write's;
 //! - **nothing lost, nothing old**: a read shows a version at or above every version that had been acknowledged or shown before the read
 //!   was asked (after a power loss under `interval`: but for the last 100 ms that its core acknowledged);
+//! - **writes in order**: a write has a version above all that had been acknowledged or shown before it was asked for (not under
+//!   `interval`, where a power loss may take those back);
 //! - **absent** is right only if the newest write may be a delete, or its deadline had passed when the answer came, or nothing was written;
 //! - **expiry exact**: a value is never shown at or after its deadline, and not hidden before it, by the node's own clock;
 //! - **a batch whole or absent**: keys written under one version in one vnode show it all or not at all.
@@ -53,6 +55,8 @@ struct Write {
     outcome: Outcome,
     /// The node's wall clock when it was asked for.
     begun_ms: WallMs,
+    /// The highest version of its key that was acknowledged or shown before it was asked for.
+    above: Version,
     acknowledged_at: Option<Mono>,
 }
 
@@ -128,8 +132,11 @@ impl Checker {
     /// A write is about to be asked for.
     pub fn begin(&mut self, key: u32, effect: Effect, begun_ms: WallMs, batch: Option<u64>) -> WriteId {
         self.next += 1;
-        let write = Write { effect, version: None, outcome: Outcome::Open, begun_ms, acknowledged_at: None };
-        self.keys.entry(key).or_default().writes.insert(self.next, write);
+        let entry = self.keys.entry(key).or_default();
+        let marks = entry.marks.iter().chain(&entry.expiry_marks).map(|mark| mark.version);
+        let above = marks.max().filter(|_| self.loses_ms == 0).unwrap_or(Version::ZERO);
+        let write = Write { effect, version: None, outcome: Outcome::Open, begun_ms, above, acknowledged_at: None };
+        entry.writes.insert(self.next, write);
         if let Some(batch) = batch {
             self.batches.entry(batch).or_default().push((key, self.next));
         }
@@ -142,6 +149,10 @@ impl Checker {
         let known = self.write(key, write).version.replace(version);
         if known.is_some_and(|known| known != version) {
             self.failures.push(format!("key {key}: write {write} was stamped {known:?}, then {version:?}"));
+        }
+        let above = self.write(key, write).above;
+        if version <= above {
+            self.failures.push(format!("key {key}: write {write} has {version:?}, though {above:?} was acknowledged or shown before it"));
         }
         if clash {
             self.failures.push(format!("key {key}: version {version:?} was given twice"));
@@ -399,6 +410,19 @@ mod tests {
         checker.read(1, shown(99, at(9)), span(17, 7), Mono(18));
         checker.read(1, Shown::Garbage, span(17, 7), Mono(18));
         assert_eq!(checker.failures.len(), 4, "{:?}", checker.failures);
+    }
+
+    #[test]
+    fn a_write_that_is_stamped_below_an_earlier_one_is_found() {
+        let mut checker = Checker::new(false);
+        let early = checker.begin(1, Effect::Put { ttl_ms: 0 }, 0, None);
+        let one = checker.begin(1, Effect::Put { ttl_ms: 0 }, 0, None);
+        checker.acknowledged(1, one, at(5), Mono(1), Mono(10));
+        checker.acknowledged(1, early, at(4), Mono(1), Mono(11));
+        assert!(checker.failures.is_empty(), "at one time any order is right: {:?}", checker.failures);
+        let late = checker.begin(1, Effect::Put { ttl_ms: 0 }, 0, None);
+        checker.acknowledged(1, late, at(3), Mono(12), Mono(13));
+        assert_eq!(checker.failures.len(), 1, "{:?}", checker.failures);
     }
 
     #[test]

@@ -17,6 +17,7 @@ impl Planted {
     pub const ALL: &[Planted] = &[
         Planted::PutRestamps,
         Planted::DupIsSuperseded,
+        Planted::ClocksNotAsked,
         Planted::ReadNoWriteback,
         Planted::RetryNewStamp,
         Planted::HintCountedToW,
@@ -31,6 +32,7 @@ impl Planted {
         match self {
             Planted::PutRestamps => "put_restamps",
             Planted::DupIsSuperseded => "dup_is_superseded",
+            Planted::ClocksNotAsked => "clocks_not_asked",
             Planted::ReadNoWriteback => "read_no_writeback",
             Planted::RetryNewStamp => "retry_new_stamp",
             Planted::HintCountedToW => "hint_counted_to_w",

@@ -255,9 +255,15 @@ impl SimClient {
             _ => {
                 let first = key / BATCH_KEYS * BATCH_KEYS;
                 let batch = Some(prng.next_u64()).filter(|_| !in_cluster);
-                let keys = first..(first + BATCH_KEYS).min(self.shared.keys);
-                let begin = |key| (key, checker.begin(key, Effect::Put { ttl_ms: 0 }, begun_ms, batch));
-                What::Batch { writes: keys.map(begin).collect(), bytes: bytes.min(200) }
+                let mut keys: Vec<u32> = (first..(first + BATCH_KEYS).min(self.shared.keys)).collect();
+                if in_cluster {
+                    // Over vnodes, cores and replicas as they come: nothing but each key is atomic there.
+                    keys = (0..prng.between(2, 8)).map(|_| prng.below(u64::from(self.shared.keys)) as u32).collect();
+                    keys.sort_unstable();
+                    keys.dedup();
+                }
+                let begin = |key: u32| (key, checker.begin(key, Effect::Put { ttl_ms: 0 }, begun_ms, batch));
+                What::Batch { writes: keys.into_iter().map(begin).collect(), bytes: bytes.min(200) }
             }
         };
         Asked { namespace, asked: self.io.now(), asked_ms: begun_ms, what, again: false }
