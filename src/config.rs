@@ -163,7 +163,7 @@ pub struct Settings {
     /// All nodes that a cluster begins with, this one among them, as in 1=10.0.0.1:7400,2=10.0.0.2:7400; the same list for each
     #[arg(long, value_name = "LIST")]
     pub founders: Option<String>,
-    /// Gossip addresses of some nodes of the cluster to join (refused so far: a running cluster takes no new nodes yet), as in 10.0.0.1:7490,10.0.0.2:7490
+    /// Gossip addresses of nodes of the cluster to join, as in 10.0.0.1:7490,10.0.0.2:7490 (refused: a cluster takes no new nodes yet)
     #[arg(long, value_name = "LIST")]
     pub join: Option<String>,
     /// What this node may fail together with
