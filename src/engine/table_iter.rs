@@ -22,10 +22,20 @@ use std::task::Poll;
 const READ_BYTES_MIN: u64 = 16 * 1024;
 /// The largest. From then on the next read is under way while this one's entries are taken.
 const READ_BYTES_MAX: u64 = 128 * 1024;
-/// Blocks that are known ahead, at least: those of two reads.
-const BLOCKS_AHEAD: usize = 80;
+/// Reads under way beyond the one whose entries are taken. It begins with one; each time that it had not ended when it was needed there is
+/// one more, so that the run that gives a merge most of its entries is read as fast as they are taken, and the others hold little memory.
+const READS_AHEAD_MAX: usize = 6;
+/// Blocks that are known ahead for each read under way, at least.
+const BLOCKS_AHEAD: usize = 40;
 
 type Reading = Pin<Box<dyn Future<Output = std::io::Result<(Buf, usize)>>>>;
+
+/// A read that was begun, of the bytes from `start` to `end`.
+struct Read {
+    start: u64,
+    end: u64,
+    reading: Reading,
+}
 
 /// A walk through a part of a table, in order of places.
 pub struct TableIter {
@@ -38,8 +48,9 @@ pub struct TableIter {
     refs: VecDeque<BlockRef>,
     read_bytes: u64,
     chunk: Option<(u64, Buf)>,
-    /// The read after that, under way, and where it starts.
-    ahead: Option<(u64, Reading)>,
+    /// The reads after that, under way, and how many there should be.
+    ahead: VecDeque<Read>,
+    depth: usize,
     /// The block it stands in.
     block: Option<BlockRef>,
     /// Its content, in the chunk; where it is packed there, it is in `unpacked`.
@@ -63,7 +74,8 @@ impl Table {
             refs: VecDeque::new(),
             read_bytes: READ_BYTES_MIN,
             chunk: None,
-            ahead: None,
+            ahead: VecDeque::new(),
+            depth: 1,
             block: None,
             content: 0..0,
             unpacked: Vec::new(),
@@ -106,7 +118,8 @@ impl TableIter {
         let stepped = self.step().await;
         self.is_over = !matches!(stepped, Ok(true));
         if self.is_over {
-            (self.chunk, self.ahead, self.block) = (None, None, None);
+            (self.chunk, self.block) = (None, None);
+            self.ahead.clear();
         }
         stepped
     }
@@ -186,8 +199,8 @@ impl TableIter {
     }
 
     fn fill_refs(&mut self) -> Result<(), EngineError> {
-        // Enough of them for a whole read, so that no short one follows each group of the index.
-        while self.refs.len() < BLOCKS_AHEAD && self.next_number <= self.last_number {
+        // Enough of them for whole reads, so that no short one follows each group of the index.
+        while self.refs.len() < BLOCKS_AHEAD * (self.depth + 1) && self.next_number <= self.last_number {
             let filled = self.table.index.blocks_from(self.next_number, &mut self.refs);
             filled.map_err(|what| self.table.corrupt(self.table.footer.index, what))?;
             let last = self.last_number;
@@ -219,44 +232,64 @@ impl TableIter {
         Ok(true)
     }
 
-    /// Reads from a block on as far as blocks are known, whole ones only.
+    /// The bytes from a block on, as far as one read goes. Other reads begin behind it.
     async fn read_chunk(&mut self, first: &BlockRef) -> Result<(), EngineError> {
-        let used = self.chunk.take().map(|(_, buf)| buf);
-        let (start, reading) = match self.ahead.take() {
-            Some((start, reading)) if start == start_of(first) => (start, reading),
-            _ => {
-                let rest: Vec<BlockRef> = self.refs.iter().copied().collect();
-                self.begin_read(first, &rest, None)
-            }
-        };
-        let (buf, _) = reading.await?;
-        let end = start + buf.len() as u64;
-        self.chunk = Some((start, buf));
-        if self.read_bytes == READ_BYTES_MAX
-            && let Some(at) = self.refs.iter().position(|block| block.end() > end)
-        {
-            let (next, rest) = (self.refs[at], self.refs.iter().skip(at + 1).copied().collect::<Vec<_>>());
-            let (start, mut reading) = self.begin_read(&next, &rest, used);
-            // Asked once, it is under way; it is asked again when its bytes are needed.
-            let begun = poll_fn(|context| Poll::Ready(reading.as_mut().poll(context))).await;
-            self.ahead = Some((start, if let Poll::Ready(done) = begun { Box::pin(std::future::ready(done)) } else { reading }));
+        let mut used = self.chunk.take().map(|(_, buf)| buf);
+        let begun = self.ahead.pop_front().filter(|read| read.start == start_of(first));
+        let was_ahead = begun.is_some();
+        let mut read = begun.unwrap_or_else(|| {
+            self.ahead.clear();
+            self.begin_read(first, 0, None)
+        });
+        let looked = begin(&mut read.reading).await;
+        if was_ahead && looked.is_none() {
+            self.depth = (self.depth + 1).min(READS_AHEAD_MAX);
+            self.fill_refs()?;
         }
+        let mut end = self.ahead.back().map_or(read.end, |last| last.end);
+        while self.read_bytes == READ_BYTES_MAX && self.ahead.len() < self.depth {
+            let Some(at) = self.refs.iter().position(|block| block.end() > end) else { break };
+            let next = self.refs[at];
+            let mut read = self.begin_read(&next, at + 1, used.take());
+            if let Some(done) = begin(&mut read.reading).await {
+                read.reading = Box::pin(std::future::ready(done));
+            }
+            end = read.end;
+            self.ahead.push_back(read);
+        }
+        let done = match looked {
+            Some(done) => done,
+            None => read.reading.await,
+        };
+        self.chunk = Some((read.start, done?.0));
         Ok(())
     }
 
-    /// A read from `first` on over as many of the blocks that follow it as fit; `used` is a buffer to be used again.
-    fn begin_read(&mut self, first: &BlockRef, rest: &[BlockRef], used: Option<Buf>) -> (u64, Reading) {
+    /// A read from `first` on over as many of the blocks from the `rest`th known one on as fit, whole ones only; `used` is a buffer to be
+    /// used again.
+    fn begin_read(&mut self, first: &BlockRef, rest: usize, used: Option<Buf>) -> Read {
         let start = start_of(first);
         let fits = |block: &&BlockRef| block.end() <= start + self.read_bytes;
-        let end = rest.iter().take_while(fits).last().map_or(first.end(), BlockRef::end);
+        let end = self.refs.iter().skip(rest).take_while(fits).last().map_or(first.end(), BlockRef::end);
         let bytes = end.next_multiple_of(BLOCK_BYTES as u64) - start;
         bump(&self.table.stats.scan_reads, 1);
         bump(&self.table.stats.scan_bytes, bytes);
         self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
         let table = self.table.clone();
         let buf = used.filter(|buf| buf.len() as u64 == bytes).unwrap_or_else(|| table.io.buf_to_fill(bytes as usize));
-        (start, Box::pin(async move { table.io.read_into(&table.file, start, buf).await }))
+        Read { start, end: start + bytes, reading: Box::pin(async move { table.io.read_into(&table.file, start, buf).await }) }
     }
+}
+
+/// Asks a read once: then it is under way, and is asked again when its bytes are needed. What it gave, if it has ended.
+async fn begin(reading: &mut Reading) -> Option<std::io::Result<(Buf, usize)>> {
+    poll_fn(|context| {
+        Poll::Ready(match reading.as_mut().poll(context) {
+            Poll::Ready(done) => Some(done),
+            Poll::Pending => None,
+        })
+    })
+    .await
 }
 
 fn start_of(block: &BlockRef) -> u64 {

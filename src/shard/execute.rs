@@ -7,7 +7,7 @@ use crate::base::record::{Body, Cell, Kind, Token, Version};
 use crate::base::time::{Mono, WallMs, hlc_ms};
 use crate::engine::{Batch, EngineError, KeyRef};
 use crate::limits::CHUNK_BYTES;
-use crate::wire::command::{Command, Condition, Delete, ErrorCode, MultiPut, Put, Reply, Request, TTL_NEVER, Value, WriteOptions};
+use crate::wire::command::{Command, Condition, ErrorCode, MultiPut, Put, Reply, Request, TTL_NEVER, Value, WriteOptions};
 
 /// A version from a client may lie below what is forgotten for good: nobody can say any more whether it was there (rule G1).
 const FORGOTTEN: &str = "that version is too old to be told from a deleted one";
@@ -27,6 +27,11 @@ pub enum Step {
     Done,
     /// It has to wait for something: nothing happened yet.
     Wait,
+    /// A write of one key that has to wait for flushes and merges, and for nothing else.
+    WaitTurn {
+        /// As `pace::cost` says.
+        bytes: usize,
+    },
 }
 
 /// Carries out what this core owns, if memory is enough. `token`: of the command's one key.
@@ -41,8 +46,7 @@ pub fn execute(shard: &Shard, ticket: &Ticket, request: &Request<'_>, token: Tok
             read_in_memory(shard, ticket, request, key_ref(key), |cell, now_ms| value_reply(cell, now_ms).filter(reply))
         }
         Command::Ttl { key } => read_in_memory(shard, ticket, request, key_ref(key), |cell, now_ms| Some(ttl_reply(cell, now_ms))),
-        Command::Put(put) => plain_put(shard, ticket, request, key_ref(put.key), put),
-        Command::Delete(delete) => plain_delete(shard, ticket, request, key_ref(delete.key), delete),
+        Command::Put(_) | Command::Delete(_) => plain_write(shard, ticket, request, token),
         Command::MultiPut(put) => multi_put(shard, ticket, request, put),
         Command::NamespaceList => namespace_list(shard, ticket, false),
         Command::NamespaceDetails => namespace_list(shard, ticket, true),
@@ -123,27 +127,36 @@ fn is_blind(condition: Condition, write: WriteOptions) -> bool {
     condition == Condition::Always && !write.announce
 }
 
-fn plain_put(shard: &Shard, ticket: &Ticket, request: &Request<'_>, key: KeyRef<'_>, put: &Put<'_>) -> Step {
-    let may_go = || shard.may_write(pace::cost(put.key.len() + put.value.len(), 1));
-    if !is_blind(put.condition, put.write) || shard.locks.is_held(key.token) || !may_go() {
+fn plain_write(shard: &Shard, ticket: &Ticket, request: &Request<'_>, token: Token) -> Step {
+    let (condition, options, bytes) = match &request.command {
+        Command::Put(put) => (put.condition, put.write, put.key.len() + put.value.len()),
+        Command::Delete(delete) => (delete.condition, delete.write, delete.key.len()),
+        _ => unreachable!("the writes of one key"),
+    };
+    if !is_blind(condition, options) || shard.locks.is_held(token) {
         return Step::Wait;
     }
-    let write = Write::begin(shard, ticket, request, put.write.version);
-    if let Some(write) = write {
-        write.put(key, put);
+    let bytes = pace::cost(bytes, 1);
+    if !shard.may_write(bytes) {
+        return Step::WaitTurn { bytes };
     }
+    write_blindly(shard, ticket, request, token);
     Step::Done
 }
 
-fn plain_delete(shard: &Shard, ticket: &Ticket, request: &Request<'_>, key: KeyRef<'_>, delete: &Delete<'_>) -> Step {
-    let may_go = || shard.may_write(pace::cost(delete.key.len(), 1));
-    if !is_blind(delete.condition, delete.write) || shard.locks.is_held(key.token) || !may_go() {
-        return Step::Wait;
+/// A put or a delete that needs no look at what is there, and whose turn has come.
+pub fn write_blindly(shard: &Shard, ticket: &Ticket, request: &Request<'_>, token: Token) {
+    let (key, options) = match &request.command {
+        Command::Put(put) => (put.key, put.write),
+        Command::Delete(delete) => (delete.key, delete.write),
+        _ => unreachable!("the writes of one key"),
+    };
+    let Some(write) = Write::begin(shard, ticket, request, options.version) else { return };
+    let key = KeyRef { namespace: request.namespace, token, key };
+    match &request.command {
+        Command::Put(put) => write.put(key, put),
+        _ => write.delete(key),
     }
-    if let Some(write) = Write::begin(shard, ticket, request, delete.write.version) {
-        write.delete(key);
-    }
-    Step::Done
 }
 
 fn multi_put(shard: &Shard, ticket: &Ticket, request: &Request<'_>, put: &MultiPut<'_>) -> Step {

@@ -45,6 +45,15 @@ impl KeyLocks {
         self.len() == 0
     }
 
+    /// The key, where nobody holds it.
+    pub fn try_lock(self: &Rc<KeyLocks>, hash: u64) -> Option<KeyGuard> {
+        match self.held.borrow_mut().entry(hash) {
+            hashbrown::hash_map::Entry::Vacant(free) => _ = free.insert(VecDeque::new()),
+            hashbrown::hash_map::Entry::Occupied(_) => return None,
+        }
+        Some(KeyGuard { locks: self.clone(), hash })
+    }
+
     /// Waits for the key; those who came first go first.
     pub async fn lock(self: &Rc<KeyLocks>, hash: u64) -> KeyGuard {
         let turn = match self.held.borrow_mut().entry(hash) {
@@ -134,7 +143,12 @@ mod tests {
         drop(first);
         drop(third);
         let Poll::Ready(guard) = poll(fourth.as_mut()) else { panic!("the turn reaches the last waiter") };
-        assert!(locks.is_held(7) && !locks.is_held(8));
+        assert!(locks.is_held(7) && !locks.is_held(8) && locks.try_lock(7).is_none());
+        let other = locks.try_lock(8).expect("free");
+        let mut waits = Box::pin(locks.lock(8));
+        assert!(poll(waits.as_mut()).is_pending());
+        drop(other);
+        assert!(poll(waits.as_mut()).is_ready());
         drop(guard);
         assert!(locks.is_empty());
     }

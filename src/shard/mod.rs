@@ -293,7 +293,7 @@ impl Shard {
     fn refuse(&self, ticket: &Ticket, stamp: Option<Version>) {
         match stamp {
             Some(version) => self.unknown(ticket, version, "too many requests wait; the write may still happen"),
-            None => self.fail(ticket, ErrorCode::Overloaded, "too many requests wait"),
+            None => self.fail(ticket, ErrorCode::Overloaded, route::TOO_MANY_WAIT),
         }
     }
 

@@ -3,11 +3,19 @@
 //! While flushes and merges keep up there is no rate and nobody waits. Else a write is carried out in its connection's turn as long as
 //! there is credit and nobody waits; the others take their place in the line, in the order in which they came, and the shard lets them in
 //! as credit comes back, some each millisecond. A large write goes in with whatever credit there is, and those behind it wait for the rest.
+//!
+//! Under a load that merges cannot keep up with, nearly every write waits, so waiting must cost little: what needs nothing but its turn
+//! lies in the line as its request's bytes (`Later`), with its key locked, and is carried out from there; no task waits for it.
 
+use super::Ticket;
+use super::admit::Kept;
+use super::locks::KeyGuard;
+use crate::base::record::Token;
 use crate::base::time::Mono;
 use crate::engine::Engine;
 use crate::io::Io;
 use crate::io::signal::Signal;
+use crate::wire::native::Form;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -28,7 +36,9 @@ const CELL_BYTES: usize = 64;
 #[derive(Default)]
 pub struct Pace {
     bucket: Cell<Bucket>,
-    line: RefCell<VecDeque<Rc<Place>>>,
+    line: RefCell<VecDeque<Waits>>,
+    /// No request in the line has an earlier deadline; `look_late` finds out whether one has it still.
+    earliest: Cell<Mono>,
     /// Somebody has joined the line.
     joined: Signal,
     waited: Cell<u64>,
@@ -47,6 +57,28 @@ struct Bucket {
     looked: Mono,
 }
 
+/// Who stands in the line.
+enum Waits {
+    /// A task that waits for it.
+    Task(Rc<Place>),
+    Write(Later),
+}
+
+/// A write that waits for nothing but its turn, to be carried out in memory.
+pub struct Later {
+    pub ticket: Ticket,
+    pub form: Form,
+    pub body: Vec<u8>,
+    /// Of its key.
+    pub token: Token,
+    pub deadline: Mono,
+    /// As `cost` says.
+    pub bytes: usize,
+    pub kept: Option<Kept>,
+    /// Writes of one key keep their order.
+    pub guard: KeyGuard,
+}
+
 #[derive(Default)]
 struct Place {
     bytes: usize,
@@ -63,6 +95,9 @@ pub fn cost(body_bytes: usize, cells: usize) -> usize {
 impl Pace {
     /// A write of `bytes` may be carried out now, before anything else is: nobody waits, and there is credit, which it takes.
     pub fn try_take(&self, bytes: usize, now: Mono, engine: &Engine) -> bool {
+        if self.is_over.get() {
+            return true;
+        }
         if !self.line.borrow().is_empty() {
             return false;
         }
@@ -98,51 +133,97 @@ impl Pace {
 
     /// Takes a place in the line for a write of `bytes`, or its turn at once where nobody waits and there is credit.
     pub fn join(&self, bytes: usize, now: Mono, engine: &Engine) -> Turn {
-        if self.is_over.get() || self.try_take(bytes, now, engine) { Turn::at_once() } else { self.stand(bytes) }
+        if self.try_take(bytes, now, engine) { Turn::at_once() } else { self.stand(bytes) }
     }
 
     fn stand(&self, bytes: usize) -> Turn {
         let place = Rc::new(Place { bytes, ..Place::default() });
-        self.line.borrow_mut().push_back(place.clone());
-        self.waited.set(self.waited.get() + 1);
-        self.joined.raise();
+        self.push(Waits::Task(place.clone()));
         Turn { place }
     }
 
-    /// Lets in those whose turn has come.
-    fn let_in(&self) {
-        loop {
-            let line = self.line.borrow();
-            let Some(first) = line.front().cloned() else { return };
-            drop(line);
-            if !first.is_gone.get() && !self.take(first.bytes) {
-                return;
+    fn push(&self, waits: Waits) {
+        self.line.borrow_mut().push_back(waits);
+        self.waited.set(self.waited.get() + 1);
+        self.joined.raise();
+    }
+
+    /// A write takes its place at the end of the line.
+    pub fn defer(&self, later: Later) {
+        if self.line.borrow().is_empty() || later.deadline < self.earliest.get() {
+            self.earliest.set(later.deadline);
+        }
+        self.push(Waits::Write(later));
+    }
+
+    /// Lets in those whose turn has come; `carry_out` gets what waited in the line itself.
+    fn let_in(&self, carry_out: &mut impl FnMut(Later)) {
+        while let Some(first) = self.first() {
+            match first {
+                Waits::Task(place) => {
+                    place.is_let_in.set(true);
+                    place.waker.take().into_iter().for_each(Waker::wake);
+                }
+                Waits::Write(later) => carry_out(later),
             }
-            self.line.borrow_mut().pop_front();
-            first.is_let_in.set(true);
-            first.waker.take().into_iter().for_each(Waker::wake);
         }
     }
 
-    /// Lets those who wait in, at the engine's pace, until it is `over`.
-    pub async fn run(self: Rc<Pace>, io: Io, engine: Engine) {
+    /// Takes the first out of the line, where there is credit for it.
+    fn first(&self) -> Option<Waits> {
+        let mut line = self.line.borrow_mut();
+        let bytes = match line.front()? {
+            Waits::Task(place) if place.is_gone.get() => return line.pop_front(),
+            Waits::Task(place) => place.bytes,
+            Waits::Write(later) => later.bytes,
+        };
+        if self.take(bytes) { line.pop_front() } else { None }
+    }
+
+    /// Takes those out of the line whose deadline has passed. The line is gone through only once the earliest one has.
+    fn look_late(&self, now: Mono, carry_out: &mut impl FnMut(Later)) {
+        if now < self.earliest.get() {
+            return;
+        }
+        let late: Vec<Later> = {
+            let mut line = self.line.borrow_mut();
+            let mut late = Vec::new();
+            for waits in std::mem::take(&mut *line) {
+                match waits {
+                    Waits::Write(later) if later.deadline <= now => late.push(later),
+                    other => line.push_back(other),
+                }
+            }
+            let deadlines = line.iter().filter_map(|waits| if let Waits::Write(later) = waits { Some(later.deadline) } else { None });
+            self.earliest.set(deadlines.min().unwrap_or(Mono(u64::MAX)));
+            late
+        };
+        late.into_iter().for_each(carry_out);
+    }
+
+    /// Lets those who wait in, at the engine's pace, until it is `over`; then all that still wait. `carry_out` gets a write in its turn, or
+    /// once its deadline has passed; `turn_is_over` is called when some were given.
+    pub async fn run(self: Rc<Pace>, io: Io, engine: Engine, mut carry_out: impl FnMut(Later), turn_is_over: impl Fn()) {
         while !self.is_over.get() {
             self.joined.until(|| self.is_over.get() || !self.line.borrow().is_empty()).await;
             let now = io.now();
             let rate = engine.write_rate().unwrap_or(RATE_MAX).min(RATE_MAX);
             if !self.is_over.get() {
                 self.refill(now, Some(rate), engine.is_behind());
-                self.let_in();
+                self.look_late(now, &mut carry_out);
+                self.let_in(&mut carry_out);
+                turn_is_over();
                 io.sleep(TURN).await;
             }
         }
+        self.let_in(&mut carry_out);
+        turn_is_over();
     }
 
     /// All go in, now and from now on: the shard closes.
     pub fn over(&self) {
         self.is_over.set(true);
         self.bucket.set(Bucket::default());
-        self.let_in();
         self.joined.raise();
     }
 
@@ -190,6 +271,8 @@ impl Drop for Turn {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shard::Origin;
+    use crate::shard::locks::KeyLocks;
     use std::pin::pin;
     use std::task::Context;
 
@@ -209,17 +292,48 @@ mod tests {
         let turns: Vec<Turn> = (0..4).map(|_| pace.stand(1000)).collect();
         let come = |upto_ms| {
             pace.refill(at(upto_ms), Some(1e6), false);
-            pace.let_in();
+            pace.let_in(&mut |_| {});
             turns.iter().take_while(|turn| turn.place.is_let_in.get()).count()
         };
         assert_eq!(come(100), 0, "those behind it wait for the rest");
         assert_eq!(come(102), 1);
         assert_eq!(come(103), 2);
         pace.refill(at(200), Some(1e6), true);
-        pace.let_in();
+        pace.let_in(&mut |_| {});
         assert_eq!(pace.waited(), (4, 2), "shut");
         assert_eq!(come(1000), 4);
         assert!(pace.take(4000) && !pace.take(1), "little is saved up");
+    }
+
+    #[test]
+    fn writes_wait_in_the_line_itself_until_their_turn_or_their_deadline() {
+        let (pace, locks) = (Rc::new(Pace::default()), KeyLocks::new(1));
+        let later = |token: Token, deadline: Mono| Later {
+            ticket: Ticket { origin: Origin::Nobody, id: token },
+            form: Form { kind: 0, flags: 0 },
+            body: Vec::new(),
+            token,
+            deadline,
+            bytes: 1000,
+            kept: None,
+            guard: locks.try_lock(token).expect("free"),
+        };
+        pace.refill(at(0), Some(1e6), false);
+        for (token, deadline_ms) in [(1, 50), (2, 5_000), (3, 20), (4, 6_000)] {
+            pace.defer(later(token, at(deadline_ms)));
+        }
+        let turn = pace.stand(1000);
+        let given = |ms: u64| {
+            let mut given = Vec::new();
+            pace.refill(at(ms), Some(1e6), false);
+            pace.look_late(at(ms), &mut |later| given.push(later.token));
+            pace.let_in(&mut |later| given.push(later.token));
+            given
+        };
+        assert_eq!(given(1), [1]);
+        assert!(!locks.is_held(1) && locks.is_held(2), "a write in the line holds its key");
+        assert_eq!(given(21), [3, 2, 4], "one whose deadline has passed first, then the others in their order");
+        assert!(turn.place.is_let_in.get() && locks.is_empty());
     }
 
     #[test]
@@ -232,13 +346,14 @@ mod tests {
         let mut coming = pin!(next.come());
         assert!(coming.as_mut().poll(context).is_pending());
         pace.refill(at(1), Some(1e6), false);
-        pace.let_in();
+        pace.let_in(&mut |_| {});
         assert!(coming.as_mut().poll(context).is_ready());
         let (_late, last) = (pace.stand(1 << 30), pace.stand(10));
-        pace.let_in();
+        pace.let_in(&mut |_| {});
         let mut coming = pin!(last.come());
         assert!(coming.as_mut().poll(context).is_pending());
         pace.over();
+        pace.let_in(&mut |_| {});
         assert!(coming.as_mut().poll(context).is_ready());
     }
 }

@@ -7,6 +7,7 @@ use super::execute::{self, Write, engine_error, shown_after, ttl_reply, value_re
 use super::mailbox::Mail;
 use super::namespaces::{NamespaceError, NamespaceTable, TABLE_KEY};
 use super::pace::{self, Turn};
+use super::route::{TOO_LATE, TOO_MANY_WAIT};
 use super::session::within;
 use super::{Origin, Shard, Ticket};
 use crate::base::record::{Body, Cell, NAMESPACE_SYSTEM, Version, token_of, vnode_of};
@@ -80,7 +81,7 @@ impl From<Outcome> for Trouble {
 /// Carries a request out in a task of its own, or refuses it where too many wait already.
 pub fn spawn(shard: &Rc<Shard>, ticket: Ticket, form: Form, body: Vec<u8>, deadline: Mono) {
     if !shard.admit.begin() {
-        return shard.fail(&ticket, ErrorCode::Overloaded, "too many requests wait");
+        return shard.fail(&ticket, ErrorCode::Overloaded, TOO_MANY_WAIT);
     }
     let shard = shard.clone();
     let io = shard.io.clone();
@@ -210,7 +211,7 @@ impl Task<'_> {
     fn too_late(&self) -> bool {
         let late = self.shard.io.now() >= self.deadline;
         if late {
-            self.shard.fail(self.ticket, ErrorCode::DeadlinePassed, "the deadline passed before anything was done");
+            self.shard.fail(self.ticket, ErrorCode::DeadlinePassed, TOO_LATE);
         }
         late
     }

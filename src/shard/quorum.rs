@@ -9,6 +9,7 @@ use super::coordinate::{AsRead, Begin, BeginPut, Gathered, OnBehalf, Requests, S
 use super::execute::{Step, execute, ttl_reply, value_bytes, value_reply};
 use super::mailbox::Mail;
 use super::perform::{ANSWER_BYTES_GUESS, Trouble};
+use super::route::{TOO_LATE, TOO_MANY_WAIT};
 use super::session::within;
 use super::{Origin, Shard, Ticket, pace, perform};
 use crate::base::record::{Body, Cell, NamespaceId, Token, Version, token_of, vnode_of};
@@ -52,7 +53,7 @@ impl Shard {
             Command::Get { .. } | Command::Ttl { .. } if self.reads_here(cluster, request, token) => {
                 match execute(self, &ticket, request, token) {
                     Step::Done => {}
-                    Step::Wait => later(ticket),
+                    Step::Wait | Step::WaitTurn { .. } => later(ticket),
                 }
             }
             Command::Get { key } => match &ticket.origin {
@@ -76,7 +77,7 @@ impl Shard {
             }
             _ => match execute(self, &ticket, request, token) {
                 Step::Done => {}
-                Step::Wait => later(ticket),
+                Step::Wait | Step::WaitTurn { .. } => later(ticket),
             },
         }
     }
@@ -175,7 +176,7 @@ impl Shard {
     /// A client's request takes its place; none where the core has taken on what it can.
     fn reply_then(&self, ticket: Ticket, told: Told, held: OnBehalf) -> Option<Then> {
         if !self.admit.begin() {
-            self.fail(&ticket, ErrorCode::Overloaded, "too many requests wait");
+            self.fail(&ticket, ErrorCode::Overloaded, TOO_MANY_WAIT);
             return None;
         }
         Some(Then::Reply { ticket, told, held })
@@ -203,7 +204,7 @@ impl Shard {
     /// The write waits until merges keep up with it, and until its stamp may be given.
     fn write_later(self: &Rc<Shard>, ticket: Ticket, form: Form, body: Vec<u8>, deadline: Mono) {
         if !self.admit.begin() {
-            return self.fail(&ticket, ErrorCode::Overloaded, "too many requests wait");
+            return self.fail(&ticket, ErrorCode::Overloaded, TOO_MANY_WAIT);
         }
         let (shard, kept) = (self.clone(), self.keep(&ticket, body.len()));
         let turn = self.pace.join(pace::cost(body.len(), 1), self.io.now(), &self.engine);
@@ -214,7 +215,7 @@ impl Shard {
             shard.admit.end();
             match (safe, &shard.cluster) {
                 _ if shard.io.now() >= deadline => {
-                    shard.fail(&ticket, ErrorCode::DeadlinePassed, "the deadline passed before anything was done");
+                    shard.fail(&ticket, ErrorCode::DeadlinePassed, TOO_LATE);
                 }
                 (Err(error), _) => super::execute::engine_error(&shard, &ticket, &error),
                 (Ok(()), Some(cluster)) => {

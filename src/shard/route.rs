@@ -5,6 +5,7 @@ use super::conn::Promise;
 use super::execute::{self, Step, engine_error};
 use super::gather::{Again, Gather, Values, Whole};
 use super::mailbox::Holds;
+use super::pace::Later;
 use super::perform::{self, ANSWER_BYTES_GUESS, NO_ROOM, multi_get_guess};
 use super::session::within;
 use super::{Origin, Shard, Ticket};
@@ -20,6 +21,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 const TOO_MANY_FORWARDS: &str = "too many requests are on their way to the owning core";
+pub(super) const TOO_MANY_WAIT: &str = "too many requests wait";
+pub(super) const TOO_LATE: &str = "the deadline passed before anything was done";
 
 /// A request's frame, taken apart.
 pub struct Asked<'a> {
@@ -125,9 +128,37 @@ impl Shard {
                 ErrorReply { need, alive: 1, ..ErrorReply::new(ErrorCode::Unavailable, "this node is alone, so there is one replica") };
             return self.answer(&ticket, &Reply::Error(error));
         }
-        if let Step::Wait = execute::execute(self, &ticket, request, token) {
-            perform::spawn(self, ticket, form, body.to_vec(), self.deadline(request.deadline_ms));
+        let deadline = self.deadline(request.deadline_ms);
+        match execute::execute(self, &ticket, request, token) {
+            Step::Done => {}
+            Step::Wait => perform::spawn(self, ticket, form, body.to_vec(), deadline),
+            Step::WaitTurn { bytes } => self.wait_turn(ticket, (form, body), token, deadline, bytes),
         }
+    }
+
+    /// Puts a write into the line of those that flushes and merges have to keep up with.
+    fn wait_turn(self: &Rc<Shard>, ticket: Ticket, (form, body): (Form, &[u8]), token: Token, deadline: Mono, bytes: usize) {
+        let Some(guard) = self.locks.try_lock(token) else {
+            return perform::spawn(self, ticket, form, body.to_vec(), deadline);
+        };
+        if !self.admit.begin() {
+            return self.fail(&ticket, ErrorCode::Overloaded, TOO_MANY_WAIT);
+        }
+        let kept = self.keep(&ticket, body.len());
+        self.pace.defer(Later { ticket, form, body: body.to_vec(), token, deadline, bytes, kept, guard });
+    }
+
+    /// Its turn has come, or its deadline has passed.
+    pub fn write_now(&self, later: Later) {
+        let Later { ticket, form, body, token, deadline, kept, guard, .. } = later;
+        self.admit.end();
+        if self.io.now() >= deadline {
+            self.fail(&ticket, ErrorCode::DeadlinePassed, TOO_LATE);
+        } else {
+            let request = decode_request(form, &body).expect("decoded once before");
+            execute::write_blindly(self, &ticket, &request, token);
+        }
+        drop((kept, guard));
     }
 
     /// How many replicas a level wants, where that is more than a node that is alone has.
@@ -169,7 +200,7 @@ impl Shard {
             return gather.needs_room(self, ticket.id as usize, bytes);
         }
         if !self.admit.begin() {
-            return self.fail(&ticket, ErrorCode::Overloaded, "too many requests wait");
+            return self.fail(&ticket, ErrorCode::Overloaded, TOO_MANY_WAIT);
         }
         let shard = self.clone();
         drop(self.io.spawn(Class::Foreground, async move {
@@ -305,7 +336,7 @@ impl Shard {
     /// Carries out a multi-get over several cores once there is room for its answer.
     pub fn gather_later(self: &Rc<Shard>, ticket: Ticket, asked: Again, kept: Option<Kept>) {
         if !self.admit.begin() {
-            return self.fail(&ticket, ErrorCode::Overloaded, "too many requests wait");
+            return self.fail(&ticket, ErrorCode::Overloaded, TOO_MANY_WAIT);
         }
         let shard = self.clone();
         drop(self.io.spawn(Class::Foreground, async move {
@@ -350,7 +381,7 @@ impl Shard {
     /// Tells the version before any part is sent; none of the parts tells it again.
     fn announce_and_split(self: &Rc<Shard>, ticket: Ticket, form: Form, body: Vec<u8>, owners: Vec<u16>, places: Vec<Vec<u32>>) {
         if !self.admit.begin() {
-            return self.fail(&ticket, ErrorCode::Overloaded, "too many requests wait");
+            return self.fail(&ticket, ErrorCode::Overloaded, TOO_MANY_WAIT);
         }
         let (shard, kept) = (self.clone(), self.keep(&ticket, body.len()));
         drop(self.io.spawn(Class::Foreground, async move {

@@ -443,7 +443,9 @@ fn spawn_services(shard: &Rc<Shard>, plan: &Arc<Plan>) {
         }
     }));
     let io = &shard.io;
-    drop(io.spawn(Class::Foreground, shard.pace.clone().run(io.clone(), shard.engine.clone())));
+    let (writes, settles) = (shard.clone(), shard.clone());
+    let let_in = shard.pace.clone().run(io.clone(), shard.engine.clone(), move |later| writes.write_now(later), move || settles.settle());
+    drop(io.spawn(Class::Foreground, let_in));
     if let Some(cluster) = &shard.cluster {
         Requests::start(shard, cluster);
         repair::start(shard, cluster);
