@@ -131,6 +131,9 @@ impl Shard {
             return refused(Refusal::Behind { epoch: cluster.epoch() });
         };
         let key = self.key(place.namespace, place.key);
+        if let Err(why) = cluster.moves.may_store(cluster.epoch(), self.engine.vnode_of(key), place.namespace, cell.newest()) {
+            return refused(why);
+        }
         let held = self.engine.held(key, place.kind, place.element, |cell, seq| Held {
             version: cell.version,
             expiry: cell.expiry.version,
@@ -169,6 +172,9 @@ impl Shard {
     /// Whether this core may be asked for a cell.
     pub(super) fn may_read(&self, cluster: &Cluster, head: Head, place: &Place<'_>) -> Result<(), Refusal> {
         if self.namespace_durability(place.namespace).is_none() || place.namespace == NAMESPACE_SYSTEM {
+            return Err(Refusal::Behind { epoch: cluster.epoch() });
+        }
+        if !cluster.moves.is_open(self.engine.vnode_of(self.key(place.namespace, place.key))) {
             return Err(Refusal::Behind { epoch: cluster.epoch() });
         }
         let topology = cluster.topology();
@@ -458,6 +464,7 @@ fn take_in(shard: &Rc<Shard>, cluster: &Rc<Cluster>, conn: &Rc<Conn>, reader: &m
         match message {
             AnyMessage::Plain(message) => shard.handle_peer(cluster, ticket, from, head, &message),
             AnyMessage::Repair(RepairMessage::Ask(ask)) => shard.handle_repair(cluster, ticket, from, head, ask),
+            AnyMessage::Move(message) => shard.handle_move(cluster, ticket, from, head, message),
             AnyMessage::Repair(_) => unreachable!("only questions come this far"),
         }
     }
@@ -469,6 +476,7 @@ fn is_question(message: &AnyMessage<'_>) -> bool {
     let message = match message {
         AnyMessage::Plain(message) => message,
         AnyMessage::Repair(message) => return matches!(message, RepairMessage::Ask(_)),
+        AnyMessage::Move(message) => return message.is_question(),
     };
     match message {
         Message::Store { place, cell, .. } => {
@@ -520,7 +528,7 @@ impl Shard {
             Message::Namespaces { bytes } => self.take_namespaces(ticket, bytes, deadline),
             _ => unreachable!("only questions come this far"),
         }
-        if cluster.wants_topology.take() > cluster.epoch() {
+        if cluster.wants_topology.take().max(head.epoch) > cluster.epoch() {
             self.fetch_topology(cluster, from);
         }
     }

@@ -12,7 +12,7 @@ use super::locks::KeyLocks;
 use super::mailbox::{Mail, Mailbox, MailboxEnds};
 use super::namespaces::{Durability, NamespaceTable};
 use super::stats::{self, Board, Stats};
-use super::{Origin, Shard, decisions, perform, repair, replicate, session};
+use super::{Origin, Shard, decisions, moves, perform, repair, replicate, session};
 use crate::base::metrics::Report;
 use crate::base::record::{Version, core_of};
 use crate::base::time::{HLC_COUNTER_BITS, hlc_ms};
@@ -121,6 +121,11 @@ impl NodeInfo {
     /// The port of the native protocol.
     pub fn port(&self) -> u16 {
         self.plan.port.load(Ordering::Relaxed)
+    }
+
+    /// A figure of the whole node, as it was published last.
+    pub fn figure(&self, name: &str) -> f64 {
+        self.plan.board.report().total(name)
     }
 
     /// The data folder.
@@ -256,6 +261,8 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
         shard.publish_namespaces(Arc::new(table));
         if let Some(cluster) = &plan.cluster {
             let topology = Arc::new(decisions::load_topology(&shard.engine, cluster, shard.io.wall_ms()).await?);
+            let register = decisions::load_register(&shard.engine, shard.io.wall_ms()).await?;
+            shard.cluster.iter().for_each(|cluster| cluster.moves.set_register(register.clone()));
             others.clone().for_each(|core| mailbox.send(core, Mail::Topology(topology.clone())));
             shard.learn_topology(&topology);
         }
@@ -447,6 +454,7 @@ fn spawn_services(shard: &Rc<Shard>, plan: &Arc<Plan>) {
     if let Some(cluster) = &shard.cluster {
         Requests::start(shard, cluster);
         repair::start(shard, cluster);
+        moves::start(shard, cluster);
         if shard.core() == 0 {
             let comparing = shard.clone();
             drop(io.spawn(Class::Background, async move { comparing.compare_with_all().await }));
