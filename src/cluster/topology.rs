@@ -191,6 +191,12 @@ impl Topology {
         Ok(topology)
     }
 
+    /// Of a node whose folder says which cluster it is of, until what is stored there is read: epoch 0, without nodes. It is in no use.
+    pub fn unknown(cluster: u64, vnodes: u32) -> Topology {
+        let owners = vec![UNOWNED; vnodes as usize];
+        Topology { cluster, epoch: 0, nodes: Vec::new(), owners, since: vec![0; vnodes as usize], pending: Vec::new() }
+    }
+
     pub fn cluster(&self) -> u64 {
         self.cluster
     }

@@ -18,6 +18,8 @@ use std::time::Duration;
 
 /// How long a member may take for a change that was handed to it.
 const HANDED_MAX: Duration = Duration::from_secs(12);
+/// How often a node asks to be let in.
+const ASK_IN_EVERY: Duration = Duration::from_millis(500);
 
 impl Shard {
     /// Answers a client's words.
@@ -89,6 +91,20 @@ impl Shard {
                     _ => format!("epoch {}: {moving} vnodes move; `cluster status` shows how far they are", after.epoch()),
                 })
             }
+        }
+    }
+
+    /// A node that was started to join asks until it is let in, or until it is told that it never will be.
+    pub(super) async fn ask_in(self: &Rc<Shard>, cluster: &Rc<Cluster>) {
+        while !self.io.is_shutting_down() && !self.is_closing() && cluster.topology().index_of(cluster.me).is_none() {
+            // Gossip knows the ports that were bound.
+            if let Some(spec) = cluster.known_specs().into_iter().find(|spec| spec.id == cluster.me) {
+                match self.hand_on(cluster, &words::join_words(&spec)).await {
+                    Ok(said) => self.node.warn(&format!("this node joins the cluster: {said}")),
+                    Err(why) => self.notice(0, "not let in", || format!("this node is not let into the cluster yet: {why}")),
+                }
+            }
+            self.io.sleep(ASK_IN_EVERY).await;
         }
     }
 

@@ -33,8 +33,10 @@ use std::time::Duration;
 pub struct ClusterPlan {
     /// Not 0; its low 16 bits are its writer number, so no two nodes of a cluster share them.
     pub node: u64,
-    /// The topology that a fresh data folder begins with.
+    /// The topology that a fresh data folder begins with; `Topology::unknown` where the folder must have one.
     pub founding: Topology,
+    /// It asks to be let in where it is no member.
+    pub asks_in: bool,
     pub key: Key,
     /// Drawn by this process: tells it from another that claims the same id.
     pub boot: u64,

@@ -41,16 +41,23 @@ fn corrupt(what: &str, error: &dyn std::fmt::Display) -> EngineError {
     EngineError::Corrupt { file: what.to_owned(), offset: 0, what: error.to_string() }
 }
 
-/// The topology as stored; a fresh node stores the one it was founded with first.
+/// The topology as stored, or the one that the node was told at its start, where that is newer or nothing is stored: it is then. None where
+/// there is neither.
 ///
 /// # Errors
 /// Of the disk; `Corrupt` where what is stored is no topology.
-pub async fn load_topology(engine: &Engine, plan: &ClusterPlan, now_ms: u64) -> Result<Topology, EngineError> {
+pub async fn load_topology(engine: &Engine, plan: &ClusterPlan, now_ms: u64) -> Result<Option<Topology>, EngineError> {
     if let Some(value) = engine.read_value(key_of(TOPOLOGY_KEY), now_ms).await? {
-        return topology_codec::decode(&value.bytes).map_err(|error| corrupt("the topology", &error));
+        let stored = topology_codec::decode(&value.bytes).map_err(|error| corrupt("the topology", &error))?;
+        if stored.epoch() >= plan.founding.epoch() {
+            return Ok(Some(stored));
+        }
+    }
+    if plan.founding.epoch() == 0 {
+        return Ok(None);
     }
     store_topology(engine, &plan.founding, now_ms).await?;
-    Ok(plan.founding.clone())
+    Ok(Some(plan.founding.clone()))
 }
 
 /// What this node has promised and accepted; nothing where it never was asked.

@@ -33,6 +33,7 @@ pub mod route;
 pub mod session;
 pub mod start;
 pub mod stats;
+pub mod visit;
 
 use crate::base::record::{NAMESPACE_SYSTEM, Token, Version, core_of, token_of, vnode_of};
 use crate::base::time::Mono;

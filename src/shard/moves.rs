@@ -120,6 +120,10 @@ pub fn start(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
     if shard.core() == 0 {
         let (flipping, ours) = (shard.clone(), cluster.clone());
         drop(shard.io.spawn(Class::Background, async move { keep_flipping(&flipping, &ours).await }));
+        if shard.node.asks_in() {
+            let (asking, ours) = (shard.clone(), cluster.clone());
+            drop(shard.io.spawn(Class::Background, async move { asking.ask_in(&ours).await }));
+        }
     }
 }
 

@@ -7,10 +7,12 @@ use super::cluster::Cluster;
 use super::conn::Conn;
 use super::coordinate::RequestId;
 use super::session::{Counted, within};
+use super::visit::ANY_NODE;
 use super::{Origin, Shard, Ticket};
 use crate::base::record::{Body, Cell, Kind, NAMESPACE_SYSTEM, NamespaceId, Version, token_of};
 use crate::base::time::{Mono, WallMs};
 use crate::cluster::coordinator::Outcome;
+use crate::cluster::gossip::CLUSTER_UNKNOWN;
 use crate::cluster::replica::{Act, Fence, Held, Replica, Side};
 use crate::cluster::topology_codec;
 use crate::engine::{Batch, EngineError, Seq};
@@ -96,6 +98,11 @@ impl Shard {
             () if negotiate(hello.version_min, hello.version_max).is_none() => {
                 Err("no version of the messages between nodes in common".into())
             }
+            () if off_ms > GOSSIP_CLOCK_MS_MAX => {
+                Err(format!("the clocks differ by {off_ms} ms: set them (at most {GOSSIP_CLOCK_MS_MAX} ms)"))
+            }
+            // Who is of no cluster yet asks for the topology; that it has the key is seen behind this.
+            () if (hello.cluster, hello.from, hello.to, hello.core) == (CLUSTER_UNKNOWN, ANY_NODE, ANY_NODE, 0) => Ok(()),
             () if hello.cluster != topology.cluster() => Err(format!(
                 "this is a node of cluster {:016x}, not of {:016x}; were both founded with the same list?",
                 topology.cluster(),
@@ -106,9 +113,6 @@ impl Shard {
             }
             () if hello.to != me => Err(format!("this is node {me}, not {}: the address in the topology is another node's", hello.to)),
             () if hello.from == me && hello.boot != cluster.boot => Err(format!("node id {me} is taken: this node has it")),
-            () if off_ms > GOSSIP_CLOCK_MS_MAX => {
-                Err(format!("the clocks differ by {off_ms} ms: set them (at most {GOSSIP_CLOCK_MS_MAX} ms)"))
-            }
             () if hello.core >= self.node.cores => {
                 Err(format!("this node has {} cores, and core {} is wanted", self.node.cores, hello.core))
             }

@@ -128,6 +128,11 @@ impl NodeInfo {
         self.plan.board.report().total(name)
     }
 
+    /// The node is to ask to be let into its cluster.
+    pub fn asks_in(&self) -> bool {
+        self.plan.cluster.as_ref().is_some_and(|cluster| cluster.asks_in)
+    }
+
     /// The data folder.
     pub fn data(&self) -> &Path {
         &self.data
@@ -260,7 +265,9 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
         let table = load_namespaces(&shard, plan.durability).await?;
         shard.publish_namespaces(Arc::new(table));
         if let Some(cluster) = &plan.cluster {
-            let topology = Arc::new(decisions::load_topology(&shard.engine, cluster, shard.io.wall_ms()).await?);
+            let topology = decisions::load_topology(&shard.engine, cluster, shard.io.wall_ms()).await?;
+            let why = "join: none of these nodes tells the cluster's topology, and the data folder has none yet";
+            let topology = Arc::new(topology.ok_or_else(|| StartFailure::Contradiction(why.to_owned()))?);
             let register = decisions::load_register(&shard.engine, shard.io.wall_ms()).await?;
             shard.cluster.iter().for_each(|cluster| cluster.moves.set_register(register.clone()));
             others.clone().for_each(|core| mailbox.send(core, Mail::Topology(topology.clone())));

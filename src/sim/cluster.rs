@@ -70,6 +70,7 @@ pub const FAULTS_WANTED: &[&str] = &[
     operator::CANCEL,
     operator::FELL_MEANWHILE,
     operator::CUT_MEANWHILE,
+    operator::MOVERS_CUT,
 ];
 
 /// What is asked of a run.
@@ -148,6 +149,8 @@ pub(super) struct Run {
     pub specs: Vec<NodeSpec>,
     pub operator: Rc<Operator>,
     pub seen_epoch: u64,
+    /// The operator is never at rest for long.
+    pub is_eager: bool,
     founding: Topology,
     shared: Rc<Shared>,
     outcome: Outcome,
@@ -221,11 +224,13 @@ impl Run {
             latest_ms: Box::new(move || all.iter().map(|node| latest.wall_ms(*node)).max().unwrap_or_default()),
             falls: RefCell::default(),
             large_one_in: prng.between(50, 400),
+            thought_us_max: if setup.faults.moves && prng.one_in(2) { 150_000 } else { 20_000 },
             in_cluster: true,
         };
         let outcome = Outcome { seed: setup.seed, ..Outcome::default() };
+        let is_eager = prng.one_in(2);
         let (operator, setup, shared) = (Rc::new(Operator::new(founding.clone())), setup.clone(), Rc::new(shared));
-        Run { world, prng, setup, nodes, specs, operator, seen_epoch: 1, founding, shared, outcome, drawn, cuts: Vec::new() }
+        Run { world, prng, setup, nodes, specs, operator, seen_epoch: 1, is_eager, founding, shared, outcome, drawn, cuts: Vec::new() }
     }
 
     pub(super) fn note(&mut self, what: impl Into<String>) {
@@ -255,6 +260,10 @@ impl Run {
             return self.fail("the cluster does not start");
         }
         self.start_operator();
+        // Nodes that are no members serve clients as well as any.
+        if self.prng.one_in(2) {
+            (self.founding.nodes().len()..self.nodes.len()).for_each(|node| self.start(node));
+        }
         let drawn = self.drawn.clone();
         for node in &self.nodes {
             self.world.faults(node.machine, |faults| *faults = drawn.clone());
@@ -309,6 +318,7 @@ impl Run {
         let cluster = ClusterPlan {
             node: id,
             founding: self.founding.clone(),
+            asks_in: false,
             key: Key::new(b"a cluster of the simulator"),
             boot: self.prng.next_u64(),
             board: None,
@@ -401,6 +411,12 @@ impl Run {
 
     fn disturb(&mut self) {
         let faults = self.setup.faults;
+        if faults.moves && faults.cut && self.prng.one_in(6) {
+            self.cut_movers();
+        }
+        if faults.moves && self.is_eager && self.prng.one_in(6) {
+            self.order_something();
+        }
         let count = self.nodes.len() as u64;
         let (one, other) = (self.prng.below(count) as usize, self.prng.below(count) as usize);
         let fate = self.prng.below(120);
@@ -465,7 +481,7 @@ impl Run {
         self.note(format!("node {} is gone for good", node + 1));
     }
 
-    fn cut(&mut self, from: usize, to: usize) {
+    pub(super) fn cut(&mut self, from: usize, to: usize) {
         let until = self.world.now().plus(Duration::from_millis(self.prng.between(20, 1_500)));
         self.note(format!("nothing comes from node {} to node {} for a while", from + 1, to + 1));
         self.world.cut(self.nodes[from].machine, self.nodes[to].machine);
@@ -485,8 +501,8 @@ impl Run {
         self.world.run_for(Duration::from_millis(300));
         self.look_after_nodes();
         for node in 0..self.nodes.len() {
-            let Node { life, is_dead, was_member, .. } = &self.nodes[node];
-            if life.is_none() && *was_member && !is_dead {
+            let Node { life, is_dead, was_member, back_at, .. } = &self.nodes[node];
+            if life.is_none() && (*was_member || back_at.is_some()) && !is_dead {
                 self.start(node);
             }
         }

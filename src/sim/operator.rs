@@ -30,6 +30,9 @@ pub(super) const CANCEL: &str = "cancel decided";
 pub(super) const FELL_MEANWHILE: &str = "node fell while vnodes moved";
 pub(super) const CUT_MEANWHILE: &str = "node cut off while vnodes moved";
 
+/// A node was cut off from some of those that have, or take over, a vnode that moves.
+pub(super) const MOVERS_CUT: &str = "links to nodes that move a vnode cut";
+
 const LOOK_EVERY: Duration = Duration::from_millis(40);
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Members that a leave must leave.
@@ -101,8 +104,9 @@ async fn visit(io: &Io, server: SocketAddr, operator: &Operator) -> Result<(), S
             Ok(other) => return Err(format!("words are answered with {other:?}")),
             Err(error) => {
                 let said = error.to_string();
-                // Who could not reach enough others, or was in the middle of something, is not the last word.
-                let is_final = !["answered in time", "all the time", "did not answer", "can be reached", "shutting down"]
+                // Who could not reach enough others, was in the middle of something, or does not know yet that a move has ended, has not the
+                // last word.
+                let is_final = !["answered in time", "all the time", "did not answer", "can be reached", "shutting down", "still moving"]
                     .iter()
                     .any(|part| said.contains(part));
                 if is_final {
@@ -182,6 +186,9 @@ impl Run {
             }
             return;
         }
+        if let Some(dead) = self.dead_member() {
+            return self.order_end_of(dead);
+        }
         let members: Vec<usize> = known.nodes().iter().map(|node| node.spec.id as usize - 1).collect();
         let strangers: Vec<usize> = (0..self.nodes.len()).filter(|node| !members.contains(node) && !self.nodes[*node].is_dead).collect();
         let one = members[self.prng.below(members.len() as u64) as usize];
@@ -205,9 +212,25 @@ impl Run {
         self.order(join_words(&self.spec(node)), kind);
     }
 
+    /// A member that fell for good, and whose place nobody has taken yet. There is one at most.
+    fn dead_member(&self) -> Option<usize> {
+        (0..self.nodes.len()).find(|node| self.nodes[*node].is_dead && self.operator.is_member(*node as u64 + 1))
+    }
+
+    /// What a dead member had comes to another node: a stranger, or where there is none those that are left.
+    fn order_end_of(&mut self, dead: usize) {
+        let is_free = |node: &usize| !self.nodes[*node].is_dead && !self.operator.is_member(*node as u64 + 1);
+        match (0..self.nodes.len()).find(is_free) {
+            Some(node) => self.order_replacement(dead, node),
+            None => self.order(format!("leave {}", dead + 1), LEAVE),
+        }
+    }
+
     /// A member falls for good, and another node takes its place.
     fn order_replacement(&mut self, dead: usize, node: usize) {
-        self.bury(dead);
+        if !self.nodes[dead].is_dead {
+            self.bury(dead);
+        }
         self.ensure_started(node);
         self.nodes[node].was_member = true;
         self.order(join_words(&self.spec(node)).replacen("join", &format!("replace {}", dead + 1), 1), REPLACE);
@@ -217,6 +240,27 @@ impl Run {
         if self.nodes[node].life.is_none() && self.nodes[node].back_at.is_none() {
             self.note(format!("node {} starts for the first time", node + 1));
             self.start(node);
+        }
+    }
+
+    /// While vnodes move: somebody does not reach some of those that have, or take over, one of them.
+    pub(super) fn cut_movers(&mut self) {
+        let known = self.operator.known();
+        let moving: Vec<u32> = known.moving().collect();
+        let Some(at) = self.prng.below(moving.len().max(1) as u64).checked_rem(moving.len() as u64) else { return };
+        let replicas = known.replicas(moving[at as usize], RF_DEFAULT);
+        let ids: Vec<usize> = replicas.everybody().map(|index| known.nodes()[usize::from(index)].spec.id as usize - 1).collect();
+        let one = self.prng.below(self.nodes.len() as u64) as usize;
+        for _ in 0..self.prng.between(1, 2) {
+            let other = ids[self.prng.below(ids.len() as u64) as usize];
+            if one == other {
+                continue;
+            }
+            self.cut(one, other);
+            if self.prng.one_in(2) {
+                self.cut(other, one);
+            }
+            self.happened(MOVERS_CUT);
         }
     }
 
