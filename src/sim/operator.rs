@@ -283,17 +283,9 @@ impl Run {
             self.look_at_operator();
             let known = self.operator.known();
             if self.operator.is_idle() {
-                let is_dead = |node: &usize| self.nodes[*node].is_dead && self.operator.is_member(*node as u64 + 1);
-                match (0..self.nodes.len()).find(is_dead) {
+                match self.dead_member() {
                     None => return Ok(()),
-                    Some(dead) if known.nodes().len() > MEMBERS_MIN => self.order(format!("leave {}", dead + 1), LEAVE),
-                    Some(dead) => {
-                        let stranger =
-                            (0..self.nodes.len()).find(|node| !self.nodes[*node].is_dead && !self.operator.is_member(*node as u64 + 1));
-                        let Some(node) = stranger else { return Err("nobody is left to replace the dead".to_owned()) };
-                        self.ensure_started(node);
-                        self.order(join_words(&self.spec(node)).replacen("join", &format!("replace {}", dead + 1), 1), REPLACE);
-                    }
+                    Some(dead) => self.order_end_of(dead),
                 }
             }
             if self.world.now() >= until {
