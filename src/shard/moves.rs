@@ -431,6 +431,10 @@ impl Shard {
                     self.fetch_topology(cluster, node);
                     self.settle();
                     self.io.sleep(TICK).await;
+                    // Another proposer may have found this change accepted, and made it.
+                    if *cluster.topology() == next {
+                        return Ok(cluster.topology());
+                    }
                 }
                 Outcome::Silent { answered, need } => {
                     return Err(format!(

@@ -52,6 +52,8 @@ pub(super) struct Operator {
     ended: RefCell<Vec<(&'static str, bool, String)>>,
     /// The newest topology that anybody showed.
     known: RefCell<Topology>,
+    /// The epoch that the last order made: what is known is older until somebody shows that.
+    made: Cell<u64>,
     /// Who can be asked: nodes that were started.
     servers: RefCell<Vec<SocketAddr>>,
     stop: Cell<bool>,
@@ -63,6 +65,7 @@ impl Operator {
             order: RefCell::default(),
             ended: RefCell::default(),
             known: RefCell::new(founding),
+            made: Cell::new(1),
             servers: RefCell::default(),
             stop: Cell::new(false),
         }
@@ -74,7 +77,8 @@ impl Operator {
 
     /// Nothing is ordered, and nothing moves as far as the operator has seen.
     pub fn is_idle(&self) -> bool {
-        self.order.borrow().is_none() && self.known.borrow().moving().len() == 0
+        let known = self.known.borrow();
+        self.order.borrow().is_none() && known.moving().len() == 0 && known.epoch() >= self.made.get()
     }
 
     fn is_member(&self, node: u64) -> bool {
@@ -120,6 +124,8 @@ async fn visit(io: &Io, server: SocketAddr, operator: &Operator) -> Result<(), S
 }
 
 fn end(operator: &Operator, kind: &'static str, decided: bool, said: String) {
+    let epoch = said.strip_prefix("epoch ").and_then(|rest| rest.split(':').next()?.parse().ok());
+    operator.made.set(operator.made.get().max(epoch.unwrap_or(0)));
     operator.ended.borrow_mut().push((kind, decided, said));
     operator.order.take();
 }
@@ -180,7 +186,7 @@ impl Run {
             return;
         }
         let known = self.operator.known();
-        if known.moving().len() > 0 {
+        if !self.operator.is_idle() {
             if self.prng.one_in(12) {
                 self.order("cancel".to_owned(), CANCEL);
             }
