@@ -71,7 +71,8 @@ read -r -a flags <<<"${RINGKV_CLUSTER_FLAGS:---memory 64MiB}"
 "$RINGKV_BINARY" --data "$folder/node4" --port $((port + 300)) --admin-port $((port + 380)) --gossip-port $((port + 390)) --node-id 4 \
     --join "$first" --cores "$(taskset -pc $$ | sed 's/.*: //; s/[,-].*//')" --spin-us 0 "${flags[@]}" >"$folder/node4.txt" 2>&1 &
 node_pid=$!
-until say status 2>/dev/null | tee "$folder/status" | awk '/ member / { n++ } /nothing moves/ { still = 1 } END { exit !(n == 4 && still) }'; do
+settled() { say status 2>/dev/null | tee "$folder/status" | awk '/ member / { n++ } /nothing moves/ { s = 1 } END { exit !(n == 4 && s) }'; }
+until settled; do
     kill -0 "$node_pid" 2>/dev/null || { echo "the fourth node ended:" >&2; tail "$folder/node4.txt" >&2; exit 1; }
     [ $(($(date +%s%3N) - began)) -lt 600000 ] || { echo "the join does not end: $(tail -n 1 "$folder/status")" >&2; exit 1; }
     sleep 0.2

@@ -2,10 +2,10 @@
 //! the nodes that epoch e names (`acceptors`), so two changes of one epoch cannot both happen: that is the compare-and-set of DESIGN.md
 //! section 4.
 //!
-//! An **acceptor** answers for its own epoch only: of an older one the decision was made, and it says so; a newer one it has to learn first.
-//! What it promises and accepts is durable before it answers (`Step::Persist`); when its topology is replaced, the register begins anew. A
-//! **proposer** asks a majority to promise, takes over the topology of the highest ballot that any of them had accepted, else its own, and
-//! has a majority accept it. So what is chosen may be another's change; the proposer then makes its own for the epoch behind that.
+//! An **acceptor** answers for its own epoch only: of an older one the decision was made, and it says so; a newer one it has to learn
+//! first. What it promises and accepts is durable before it answers (`Step::Persist`); when its topology is replaced, the register begins
+//! anew. A **proposer** asks a majority to promise, takes over the topology of the highest ballot that any of them had accepted, else its
+//! own, and has a majority accept it. So what is chosen may be another's change; the proposer then makes its own for the epoch behind that.
 //!
 //! A node that lost its disk has forgotten its promises: it must come back under another id (rule M3).
 

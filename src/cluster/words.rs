@@ -1,5 +1,5 @@
-//! What an operator says to a cluster, and what is said back: `status`, `plan`, `join`, `leave`, `replace`, `weight`, `cancel`, `repair`. The
-//! words come as they stand on the command line; the answer is text for people.
+//! What an operator says to a cluster, and what is said back: `status`, `plan`, `join`, `leave`, `replace`, `weight`, `cancel`, `repair`.
+//! The words come as they stand on the command line; the answer is text for people.
 
 use super::plan::Plan;
 use super::topology::{Change, NodeSpec, NodeState, Topology};
@@ -151,8 +151,8 @@ impl Asked {
     }
 }
 
-/// How many vnodes the change under way has moved, and how many it moves in all; None where nothing moves. Whatever has flipped has an epoch
-/// above that of what still moves, which is the change's.
+/// How many vnodes the change under way has moved, and how many it moves in all; None where nothing moves. Whatever has flipped has an
+/// epoch above that of what still moves, which is the change's.
 pub fn progress(topology: &Topology) -> Option<(usize, usize)> {
     let began = topology.moving().map(|vnode| topology.epoch_of(vnode)).min()?;
     let done = (0..topology.vnodes()).filter(|vnode| topology.epoch_of(*vnode) > began).count();

@@ -49,8 +49,8 @@ const ASK_BIT: u64 = 1 << 62;
 const ASKS_MAX: usize = 1024;
 /// Nobody waits for the answer.
 const NOBODY: u64 = HINT_BIT - 1;
-/// Requests in flight, answered puts that linger among them: what clients may have waiting, and as many that a request of many keys is taken
-/// apart into.
+/// Requests in flight, answered puts that linger among them: what clients may have waiting, and as many that a request of many keys is
+/// taken apart into.
 const RUNNING_MAX: usize = 4 * CORE_REQUESTS_MAX;
 const _: () = assert!(RUNNING_MAX < 1 << SLOT_BITS);
 

@@ -2,9 +2,9 @@
 //!
 //! The fault model. Nodes lose power at any disk operation or between them, or their processes are killed; they come back with what was
 //! durable. Several may be down at once, all of them too. Links are cut, one way or both, one by one or all of a node's; connections are
-//! reset; bytes come late and in pieces; disks and cores are slow; wall clocks differ by up to 150 ms and drift. Meanwhile nodes join, leave,
-//! come back, change their weights and are replaced (`operator`); one at a time falls for good. What is not here: disks that lose or rot
-//! what was synced (`scenario` has those for one node).
+//! reset; bytes come late and in pieces; disks and cores are slow; wall clocks differ by up to 150 ms and drift. Meanwhile nodes join,
+//! leave, come back, change their weights and are replaced (`operator`); one at a time falls for good. What is not here: disks that lose or
+//! rot what was synced (`scenario` has those for one node).
 //!
 //! Clients put, get, delete and expire at QUORUM, and retry what is unknown under its stamp. Checked: every rule of `checker` (nothing
 //! acknowledged is lost, nothing goes back, expiry is exact by the versions' clocks), that after the faults all is answered in time, and

@@ -1,6 +1,6 @@
-//! The operator of a simulated cluster: joins, leaves, weights and replacements while clients work and faults happen. One change at a time is
-//! ordered; whoever is up is asked, again and again, until somebody says that it is decided, or why it is not done. Beside that the operator
-//! looks at the topology all the time, so that the run knows who is a member.
+//! The operator of a simulated cluster: joins, leaves, weights and replacements while clients work and faults happen. One change at a time
+//! is ordered; whoever is up is asked, again and again, until somebody says that it is decided, or why it is not done. Beside that the
+//! operator looks at the topology all the time, so that the run knows who is a member.
 
 use super::cluster::{Run, address};
 use super::final_look::Quiet;
@@ -108,8 +108,8 @@ async fn visit(io: &Io, server: SocketAddr, operator: &Operator) -> Result<(), S
             Ok(other) => return Err(format!("words are answered with {other:?}")),
             Err(error) => {
                 let said = error.to_string();
-                // Who could not reach enough others, was in the middle of something, or does not know yet that a move has ended, has not the
-                // last word.
+                // Who could not reach enough others, was in the middle of something, or does not know yet that a move has ended, has not
+                // the last word.
                 let is_final = !["answered in time", "all the time", "did not answer", "can be reached", "shutting down", "still moving"]
                     .iter()
                     .any(|part| said.contains(part));

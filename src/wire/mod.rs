@@ -1,6 +1,6 @@
 //! Bytes ⇄ requests and replies; pure. `command` is the one vocabulary, `frame` cuts a stream into frames, `native` is the rkyv encoding
-//! (docs/protocol.md spells out every byte), `peer`, `peer_hello`, `peer_moves` and `peer_repair` what the cores of different nodes say to each
-//! other, `fuzz` are the entry points that must survive anything.
+//! (docs/protocol.md spells out every byte), `peer`, `peer_hello`, `peer_moves` and `peer_repair` what the cores of different nodes say to
+//! each other, `fuzz` are the entry points that must survive anything.
 
 pub mod command;
 pub mod frame;

@@ -2,8 +2,8 @@
 //!
 //! Many frames go in one write. Every message carries the epoch of its sender's topology (rule M1 of PROTOCOL.md) and, where somebody
 //! waits for the answer, the milliseconds that are left of it. The request id is the asker's; an answer repeats it. What the messages mean
-//! is written in `cluster::replica` and `cluster::coordinator`. The messages of repair (`wire::peer_repair`) and of moves (`wire::peer_moves`)
-//! travel in the same frames.
+//! is written in `cluster::replica` and `cluster::coordinator`. The messages of repair (`wire::peer_repair`) and of moves
+//! (`wire::peer_moves`) travel in the same frames.
 //!
 //! ```text
 //! header (16 bytes) | rkyv body | checksum u64 LE: xxh3 of the body, seeded with the checksum of the header

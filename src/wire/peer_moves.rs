@@ -21,7 +21,8 @@
 //! | 0x8137 taken over | moves |
 //! | 0x8138 done, 0x8139 not done | text |
 //!
-//! text: UTF-8 behind a varint length. decision: epoch u64, ballot. ballot: round u64, node u64, nonce u64. moves: list of moves. move: vnode u32, since u64.
+//! text: UTF-8 behind a varint length. decision: epoch u64, ballot. ballot: round u64, node u64, nonce u64. moves: list of moves. move:
+//! vnode u32, since u64.
 
 use super::command::ErrorCode;
 use super::native::{WireError, bad, too_large};
