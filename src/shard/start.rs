@@ -509,6 +509,9 @@ fn report(shard: &Shard) -> Report {
         report.count(&stats::LINKS, &[], cluster.links.up() as u64);
         report.count(&stats::COORDINATED, &[], cluster.requests.running() as u64);
         report.count(&stats::EPOCH, &[], cluster.epoch());
+        let (coming, taken_over) = cluster.moves.progress();
+        report.count(&stats::COMING, &[], coming as u64);
+        report.count(&stats::TAKEN_OVER, &[], taken_over as u64);
     }
     let (waited, wait) = shard.pace.waited();
     report.count(&stats::WRITE_RATE, &[], shard.pace.rate());
