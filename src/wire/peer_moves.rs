@@ -29,7 +29,7 @@ use super::native::{WireError, bad, too_large};
 use super::peer::Head;
 use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::base::record::{NamespaceId, Version};
-use crate::limits::{NAMESPACES_MAX, VNODES_MAX, WORDS_BYTES_MAX};
+use crate::limits::{NAMESPACES_MAX, PEER_FRAME_BYTES_MAX, VNODES_MAX, WORDS_BYTES_MAX};
 
 /// Kinds of frames.
 pub mod kind {
@@ -52,6 +52,7 @@ pub mod kind {
 
 /// The largest topology that is decided: some times what the largest cluster's takes.
 pub const TOPOLOGY_BYTES_MAX: usize = 4 << 20;
+const _: () = assert!(TOPOLOGY_BYTES_MAX + 4096 < PEER_FRAME_BYTES_MAX);
 /// Vnodes of one question about marks.
 pub const MARKS_VNODES_MAX: usize = 512;
 
@@ -416,10 +417,9 @@ pub fn examples() -> Vec<MoveMessage> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::frame::{FrameReader, HEADER_BYTES};
+    use super::super::frame::FrameReader;
     use super::super::peer::{AnyMessage, decode_any, encode_move};
     use super::*;
-    use crate::limits::PEER_FRAME_BYTES_MAX;
 
     const HEAD: Head = Head { epoch: 3, deadline_ms: 900 };
 
@@ -455,6 +455,5 @@ mod tests {
         let kind = encode_body(&mut long, HEAD, &MoveMessage::AskMarks(moves));
         assert_eq!(decode_body(kind, &long).map_err(|error| error.code), Err(ErrorCode::TooLarge));
         assert_eq!(decode_body(0x013F, &long).map_err(|error| error.code), Err(ErrorCode::UnknownKind));
-        assert!(HEADER_BYTES + TOPOLOGY_BYTES_MAX + 4096 < PEER_FRAME_BYTES_MAX);
     }
 }
