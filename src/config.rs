@@ -163,9 +163,12 @@ pub struct Settings {
     /// All nodes that a cluster begins with, this one among them, as in 1=10.0.0.1:7400,2=10.0.0.2:7400; the same list for each
     #[arg(long, value_name = "LIST")]
     pub founders: Option<String>,
-    /// Gossip addresses of nodes of the cluster to join, as in 10.0.0.1:7490,10.0.0.2:7490 (refused: a cluster takes no new nodes yet)
+    /// Join the running cluster of which these are some nodes, by the addresses that clients use, as in 10.0.0.1:7400,10.0.0.2:7400
     #[arg(long, value_name = "LIST")]
     pub join: Option<String>,
+    /// With join: hold no data until an operator says `ringkv cluster join` or `ringkv cluster replace`
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub standby: Option<bool>,
     /// What this node may fail together with
     #[arg(long, value_name = "NAME")]
     pub rack: Option<String>,
@@ -211,6 +214,7 @@ impl Settings {
             node_id: self.node_id.or(under.node_id),
             founders: self.founders.or(under.founders),
             join: self.join.or(under.join),
+            standby: self.standby.or(under.standby),
             rack: self.rack.or(under.rack),
             weight: self.weight.or(under.weight),
             gossip_port: self.gossip_port.or(under.gossip_port),

@@ -38,6 +38,8 @@ pub const RF_DEFAULT: usize = 3;
 pub const CORES_MAX: usize = 256;
 /// The longest name of a namespace.
 pub const NAMESPACE_NAME_BYTES_MAX: usize = 64;
+/// The longest text of an operator's words to a cluster, and of what one node answers another to them.
+pub const WORDS_BYTES_MAX: usize = 2048;
 /// The most namespaces of a node.
 pub const NAMESPACES_MAX: usize = 256;
 /// How long a task may run before it yields, in microseconds.
@@ -154,6 +156,8 @@ pub const REPAIR_SCAN_IDLE_MS: u64 = 100;
 pub const REPAIR_PAUSE_MS: u64 = 50;
 /// What a core's comparisons send and get, in bytes a second.
 pub const REPAIR_BYTES_A_SECOND: usize = 4 * 1024 * 1024;
+/// The same of the comparisons by which a core takes a vnode over: it is to have its share soon, and the pace of writes holds it back.
+pub const MOVE_BYTES_A_SECOND: usize = 16 * 1024 * 1024;
 /// A question of a comparison is waited for so long.
 pub const REPAIR_ANSWER_MS_MAX: u64 = 5_000;
 /// Of a core's memory so much, 1 in this, may be hash trees; and as much copies of other nodes that are being stored.

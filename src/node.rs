@@ -141,7 +141,7 @@ fn choose_backend(config: &Config, warn: &dyn Fn(&str)) -> Result<Backend, Failu
 
 fn plan(config: &Config, secret: Option<Vec<u8>>, membership: Option<&Membership>, tell: mpsc::Sender<News>) -> Plan {
     let say = tell.clone();
-    let cluster = membership.and_then(|membership| membership.plan(Box::new(move |line| drop(say.send(News::Said(line.to_owned()))))));
+    let cluster = membership.map(|membership| membership.plan(Box::new(move |line| drop(say.send(News::Said(line.to_owned()))))));
     let cores = config.cores.len();
     let memory_bytes = config.memory_bytes as usize / cores;
     let engine = EngineConfig {

@@ -43,6 +43,7 @@ pub fn run(request: &config::Client, credential: Vec<u8>, out: &mut dyn Write) -
         Word::Info => client.info().map_err(say)?,
         Word::Namespaces(word) => namespaces(&mut client, word)?,
         Word::Snapshot { name } => client.snapshot(name).map_err(say)?,
+        Word::Cluster { words } => client.cluster(words).map_err(say)?,
     };
     write(out, format!("{}\n", text.trim_end()).as_bytes())
 }

@@ -283,10 +283,23 @@ fn founders_meet_keep_their_ids_and_tell_who_left() {
     let back = start(3);
     nodes.iter().for_each(|node| shows(node, "ringkv_gossip_members{state=\"alive\"} 3"));
     drop(back);
-    let join = format!("{}:7490", host(1));
-    let refused = finish(&["--data", &folder.path("4"), "--port", "0", "--admin-port", "0", "--join", &join, "--node-id", "4"]);
-    assert_eq!(refused.status.code(), Some(exit::CONFIG));
-    assert!(said(&refused).contains("takes no new nodes yet"), "{}", said(&refused));
+    let join = format!("{}:7400", host(1));
+    let cpu = allowed_cpus()[0].to_string();
+    let joins = |id: &str, more: &[&str]| {
+        let flags = ["--data", &folder.path("4"), "--port", "0", "--admin-port", "0", "--join", &join, "--node-id", id, "--cores", &cpu];
+        finish(&[&flags[..], more].concat())
+    };
+    std::fs::write(folder.path("key"), "another").unwrap();
+    let (key, q) = (folder.path("key"), "512".to_owned());
+    for (id, more, why) in [
+        ("3", &[][..], "node-id 3 is taken"),
+        ("65539", &[], "low 16 bits"),
+        ("4", &["--cluster-key", &key], "another cluster key"),
+        ("4", &["--vnodes", &q], "keeps them for its life"),
+    ] {
+        let refused = joins(id, more);
+        assert!(!refused.status.success() && said(&refused).contains(why), "{id} {more:?}: {}", said(&refused));
+    }
     let third =
         ["--data", &folder.path("3"), "--port", "7400", "--admin-port", "0", "--host", &host(1), "--founders", &list, "--node-id", "1"];
     let other = finish(&[&third[..], &["--cores", &allowed_cpus()[0].to_string()]].concat());

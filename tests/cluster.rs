@@ -406,6 +406,88 @@ impl Judge {
     }
 }
 
+/// A node that joins through the first one.
+fn launch_joining(cluster: &Cluster, id: usize, more: &[&str]) -> Node {
+    let (port, cpus) = (free_ports(1)[0], host::allowed_cpus());
+    let line = format!(
+        "--node-id {id} --join 127.0.0.1:{} --port {port} --gossip-port {} --cores {} --spin-us 0 --memory 64MiB",
+        cluster.ports[0],
+        port + 1,
+        cpus[id % cpus.len()]
+    );
+    let flags: Vec<&str> = line.split(' ').chain(more.iter().copied()).collect();
+    Node::start(&data_of(cluster.folder.path(), id - 1), &flags)
+}
+
+fn status(client: &mut Client) -> String {
+    client.cluster("status").expect("a status")
+}
+
+/// Nothing moves, and so many nodes are members.
+fn is_settled(client: &mut Client, members: usize) -> bool {
+    let status = status(client);
+    status.contains("nothing moves") && status.lines().filter(|line| line.contains(" member ")).count() == members
+}
+
+#[test]
+fn a_node_joins_under_load_another_leaves_and_a_dead_one_is_replaced() {
+    let mut cluster = Cluster::start();
+    let mut clients = cluster.clients(Level::Quorum);
+    let key = |number: u32| format!("moved {number}").into_bytes();
+    for number in 0..2_000u32 {
+        clients[0].put(&key(number), &number.to_le_bytes()).expect("a put");
+    }
+    // Writes go on over all of it; none of them may fail while nobody falls.
+    let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        let (mut writer, stop, written) = (cluster.client(1, Level::Quorum), &stop, &written);
+        let writing = scope.spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let number = written.load(Ordering::Relaxed) as u32;
+                writer.put(&key(number % 500), &number.to_le_bytes()).expect("a put while vnodes move");
+                written.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let fourth = launch_joining(&cluster, 4, &[]);
+        assert!(becomes(PATIENCE * 2, || is_settled(&mut clients[0], 4)), "no join: {}", status(&mut clients[0]));
+        let mut at_fourth = Client::connect(ClientConfig { levels: LevelsAsked::both(Level::One), ..fourth.config() }).expect("a client");
+        assert!(becomes(PATIENCE, || is_settled(&mut at_fourth, 4)));
+        let planned = at_fourth.cluster("plan leave 1").expect("a plan");
+        assert!(planned.contains("replicas of vnodes"), "{planned}");
+        let refused = at_fourth.cluster("leave 9").expect_err("there is no such node").to_string();
+        assert!(refused.contains("there is no node 9"), "{refused}");
+        let said = at_fourth.cluster("leave 3").expect("it leaves");
+        assert!(said.contains("vnodes move"), "{said}");
+        assert!(becomes(PATIENCE * 2, || is_settled(&mut clients[0], 3)), "no leave: {}", status(&mut clients[0]));
+        stop.store(true, Ordering::Relaxed);
+        writing.join().expect("no put failed");
+        let last = written.load(Ordering::Relaxed) as u32;
+        assert!(last > 100, "{last} puts");
+        cluster.nodes.push(Some(fourth));
+    });
+    // Who left serves clients still, and falls without being missed.
+    cluster.kill(2);
+    let last = written.load(Ordering::Relaxed) as u32;
+    let mut ends = vec![cluster.client(0, Level::All), cluster.client(3, Level::Quorum)];
+    for client in &mut ends {
+        for number in 0..2_000u32 {
+            let found = client.get(&key(number)).expect("a get").expect("it was put").value;
+            let found = u32::from_le_bytes(found.try_into().expect("four bytes"));
+            let wanted = if number < 500 { (0..last).rev().find(|put| put % 500 == number).unwrap_or(number) } else { number };
+            assert_eq!(found, wanted, "key {number}");
+        }
+    }
+    // The second one dies, and a node that stood by takes its place.
+    cluster.kill(1);
+    let fifth = launch_joining(&cluster, 5, &["--standby"]);
+    let replaced = becomes(PATIENCE, || ends[0].cluster("replace 2 5").is_ok());
+    assert!(replaced, "{:?}", ends[0].cluster("replace 2 5"));
+    let mut first = cluster.client(0, Level::Quorum);
+    assert!(becomes(PATIENCE * 2, || is_settled(&mut first, 3)), "no replacement: {}", status(&mut first));
+    let mut client = Client::connect(ClientConfig { levels: LevelsAsked::both(Level::All), ..fifth.config() }).expect("a client");
+    assert!(becomes(PATIENCE, || client.get(&key(1_999)).is_ok_and(|found| found.is_some())));
+}
+
 #[test]
 fn nothing_is_lost_and_nothing_wrong_over_kills_and_restarts() {
     let mut cluster = Cluster::start();

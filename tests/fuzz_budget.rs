@@ -204,6 +204,16 @@ fn repairs() -> Vec<Vec<u8>> {
     wire::peer_repair::examples().into_iter().map(bytes).collect()
 }
 
+/// One message of moves of each kind.
+fn moves() -> Vec<Vec<u8>> {
+    let bytes = |message| {
+        let mut body = Vec::new();
+        let kind = wire::peer_moves::encode_body(&mut body, wire::peer::Head { epoch: 3, deadline_ms: 900 }, &message);
+        [&kind.to_le_bytes()[..], &body].concat()
+    };
+    wire::peer_moves::examples().into_iter().map(bytes).collect()
+}
+
 fn levels() -> Vec<Vec<u8>> {
     let level = |log2: u8, step: usize| {
         let nodes = (0..1u32 << log2).step_by(step).map(|index| (index, (index % 3 > 0).then_some(u128::from(index) << 64))).collect();
@@ -239,6 +249,7 @@ fn no_target_falls_within_its_budget() {
     run("topology", cluster::fuzz::topology, &topologies());
     run("peer", wire::fuzz::peer, &peers());
     run("peer_repair", wire::fuzz::peer_repair, &repairs());
+    run("peer_moves", wire::fuzz::peer_moves, &moves());
     run("merkle", cluster::fuzz::merkle, &levels());
     run("hints", cluster::fuzz::hints, &hints());
     run("gossip", gossip::fuzz::message, &gossip::fuzz::examples());
@@ -259,6 +270,7 @@ fn every_target_is_wrapped_for_cargo_fuzz() {
         "manifest.rs",
         "merkle.rs",
         "peer.rs",
+        "peer_moves.rs",
         "peer_repair.rs",
         "table.rs",
         "table_block.rs",

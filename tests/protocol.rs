@@ -70,6 +70,7 @@ fn requests() -> Vec<(&'static str, u64, Request<'static>)> {
         ("namespace_make", 25, plain(Command::NamespaceMake(make))),
         ("namespace_change", 26, plain(Command::NamespaceChange(change))),
         ("snapshot", 23, plain(Command::Snapshot { name: "monday" })),
+        ("cluster", 27, plain(Command::Cluster { words: "leave 3" })),
     ]
 }
 

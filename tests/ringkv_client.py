@@ -38,6 +38,7 @@ KINDS = {
     "expire": (21, KEYED + "ttl_ms:u64 flags:u8 version:v key:bytes"), "persist": (22, KEYED + "ttl_ms:u64 flags:u8 version:v key:bytes"),
     "scan": (24, KEYED + "vnode:u32 limit:u32 flags:u8 cursor:bytes"),
     "namespace_create": (33, SPEC), "namespace_alter": (34, SPEC), "snapshot": (40, "deadline_ms:u32 name:bytes"),
+    "cluster": (41, "deadline_ms:u32 words:bytes"),
     "namespace_details": (35, "deadline_ms:u32"), "namespace_make": (36, FORM), "namespace_change": (37, FORM),
     "hello_ok": (0x8001, "protocol_version:u16 core:u16 cores:u16 vnodes:u32 node_id:u64 cluster_id:v epoch:u64 features:u64 "
                  + " ".join(name + ":u32" for name in LIMITS.split()) + " nodes:list-node owners:list-u16"),

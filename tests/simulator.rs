@@ -39,14 +39,17 @@ mod of_a_cluster {
     use ringkv::cluster::coordinator::Planted;
     use ringkv::sim::cluster::{COMMANDS, FaultSet, Outcome, Setup, run};
 
-    /// Those that the rules of a topology that stands still cover.
-    const PLANTED: [Planted; 6] = [
+    /// Those that the rules for puts, gets, hints and moves cover.
+    const PLANTED: [Planted; 9] = [
         Planted::PutRestamps,
         Planted::DupIsSuperseded,
         Planted::ReadNoWriteback,
         Planted::RetryNewStamp,
         Planted::HintCountedToW,
         Planted::AckBeforeSync,
+        Planted::OldEpochObeyed,
+        Planted::PendingNotInQuorum,
+        Planted::FlipAfterOneSource,
     ];
 
     #[test]

@@ -559,6 +559,11 @@ impl Client {
     pub fn snapshot(&mut self, name: &str) -> Result<String, ClientError> {
         request::text(self.call(Command::Snapshot { name })?)
     }
+
+    /// The state of the cluster, or a change of its nodes, in words as behind `ringkv cluster`: text for people.
+    pub fn cluster(&mut self, words: &str) -> Result<String, ClientError> {
+        request::text(self.call(Command::Cluster { words })?)
+    }
 }
 
 /// Commands gathered to be run together.

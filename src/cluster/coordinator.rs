@@ -54,6 +54,8 @@ pub enum Planted {
     PendingNotInQuorum,
     /// Nobody compares replicas in the background.
     RepairOff,
+    /// A pending owner takes over after it has joined one old owner.
+    FlipAfterOneSource,
 }
 
 /// The levels of a request.

@@ -7,6 +7,9 @@ pub mod coordinator;
 mod coordinator_sim;
 #[cfg(test)]
 mod coordinator_tests;
+pub mod decide;
+#[cfg(test)]
+mod decide_tests;
 pub mod detector;
 pub mod forget;
 #[cfg(test)]
@@ -32,8 +35,10 @@ mod repair_world;
 pub mod replica;
 pub mod ring;
 pub mod ring_table;
+pub mod takeover;
 pub mod targets;
 pub mod topology;
 pub mod topology_codec;
 #[cfg(test)]
 mod topology_tests;
+pub mod words;

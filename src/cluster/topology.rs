@@ -85,18 +85,44 @@ pub struct Proposal {
 /// Why a change does not happen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
-    Cluster { ours: u64, theirs: u64 },
-    Vnodes { ours: u32, theirs: u32 },
-    Epoch { ours: u64, theirs: u64 },
-    MovePending { vnodes: usize },
+    Cluster {
+        ours: u64,
+        theirs: u64,
+    },
+    Vnodes {
+        ours: u32,
+        theirs: u32,
+    },
+    Epoch {
+        ours: u64,
+        theirs: u64,
+    },
+    MovePending {
+        vnodes: usize,
+    },
     NothingPending,
-    NotMoving { vnode: u32 },
-    NodeIdTaken { id: u64 },
-    AddressTaken { address: String },
-    UnknownNode { id: u64 },
+    NotMoving {
+        vnode: u32,
+    },
+    NodeIdTaken {
+        id: u64,
+    },
+    /// The low 16 bits of an id are its writer number, by which versions are told apart.
+    WriterTaken {
+        id: u64,
+        by: u64,
+    },
+    AddressTaken {
+        address: String,
+    },
+    UnknownNode {
+        id: u64,
+    },
     NobodyLeft,
     TooManyNodes,
-    Node { why: &'static str },
+    Node {
+        why: &'static str,
+    },
 }
 
 impl std::fmt::Display for Refused {
@@ -109,6 +135,7 @@ impl std::fmt::Display for Refused {
             Refused::NothingPending => f.write_str("no change is under way"),
             Refused::NotMoving { vnode } => write!(f, "vnode {vnode} is not moving"),
             Refused::NodeIdTaken { id } => write!(f, "node id {id} is taken"),
+            Refused::WriterTaken { id, by } => write!(f, "the low 16 bits of node id {id} are those of node {by}; give it another id"),
             Refused::AddressTaken { address } => write!(f, "address {address} belongs to another node"),
             Refused::UnknownNode { id } => write!(f, "there is no node {id}"),
             Refused::NobodyLeft => f.write_str("no node would be left to hold the data"),
@@ -162,6 +189,12 @@ impl Topology {
         }
         topology.owners = place(&topology.seats()?, &topology.owners);
         Ok(topology)
+    }
+
+    /// Of a node whose folder says which cluster it is of, until what is stored there is read: epoch 0, without nodes. It is in no use.
+    pub fn unknown(cluster: u64, vnodes: u32) -> Topology {
+        let owners = vec![UNOWNED; vnodes as usize];
+        Topology { cluster, epoch: 0, nodes: Vec::new(), owners, since: vec![0; vnodes as usize], pending: Vec::new() }
     }
 
     pub fn cluster(&self) -> u64 {
@@ -389,6 +422,9 @@ impl Topology {
         for (index, node) in (0u16..).zip(&self.nodes) {
             if node.spec.id == spec.id {
                 return Err(Refused::NodeIdTaken { id: spec.id });
+            }
+            if node.spec.id as u16 == spec.id as u16 {
+                return Err(Refused::WriterTaken { id: spec.id, by: node.spec.id });
             }
             if Some(index) == dead {
                 continue;

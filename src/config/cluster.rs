@@ -21,8 +21,10 @@ pub struct ClusterConfig {
     pub node_id: Option<u64>,
     /// With whom the cluster begins, this node among them, as they were listed; empty for a node that joins.
     pub founders: Vec<Founder>,
-    /// Where gossip finds other nodes.
+    /// Where gossip finds the other founders; of a node that joins, where members are asked for the topology (their native ports).
     pub seeds: Vec<SocketAddr>,
+    /// It holds nothing until an operator lets it in.
+    pub standby: bool,
     /// Where gossip's sockets are bound. Port 0 draws a free one.
     pub gossip: SocketAddr,
     /// The address under which others reach this node's ports.
@@ -58,6 +60,10 @@ pub(super) fn resolve(settings: &Settings, native: SocketAddr, admin: SocketAddr
     if settings.cluster_key.is_none() && !native.ip().is_loopback() {
         return Err(Refusal::config(format!("host {} is reachable from other machines, so cluster-key must name a key", native.ip())));
     }
+    let standby = settings.standby.unwrap_or(false);
+    if standby && join.is_none() {
+        return Err(Refusal::config("standby is for a node that joins; give join as well"));
+    }
     let rack = settings.rack.clone().unwrap_or_default();
     if rack.len() > RACK_BYTES_MAX {
         return Err(Refusal::config(format!("rack `{rack}` is longer than {RACK_BYTES_MAX} bytes")));
@@ -67,7 +73,7 @@ pub(super) fn resolve(settings: &Settings, native: SocketAddr, admin: SocketAddr
         return Err(Refusal::config(format!("weight must lie between 1 and {WEIGHT_MAX}, and {weight} does not")));
     }
     let (node_id, key_file) = (settings.node_id, settings.cluster_key.clone());
-    Ok(Some(ClusterConfig { node_id, founders, seeds, gossip, ip, rack, weight, key_file }))
+    Ok(Some(ClusterConfig { node_id, founders, seeds, standby, gossip, ip, rack, weight, key_file }))
 }
 
 /// Without a cluster nothing is said about one.
@@ -78,6 +84,7 @@ fn alone(settings: &Settings) -> Result<(), Refusal> {
         ("weight", settings.weight.is_some()),
         ("gossip-port", settings.gossip_port.is_some()),
         ("cluster-key", settings.cluster_key.is_some()),
+        ("standby", settings.standby.is_some()),
     ];
     match said.into_iter().find(|(_, said)| *said) {
         Some((name, _)) => Err(Refusal::config(format!("{name} is for a node of a cluster; give founders or join as well"))),

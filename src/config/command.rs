@@ -114,6 +114,10 @@ pub enum Word {
     Snapshot {
         name: String,
     },
+    /// What is said to the cluster.
+    Cluster {
+        words: String,
+    },
 }
 
 /// What is done with namespaces. `ttl`: `None` leaves it, `Some(None)` takes it away.
@@ -273,6 +277,15 @@ enum Verb {
         #[command(flatten)]
         target: Target,
     },
+    /// Say something to the cluster, by any of its nodes: status, join ID, leave ID, replace DEAD NEW, weight ID N, cancel, repair; and
+    /// plan before one of these says what it would move
+    Cluster {
+        /// As in `status`, `plan leave 3`, `replace 2 5`
+        #[arg(required = true)]
+        words: Vec<String>,
+        #[command(flatten)]
+        target: Target,
+    },
     /// Check a data folder that no node holds
     Verify {
         dir: PathBuf,
@@ -379,6 +392,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, 
         Verb::Info(target) => (target, Word::Info),
         Verb::Ns { verb } => namespaces(verb)?,
         Verb::Snapshot { name, target } => (target, Word::Snapshot { name }),
+        Verb::Cluster { words, target } => (target, Word::Cluster { words: words.join(" ") }),
     };
     Ok(Parsed::Done(Command::Client(Client { target, word })))
 }

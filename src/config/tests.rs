@@ -104,6 +104,8 @@ fn a_refusal_is_one_sentence_that_names_the_key() {
         ("--join 127.0.0.1:1 --gossip-port 7400", "", "gossip-port"),
         ("--join 127.0.0.1:1 --gossip-port 7480", "", "admin-port"),
         ("--join 127.0.0.1:1 --weight 0", "", "weight"),
+        ("--standby", "", "standby"),
+        ("cluster", "", "cluster"),
         ("--join 127.0.0.1:1 --rack aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "", "rack"),
         ("--join 127.0.0.1:1 --host 0.0.0.0 --insecure --cluster-key k", "", "host 0.0.0.0"),
         ("--join 10.0.0.1:1 --host 10.0.0.2 --insecure", "", "cluster-key"),
@@ -155,7 +157,8 @@ fn founders_know_each_other_and_who_joins_knows_whom_to_ask() {
     let joins = config("--config f --host 10.0.0.5 --insecure", &[("f", file)]).cluster.unwrap();
     assert_eq!((joins.node_id, joins.weight, joins.rack.as_str()), (Some(5), 9, "r1"));
     assert_eq!((joins.seeds.len(), joins.founders.len(), joins.ip), (2, 0, at("10.0.0.5:1").ip()));
-    assert_eq!(joins.key_file.as_deref(), Some(Path::new("k")));
+    assert_eq!((joins.key_file.as_deref(), joins.standby), (Some(Path::new("k")), false));
+    assert!(config("--join 127.0.0.1:1 --standby", &[]).cluster.unwrap().standby);
     assert_eq!(config("--join 127.0.0.1:1 --gossip-port 0 --port 0", &[]).cluster.unwrap().node_id, None);
 }
 

@@ -116,30 +116,7 @@ impl CellHash {
 impl CellCache {
     /// An empty cache of at most `budget_bytes`, its index included.
     pub fn new(budget_bytes: usize, seed: u64) -> CellCache {
-        // Even, so that each has a neighbour.
-        let buckets = (budget_bytes / ENTRY_BYTES_USUAL / (SLOTS - 2)).next_multiple_of(2).max(2);
-        let lines = Pages::new(buckets * LINE_BYTES);
-        let ghosts = vec![0u16; buckets * SLOTS / 2];
-        let index_bytes = lines.len() + ghosts.len() * 2;
-        let chunk_bytes = (budget_bytes / 256).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX).next_power_of_two().min(CHUNK_BYTES_MAX);
-        // Each log's newest and oldest chunk may be partly empty.
-        let log_bytes_max = budget_bytes.saturating_sub(index_bytes + 4 * chunk_bytes).min(LOG_BYTES_MAX);
-        let state = State {
-            lines,
-            buckets: buckets as u32,
-            ghosts,
-            log: Pages::new((log_bytes_max / chunk_bytes + CHUNKS_OPEN) * chunk_bytes),
-            chunks: 0,
-            free: Vec::new(),
-            chunk_bytes,
-            small: Log::default(),
-            main: Log::default(),
-            log_bytes_max,
-            entries: 0,
-            scratch: Vec::new(),
-            stats: CacheStats { budget_bytes, bytes: index_bytes, ..CacheStats::default() },
-        };
-        CellCache { state: state.into(), seed }
+        CellCache { state: State::new(budget_bytes).into(), seed }
     }
 
     /// The hash of any place of a key. Made of the token, which clients can choose to collide: that costs them the cache, nobody else.
@@ -232,6 +209,14 @@ impl CellCache {
         }
     }
 
+    /// Takes everything out.
+    pub fn clear(&self) {
+        let mut state = self.state.borrow_mut();
+        let fresh = State::new(state.stats.budget_bytes);
+        let stats = CacheStats { bytes: fresh.stats.bytes, ..state.stats };
+        *state = State { stats, ..fresh };
+    }
+
     /// Counters since the start, and the state now.
     pub fn stats(&self) -> CacheStats {
         let state = self.state.borrow();
@@ -317,6 +302,32 @@ fn set_slot(bucket: &mut [u32; BUCKET_WORDS], slot: usize, tag: u8, addr: u32) {
 }
 
 impl State {
+    fn new(budget_bytes: usize) -> State {
+        // Even, so that each has a neighbour.
+        let buckets = (budget_bytes / ENTRY_BYTES_USUAL / (SLOTS - 2)).next_multiple_of(2).max(2);
+        let lines = Pages::new(buckets * LINE_BYTES);
+        let ghosts = vec![0u16; buckets * SLOTS / 2];
+        let index_bytes = lines.len() + ghosts.len() * 2;
+        let chunk_bytes = (budget_bytes / 256).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX).next_power_of_two().min(CHUNK_BYTES_MAX);
+        // Each log's newest and oldest chunk may be partly empty.
+        let log_bytes_max = budget_bytes.saturating_sub(index_bytes + 4 * chunk_bytes).min(LOG_BYTES_MAX);
+        State {
+            lines,
+            buckets: buckets as u32,
+            ghosts,
+            log: Pages::new((log_bytes_max / chunk_bytes + CHUNKS_OPEN) * chunk_bytes),
+            chunks: 0,
+            free: Vec::new(),
+            chunk_bytes,
+            small: Log::default(),
+            main: Log::default(),
+            log_bytes_max,
+            entries: 0,
+            scratch: Vec::new(),
+            stats: CacheStats { budget_bytes, bytes: index_bytes, ..CacheStats::default() },
+        }
+    }
+
     #[inline]
     fn home(&self, hash: CellHash) -> u32 {
         hash.of(self.buckets as usize) as u32

@@ -43,6 +43,7 @@ mod store_repair_tests;
 mod store_scan;
 #[cfg(test)]
 mod store_tests;
+pub mod store_void;
 mod store_work;
 pub mod table;
 pub mod table_iter;

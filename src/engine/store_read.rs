@@ -185,7 +185,8 @@ impl Core {
                 found = Some(join_bufs(found.take(), cell));
             }
         }
-        if let Some(cell) = found.as_ref().filter(|_| above.is_none()) {
+        // A vnode that was made void meanwhile has forgotten it.
+        if let Some(cell) = found.as_ref().filter(|_| above.is_none() && lookup.drop_seq == Lookup::new(self, &tree, place).drop_seq) {
             self.remember(place, cell, &tree);
         }
         Ok(ReadCell { cell: found, settled: self.settled(seq) })

@@ -3,13 +3,15 @@
 //! What a node is called is settled before its shards open the data folder: a folder that is made now is made with the id that was asked
 //! for and, where the node is a founder, with the id of the cluster; an older one has both already.
 
+mod join;
+
 use super::Failure;
 use crate::base::record::core_of;
 use crate::cluster::board::MemberBoard;
 use crate::cluster::founding::{self, founding_id};
-use crate::cluster::gossip::member::{Profile, Rack, Versions};
+use crate::cluster::gossip::member::{Address, Profile, Rack, Versions};
 use crate::cluster::gossip::wire::Key;
-use crate::cluster::gossip::{CLUSTER_UNKNOWN, Me, Timing};
+use crate::cluster::gossip::{Me, Timing};
 use crate::cluster::topology::{NodeSpec, Topology};
 use crate::config::{ClusterConfig, Config, exit};
 use crate::control::gossip::{GossipFigures, GossipSetup, Warn, to_address};
@@ -19,7 +21,8 @@ use crate::engine::recover::{NodeConfig, NodeStore};
 use crate::io::driver::{Backend, Driver};
 use crate::io::executor::Executor;
 use crate::io::wakers::Wakers;
-use crate::io::{SocketAddr, host};
+use crate::io::{Io, SocketAddr, host};
+use crate::limits::SEEDS_MAX;
 use crate::shard::cluster::ClusterPlan;
 use crate::shard::start::StartFailure;
 use crate::wire::command::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
@@ -39,19 +42,15 @@ pub(super) struct Membership {
     key: Key,
     board: Arc<MemberBoard>,
     pub figures: Arc<GossipFigures>,
-    /// The topology that the founders begin with; none for a node that joins.
-    founding: Option<Topology>,
+    /// The topology that the founders begin with, or that a member told.
+    founding: Topology,
+    asks_in: bool,
 }
 
 impl Membership {
     /// Reads the key and settles the identity; a data folder that is not there yet is made. `wakers` are the shards'.
     pub fn prepare(config: &Config, backend: Backend, wakers: &Wakers, warn: &dyn Fn(&str)) -> Result<Option<Membership>, Failure> {
         let Some(cluster) = &config.cluster else { return Ok(None) };
-        if cluster.founders.is_empty() {
-            // It would meet the members and hold none of their data.
-            let why = "a running cluster takes no new nodes yet; found a cluster with all of its nodes (founders)";
-            return Err(Failure::new(exit::CONFIG, format!("join: {why}")));
-        }
         let key = match &cluster.key_file {
             Some(path) => Key::new(&super::read_credential("cluster-key", path)?),
             None => {
@@ -59,19 +58,25 @@ impl Membership {
                 Key::new(b"")
             }
         };
-        let (identity, vnodes) = settle(config, cluster, backend)?;
+        let (identity, vnodes, founding) = match cluster.founders.is_empty() {
+            true => join::settle(config, cluster, backend, &key, warn)?,
+            false => {
+                let (identity, vnodes) = settle(config, cluster, backend)?;
+                (identity, vnodes, founding_topology(config, cluster, identity, vnodes)?)
+            }
+        };
         let (wakers, cores) = (wakers.clone(), config.cores.len());
         let wake = move || (0..cores).for_each(|core| wakers.wake_from_outside(core));
         let board = Arc::new(MemberBoard::new(Box::new(wake)));
-        let founding = founding_topology(config, cluster, identity, vnodes)?;
-        Ok(Some(Membership { identity, vnodes, key, board, figures: Arc::default(), founding }))
+        let asks_in = cluster.founders.is_empty() && !cluster.standby;
+        Ok(Some(Membership { identity, vnodes, key, board, figures: Arc::default(), founding, asks_in }))
     }
 
     /// What the shards are told. `say` gets sentences for the operator.
-    pub fn plan(&self, say: Box<dyn Fn(&str) + Send + Sync>) -> Option<ClusterPlan> {
-        let founding = self.founding.clone()?;
-        let (node, key, boot) = (self.identity.node, self.key.clone(), host::random_u64());
-        Some(ClusterPlan { node, founding, key, boot, board: Some(self.board.clone()), warn: say, planted: None })
+    pub fn plan(&self, say: Box<dyn Fn(&str) + Send + Sync>) -> ClusterPlan {
+        let (node, founding, asks_in) = (self.identity.node, self.founding.clone(), self.asks_in);
+        let (key, boot, board) = (self.key.clone(), host::random_u64(), Some(self.board.clone()));
+        ClusterPlan { node, founding, asks_in, key, boot, board, warn: say, planted: None }
     }
 
     /// Gossip of a node whose native port is that of `native`.
@@ -88,11 +93,11 @@ impl Membership {
         };
         GossipSetup {
             listen: cluster.gossip,
-            cluster: if cluster.founders.is_empty() { CLUSTER_UNKNOWN } else { self.identity.cluster },
+            cluster: self.identity.cluster,
             vnodes: self.vnodes,
             key: self.key.clone(),
             me: Me { node: self.identity.node, profile },
-            seeds: cluster.seeds.iter().map(|seed| to_address(*seed)).collect(),
+            seeds: self.seeds(cluster),
             timing: Timing::default(),
             board: self.board.clone(),
             figures: self.figures.clone(),
@@ -101,11 +106,19 @@ impl Membership {
     }
 }
 
-/// All founders are alike: as many cores as this one, and gossip as far above the native port.
-fn founding_topology(config: &Config, cluster: &ClusterConfig, identity: Identity, vnodes: u32) -> Result<Option<Topology>, Failure> {
-    if cluster.founders.is_empty() {
-        return Ok(None);
+impl Membership {
+    /// Where gossip begins: the other founders, or the members that the topology names.
+    fn seeds(&self, cluster: &ClusterConfig) -> Vec<Address> {
+        if !cluster.founders.is_empty() {
+            return cluster.seeds.iter().map(|seed| to_address(*seed)).collect();
+        }
+        let others = self.founding.nodes().iter().filter(|node| node.spec.id != self.identity.node);
+        others.filter_map(|node| node.spec.gossip.parse().ok()).map(to_address).take(SEEDS_MAX).collect()
     }
+}
+
+/// All founders are alike: as many cores as this one, and gossip as far above the native port.
+fn founding_topology(config: &Config, cluster: &ClusterConfig, identity: Identity, vnodes: u32) -> Result<Topology, Failure> {
     let cores = config.cores.len() as u16;
     let id = cluster_id(cluster, vnodes, cores);
     if id != identity.cluster {
@@ -126,7 +139,7 @@ fn founding_topology(config: &Config, cluster: &ClusterConfig, identity: Identit
         }
     };
     let topology = Topology::found(id, vnodes, cluster.founders.iter().map(spec).collect());
-    topology.map(Some).map_err(|refused| Failure::new(exit::CONFIG, format!("founders: {refused}")))
+    topology.map_err(|refused| Failure::new(exit::CONFIG, format!("founders: {refused}")))
 }
 
 fn cluster_id(cluster: &ClusterConfig, vnodes: u32, cores: u16) -> u64 {
@@ -151,32 +164,32 @@ fn settle(config: &Config, cluster: &ClusterConfig, backend: Backend) -> Result<
             }
         }
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            let identity = fresh_identity(config, cluster);
-            make_folder(config, identity, backend)?;
-            Ok((identity, config.vnodes_at_creation()))
+            let vnodes = config.vnodes_at_creation();
+            // Founders say their ids.
+            let node = cluster.node_id.unwrap_or(1);
+            let identity = Identity { cluster: cluster_id(cluster, vnodes, config.cores.len() as u16), node };
+            make_folder(config, identity, vnodes, backend)?;
+            Ok((identity, vnodes))
         }
         Err(error) => Err(Failure::new(exit::FAILED, format!("{}: {error}", path.display()))),
     }
 }
 
-fn fresh_identity(config: &Config, cluster: &ClusterConfig) -> Identity {
-    // Who joins has not met its cluster yet; the folder is named for itself.
-    let id = match cluster.founders.is_empty() {
-        true => host::random_u64(),
-        false => cluster_id(cluster, config.vnodes_at_creation(), config.cores.len() as u16),
-    };
-    Identity { cluster: id, node: cluster.node_id.unwrap_or_else(|| host::random_u64().max(1)) }
+/// Makes an empty data folder, on an executor that lives no longer than this.
+fn make_folder(config: &Config, identity: Identity, vnodes: u32, backend: Backend) -> Result<(), Failure> {
+    let (data, cores) = (config.data.clone(), config.cores.len() as u16);
+    let layout = NodeConfig { cores, vnodes, identity: Some(identity), core_of };
+    let made = run_briefly(backend, |io| async move { NodeStore::open(&io, Path::new(&data), layout).await.map(drop) })?;
+    made.map_err(|error| Failure::from(StartFailure::from(error)))
 }
 
-/// Makes an empty data folder, on an executor that lives no longer than this.
-fn make_folder(config: &Config, identity: Identity, backend: Backend) -> Result<(), Failure> {
+/// Runs a task on an executor that lives no longer than this.
+fn run_briefly<T: 'static, F: Future<Output = T> + 'static>(backend: Backend, task: impl FnOnce(Io) -> F) -> Result<T, Failure> {
     let wakers = Wakers::new(1);
     let (driver, _) = Driver::open(backend, 0, &wakers).map_err(|error| Failure::new(exit::FAILED, error.to_string()))?;
     let mut executor = Executor::new(driver, 0, wakers);
     executor.set_spin(Duration::ZERO);
     let io = executor.handle();
-    let (data, cores) = (config.data.clone(), config.cores.len() as u16);
-    let layout = NodeConfig { cores, vnodes: config.vnodes_at_creation(), identity: Some(identity), core_of };
-    let made = executor.run(async move { NodeStore::open(&io, Path::new(&data), layout).await.map(drop) });
-    made.map_err(|error| Failure::from(StartFailure::from(error)))
+    let task = task(io);
+    Ok(executor.run(task))
 }

@@ -6,17 +6,19 @@
 use super::Shard;
 use super::coordinate::Requests;
 use super::handoff::Handoff;
+use super::moves::Moves;
 use super::peers::{Links, Notices};
 use super::repair::Repair;
 use crate::base::checksum::checksum;
 use crate::base::record::{NamespaceId, Token, core_of, vnode_of};
 use crate::base::time::Mono;
-use crate::cluster::board::{MemberBoard, Members};
+use crate::cluster::board::{Member, MemberBoard, Members};
 use crate::cluster::coordinator::{Effect, Levels, Planted, Roster, Turn, View};
 use crate::cluster::detector::Detector;
+use crate::cluster::gossip::member::Profile;
 use crate::cluster::gossip::wire::Key;
 use crate::cluster::quorum::Level;
-use crate::cluster::topology::Topology;
+use crate::cluster::topology::{NodeSpec, Topology};
 use crate::cluster::topology_codec;
 use crate::io::SocketAddr;
 use crate::limits::{GATHERED_SHARE, REPAIR_SHARE, RF_DEFAULT};
@@ -31,8 +33,10 @@ use std::time::Duration;
 pub struct ClusterPlan {
     /// Not 0; its low 16 bits are its writer number, so no two nodes of a cluster share them.
     pub node: u64,
-    /// The topology that a fresh data folder begins with.
+    /// The topology that a fresh data folder begins with; `Topology::unknown` where the folder must have one.
     pub founding: Topology,
+    /// It asks to be let in where it is no member.
+    pub asks_in: bool,
     pub key: Key,
     /// Drawn by this process: tells it from another that claims the same id.
     pub boot: u64,
@@ -55,6 +59,7 @@ pub struct Cluster {
     pub notices: Notices,
     pub handoff: Handoff,
     pub repair: Repair,
+    pub moves: Moves,
     pub detector: RefCell<Detector>,
     /// A peer knows of an epoch that this core has not: it is to be got.
     pub wants_topology: Cell<u64>,
@@ -80,6 +85,7 @@ impl Cluster {
             notices: Notices::default(),
             handoff,
             repair: Repair::new(topology.cluster(), topology.vnodes(), seed, memory_bytes / REPAIR_SHARE),
+            moves: Moves::default(),
             detector: RefCell::new(Detector::new(seed)),
             wants_topology: Cell::new(0),
             asked_topology: Cell::default(),
@@ -125,6 +131,16 @@ impl Cluster {
     /// Gossip does not hold the node for dead, and no link to it is known to be broken.
     pub fn is_alive(&self, node: u64) -> bool {
         node == self.me || self.links.is_reachable(node) && !self.is_known_gone(node)
+    }
+
+    /// The live nodes that gossip knows.
+    pub fn known_specs(&self) -> Vec<NodeSpec> {
+        let spec = |member: &Member| {
+            let Profile { native, gossip, cores, weight, rack, .. } = &member.profile;
+            let (native, gossip, rack) = (native.to_string(), gossip.to_string(), rack.as_str().to_owned());
+            NodeSpec { id: member.node, native, gossip, cores: *cores, weight: *weight, rack }
+        };
+        self.members.borrow().list().iter().filter(|member| member.state.is_live()).map(spec).collect()
     }
 
     /// Replicas of a namespace. All have the same number so far.
@@ -234,7 +250,9 @@ impl Shard {
     pub fn learn_topology(self: &Rc<Shard>, topology: &Arc<Topology>) {
         let Some(cluster) = &self.cluster else { return };
         if cluster.replace(topology) {
+            self.begin_moves(cluster);
             self.set_repair_pairs();
+            cluster.repair.forgive();
             cluster.requests.on_topology(self, topology);
         }
     }

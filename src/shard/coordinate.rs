@@ -26,6 +26,7 @@ use crate::cluster::topology::Topology;
 use crate::io::signal::Signal;
 use crate::limits::{CHUNK_BYTES, CORE_REQUESTS_MAX};
 use crate::wire::peer::{Head, Message, OwnedCell, Place, Refusal, Road, encode};
+use crate::wire::peer_moves::MoveMessage;
 use crate::wire::peer_repair::RepairMessage;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -280,6 +281,7 @@ enum Answered {
     /// Its frame.
     Frame(Vec<u8>),
     Repair(Head, RepairMessage),
+    Move(MoveMessage),
 }
 
 /// One of them.
@@ -654,7 +656,7 @@ impl Requests {
         let say = |link: &Rc<Link>, id, head| shard.say(cluster, link, id, head, message);
         match self.ask_by(shard, cluster, at, deadline, say).await? {
             Answered::Frame(bytes) => Some(bytes),
-            Answered::Repair(..) => None,
+            Answered::Repair(..) | Answered::Move(_) => None,
         }
     }
 
@@ -670,7 +672,23 @@ impl Requests {
         let say = |link: &Rc<Link>, id, head| shard.say_repair(cluster, link, id, head, message);
         match self.ask_by(shard, cluster, at, deadline, say).await? {
             Answered::Repair(head, message) => Some((head, message)),
-            Answered::Frame(_) => None,
+            Answered::Frame(_) | Answered::Move(_) => None,
+        }
+    }
+
+    /// The same for a message of moves.
+    pub async fn ask_move(
+        &self,
+        shard: &Rc<Shard>,
+        cluster: &Cluster,
+        at: At,
+        message: &MoveMessage,
+        deadline: Mono,
+    ) -> Option<MoveMessage> {
+        let say = |link: &Rc<Link>, id, head| shard.say_move(cluster, link, id, head, message);
+        match self.ask_by(shard, cluster, at, deadline, say).await? {
+            Answered::Move(message) => Some(message),
+            Answered::Frame(_) | Answered::Repair(..) => None,
         }
     }
 
@@ -742,6 +760,14 @@ impl Requests {
     /// A message of repair came over a link.
     pub fn on_repair_answer(&self, frame: u64, head: Head, message: RepairMessage) {
         self.on_asked(frame, Answered::Repair(head, message));
+    }
+
+    /// A message of moves came over a link.
+    pub fn on_move_answer(&self, shard: &Rc<Shard>, link: &Link, frame: u64, head: Head, message: MoveMessage) {
+        if let Some(cluster) = shard.cluster.as_ref().filter(|cluster| head.epoch > cluster.epoch()) {
+            shard.fetch_topology(cluster, link.at.node);
+        }
+        self.on_asked(frame, Answered::Move(message));
     }
 
     /// What a task asked for is there, if it still waits.

@@ -11,9 +11,10 @@ use super::peers::At;
 use super::{Shard, Ticket, perform};
 use crate::base::record::{NAMESPACE_SYSTEM, Version};
 use crate::base::time::Mono;
-use crate::cluster::topology::Topology;
+use crate::cluster::decide::Register;
+use crate::cluster::topology::{NodeState, Topology};
 use crate::cluster::topology_codec;
-use crate::engine::{Batch, Engine, EngineError, KeyRef};
+use crate::engine::{Batch, Engine, EngineError, KeyRef, Seq};
 use crate::io::Class;
 use crate::limits::PEER_FRAME_BYTES_MAX;
 use crate::wire::frame::FrameReader;
@@ -24,30 +25,57 @@ use std::time::Duration;
 
 /// The key in the system's namespace under which the topology lies; token 0 belongs to core 0 whatever the number of cores.
 const TOPOLOGY_KEY: &[u8] = b"topology";
+/// Beside it, what this node promised and accepted of the decision about the next one.
+const DECISION_KEY: &[u8] = b"decision";
 /// A topology is not asked for more often.
 const FETCH_EVERY: Duration = Duration::from_millis(5);
 /// How often the namespaces are compared with the other nodes', and how long one of them may take to answer.
 const COMPARE_EVERY: Duration = Duration::from_secs(2);
 const TELL_MAX: Duration = Duration::from_secs(1);
 
-fn topology_key() -> KeyRef<'static> {
-    KeyRef { namespace: NAMESPACE_SYSTEM, token: 0, key: TOPOLOGY_KEY }
+fn key_of(key: &'static [u8]) -> KeyRef<'static> {
+    KeyRef { namespace: NAMESPACE_SYSTEM, token: 0, key }
 }
 
-/// The topology as stored; a fresh node stores the one it was founded with first.
+fn corrupt(what: &str, error: &dyn std::fmt::Display) -> EngineError {
+    EngineError::Corrupt { file: what.to_owned(), offset: 0, what: error.to_string() }
+}
+
+/// The topology as stored, or the one that the node was told at its start, where that is newer or nothing is stored: it is then. None where
+/// there is neither.
 ///
 /// # Errors
 /// Of the disk; `Corrupt` where what is stored is no topology.
-pub async fn load_topology(engine: &Engine, plan: &ClusterPlan, now_ms: u64) -> Result<Topology, EngineError> {
-    if let Some(value) = engine.read_value(topology_key(), now_ms).await? {
-        return topology_codec::decode(&value.bytes).map_err(|error| EngineError::Corrupt {
-            file: "the topology".to_owned(),
-            offset: 0,
-            what: error.to_string(),
-        });
+pub async fn load_topology(engine: &Engine, plan: &ClusterPlan, now_ms: u64) -> Result<Option<Topology>, EngineError> {
+    if let Some(value) = engine.read_value(key_of(TOPOLOGY_KEY), now_ms).await? {
+        let stored = topology_codec::decode(&value.bytes).map_err(|error| corrupt("the topology", &error))?;
+        if stored.epoch() >= plan.founding.epoch() {
+            return Ok(Some(stored));
+        }
+    }
+    if plan.founding.epoch() == 0 {
+        return Ok(None);
     }
     store_topology(engine, &plan.founding, now_ms).await?;
-    Ok(plan.founding.clone())
+    Ok(Some(plan.founding.clone()))
+}
+
+/// What this node has promised and accepted; nothing where it never was asked.
+///
+/// # Errors
+/// Of the disk; `Corrupt` where what is stored is no register.
+pub async fn load_register(engine: &Engine, now_ms: u64) -> Result<Register, EngineError> {
+    match engine.read_value(key_of(DECISION_KEY), now_ms).await? {
+        Some(value) => Register::decode(&value.bytes).map_err(|error| corrupt("what was promised of the next topology", &error)),
+        None => Ok(Register::default()),
+    }
+}
+
+/// Stores a register; durable when the log is, up to what this gives.
+pub(super) fn store_register(engine: &Engine, register: &[u8], now_ms: u64) -> Result<Seq, EngineError> {
+    let mut batch = Batch::new(true);
+    batch.put_value(key_of(DECISION_KEY), register, engine.stamp(now_ms), 0);
+    engine.write(&batch)
 }
 
 /// Returns when it is durable.
@@ -55,21 +83,34 @@ async fn store_topology(engine: &Engine, topology: &Topology, now_ms: u64) -> Re
     let mut bytes = Vec::new();
     topology_codec::encode(topology, &mut bytes);
     let mut batch = Batch::new(true);
-    batch.put_value(topology_key(), &bytes, engine.stamp(now_ms), 0);
+    batch.put_value(key_of(TOPOLOGY_KEY), &bytes, engine.stamp(now_ms), 0);
     engine.wait_durable(engine.write(&batch)?).await
 }
 
 impl Shard {
-    /// Asks a node for its topology, which is newer.
+    /// Asks a node for its topology, which is newer; where it cannot be asked, another. Until one has come it is asked for again (`moves`).
     pub(super) fn fetch_topology(self: &Rc<Shard>, cluster: &Cluster, node: u64) {
         let now = self.io.now();
-        if node == cluster.me || now.since(cluster.asked_topology.get()) < FETCH_EVERY && cluster.asked_topology.get() != Mono::default() {
+        cluster.moves.chase(node);
+        if now.since(cluster.asked_topology.get()) < FETCH_EVERY && cluster.asked_topology.get() != Mono::default() {
             return;
         }
+        let is_known = node != cluster.me && cluster.address_of(node).is_some() && cluster.is_alive(node);
+        let node = if is_known { Some(node) } else { self.any_other(cluster) };
+        let Some(node) = node else { return };
         cluster.asked_topology.set(now);
         if let Ok(link) = self.link(cluster, At { node, core: 0 }) {
             self.say(cluster, &link, 0, cluster.head(now, Some(now.plus(TELL_MAX))), &Message::FetchTopology);
         }
+    }
+
+    /// Any node of the topology that seems to be there.
+    pub(super) fn any_other(&self, cluster: &Cluster) -> Option<u64> {
+        let topology = cluster.topology();
+        let others = topology.nodes().iter().map(|node| node.spec.id).filter(|node| *node != cluster.me && cluster.is_alive(*node));
+        let others: Vec<u64> = others.collect();
+        let at = self.io.random_u64().checked_rem(others.len() as u64)?;
+        Some(others[at as usize])
     }
 
     /// A topology as a peer gives it.
@@ -77,7 +118,7 @@ impl Shard {
         let ours = cluster.topology();
         match topology_codec::decode(bytes) {
             Ok(topology) if topology.cluster() != ours.cluster() || topology.vnodes() != ours.vnodes() => self.stats.malformed(),
-            Ok(topology) if topology.epoch() <= ours.epoch() => {}
+            Ok(topology) if topology.epoch() <= ours.epoch() => cluster.moves.chased(),
             // Once for each time that it was asked for: a peer that sends more fills nobody's mailbox.
             Ok(_) if cluster.asked_topology.replace(Mono::default()) == Mono::default() => {}
             Ok(topology) if self.core() == 0 => self.adopt_topology(Arc::new(topology)),
@@ -90,21 +131,26 @@ impl Shard {
     /// Core 0: makes a topology durable, then every core uses it.
     pub(super) fn adopt_topology(self: &Rc<Shard>, topology: Arc<Topology>) {
         let shard = self.clone();
-        drop(self.io.spawn(Class::Foreground, async move {
-            let _guard = shard.locks.lock(0).await;
-            let Some(cluster) = &shard.cluster else { return };
-            if topology.epoch() <= cluster.epoch() {
-                return;
-            }
-            if let Err(error) = store_topology(&shard.engine, &topology, shard.io.wall_ms()).await {
-                return shard.node.warn(&format!("the topology of epoch {} cannot be stored: {error}", topology.epoch()));
-            }
-            for core in (0..shard.mailbox.cores()).filter(|&core| core != usize::from(shard.core())) {
-                shard.mailbox.send(core, Mail::Topology(topology.clone()));
-            }
-            shard.learn_topology(&topology);
-            shard.settle();
-        }));
+        drop(self.io.spawn(Class::Foreground, async move { shard.use_topology(&topology).await }));
+    }
+
+    /// The same, and waits for it; false: it could not be stored.
+    pub(super) async fn use_topology(self: &Rc<Shard>, topology: &Arc<Topology>) -> bool {
+        let _guard = self.locks.lock(0).await;
+        let Some(cluster) = &self.cluster else { return false };
+        if topology.epoch() <= cluster.epoch() {
+            return true;
+        }
+        if let Err(error) = store_topology(&self.engine, topology, self.io.wall_ms()).await {
+            self.node.warn(&format!("the topology of epoch {} cannot be stored: {error}", topology.epoch()));
+            return false;
+        }
+        for core in (0..self.mailbox.cores()).filter(|&core| core != usize::from(self.core())) {
+            self.mailbox.send(core, Mail::Topology(topology.clone()));
+        }
+        self.learn_topology(topology);
+        self.settle();
+        true
     }
 
     /// Namespaces from another node: stored, and told to all cores, if they are newer.
@@ -168,7 +214,9 @@ impl Shard {
     pub(super) fn changes_namespaces(&self) -> Result<(), String> {
         let Some(cluster) = &self.cluster else { return Ok(()) };
         let topology = cluster.topology();
-        match topology.nodes().iter().min_by_key(|node| node.spec.id) {
+        // Who joins may not have heard of all namespaces yet.
+        let members = topology.nodes().iter().filter(|node| node.state != NodeState::Joining);
+        match members.min_by_key(|node| node.spec.id) {
             Some(first) if first.spec.id != cluster.me => {
                 Err(format!("namespaces of a cluster are changed at its first node, {} at {}", first.spec.id, first.spec.native))
             }

@@ -58,7 +58,8 @@ pub fn execute(shard: &Shard, ticket: &Ticket, request: &Request<'_>, token: Tok
         | Command::NamespaceAlter { .. }
         | Command::NamespaceMake(_)
         | Command::NamespaceChange(_)
-        | Command::Snapshot { .. } => Step::Wait,
+        | Command::Snapshot { .. }
+        | Command::Cluster { .. } => Step::Wait,
         Command::Hello(_) => unreachable!("route refuses a second hello"),
     }
 }

@@ -5,6 +5,7 @@
 //! until the log has them, `mailbox` carries what other cores own, `start` opens and ends it all. Answers are encoded straight into the
 //! connection's outgoing bytes; `settle` ends a turn: it sends them and wakes the cores that were written to.
 
+pub mod admin;
 pub mod admit;
 pub mod antientropy;
 #[cfg(test)]
@@ -20,6 +21,7 @@ pub mod gather;
 pub mod handoff;
 pub mod locks;
 pub mod mailbox;
+pub mod moves;
 pub mod namespaces;
 pub mod pace;
 pub mod peers;
@@ -31,6 +33,7 @@ pub mod route;
 pub mod session;
 pub mod start;
 pub mod stats;
+pub mod visit;
 
 use crate::base::record::{NAMESPACE_SYSTEM, Token, Version, core_of, token_of, vnode_of};
 use crate::base::time::Mono;

@@ -18,8 +18,9 @@ use crate::limits::{
 use crate::wire::command::Reply;
 use crate::wire::frame::{FrameReader, HEADER_BYTES};
 use crate::wire::native::decode_reply;
-use crate::wire::peer::{AnyMessage, Head, Message, decode_any, encode, encode_repair};
+use crate::wire::peer::{AnyMessage, Head, Message, decode_any, encode, encode_move, encode_repair};
 use crate::wire::peer_hello::{self, PEER_VERSION, PEER_VERSION_MIN, PeerHello, transcript};
+use crate::wire::peer_moves::MoveMessage;
 use crate::wire::peer_repair::RepairMessage;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -246,6 +247,12 @@ impl Shard {
         cluster.links.mark_dirty(link);
     }
 
+    /// The same for a message of moves.
+    pub(super) fn say_move(&self, cluster: &Cluster, link: &Rc<Link>, id: u64, head: Head, message: &MoveMessage) {
+        encode_move(&mut link.out.borrow_mut(), id, head, message);
+        cluster.links.mark_dirty(link);
+    }
+
     /// Says something about a peer, once in a while.
     pub(super) fn notice(&self, about: u64, what: &'static str, sentence: impl FnOnce() -> String) {
         let Some(cluster) = &self.cluster else { return };
@@ -393,6 +400,7 @@ fn take_in(shard: &Rc<Shard>, cluster: &Rc<Cluster>, link: &Rc<Link>, reader: &m
         let Ok(frame) = frame else { return malformed(shard, link) };
         match decode_any(&frame) {
             Ok((head, AnyMessage::Plain(message))) => cluster.requests.on_answer(shard, link, frame.id, head, &message),
+            Ok((head, AnyMessage::Move(message))) => cluster.requests.on_move_answer(shard, link, frame.id, head, message),
             Ok((head, AnyMessage::Repair(message))) => cluster.requests.on_repair_answer(frame.id, head, message),
             Err(_) => return malformed(shard, link),
         }

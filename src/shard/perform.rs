@@ -144,6 +144,10 @@ impl Task<'_> {
             }
             Command::NamespaceChange(change) => self.change_namespace(change).await,
             Command::Snapshot { name } => self.snapshot(name).await,
+            Command::Cluster { words } => {
+                self.shard.answer_words(self.ticket, words).await;
+                Ok(())
+            }
             Command::Hello(_) | Command::Ping | Command::Info | Command::NamespaceList | Command::NamespaceDetails => {
                 unreachable!("answered in the connection's turn")
             }

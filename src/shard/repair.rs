@@ -73,6 +73,11 @@ impl Repair {
         self.plan.borrow_mut().is_back(node);
     }
 
+    /// The topology changed: who refused may not any more.
+    pub fn forgive(&self) {
+        self.plan.borrow_mut().forgive();
+    }
+
     pub fn report(&self, report: &mut Report) {
         let plan = self.plan.borrow();
         report.count(&DIFFERING, &[], plan.differing());
@@ -102,7 +107,7 @@ impl Cluster {
                 let mut nodes: Vec<u64> = replicas.everybody().map(|index| topology.nodes()[usize::from(index)].spec.id).collect();
                 nodes.sort_unstable();
                 nodes.dedup();
-                if !nodes.contains(&self.me) {
+                if !nodes.contains(&self.me) || !self.moves.is_open(vnode) {
                     continue;
                 }
                 trees.push((namespace, vnode));
@@ -159,25 +164,30 @@ async fn compare_all(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
 }
 
 /// A comparison that this core makes.
-struct Comparison<'a> {
+pub(super) struct Comparison<'a> {
     shard: &'a Rc<Shard>,
     cluster: &'a Rc<Cluster>,
-    scope: Scope,
+    pub scope: Scope,
     at: At,
+    /// What it sends and gets, in bytes a second.
+    pub bytes_a_second: usize,
+    /// Cells of the other that were refused here.
+    pub refused: Cell<u64>,
 }
 
 impl<'a> Comparison<'a> {
     /// None: the topology has just changed.
-    fn new(shard: &'a Rc<Shard>, cluster: &'a Rc<Cluster>, pair: Pair) -> Option<Comparison<'a>> {
+    pub fn new(shard: &'a Rc<Shard>, cluster: &'a Rc<Cluster>, pair: Pair) -> Option<Comparison<'a>> {
         let topology = cluster.topology();
         let index = topology.index_of(pair.peer)?;
         let core = core_of(pair.vnode, topology.nodes()[usize::from(index)].spec.cores);
         let scope = Scope { namespace: pair.namespace, vnode: pair.vnode, epoch: topology.epoch_of(pair.vnode) };
-        Some(Comparison { shard, cluster, scope, at: At { node: pair.peer, core } })
+        let (at, bytes_a_second) = (At { node: pair.peer, core }, REPAIR_BYTES_A_SECOND);
+        Some(Comparison { shard, cluster, scope, at, bytes_a_second, refused: Cell::new(0) })
     }
 
     /// To its end: how many places differed. Err: it was cut off, and is to be gone on with from there.
-    async fn run(&self, resume: Option<Token>) -> Result<u64, Option<Token>> {
+    pub async fn run(&self, resume: Option<Token>) -> Result<u64, Option<Token>> {
         let (repair, io) = (&self.cluster.repair, &self.shard.io);
         add(&repair.exchanges, 1);
         let depth = repair.trees.with(self.scope.namespace, self.scope.vnode, |tree| tree.leaves_log2()).ok_or(None)?;
@@ -189,7 +199,7 @@ impl<'a> Comparison<'a> {
                 None => {
                     io.sleep(CREDIT_EVERY).await;
                     let since = io.now().since(std::mem::replace(&mut credited, io.now()));
-                    let credit = since.as_secs_f64() * REPAIR_BYTES_A_SECOND as f64;
+                    let credit = since.as_secs_f64() * self.bytes_a_second as f64;
                     exchange.on_tick(io.now(), credit as usize, &mut effects);
                     (!self.shard.is_closing()).then_some(())
                 }
@@ -237,6 +247,7 @@ impl<'a> Comparison<'a> {
     async fn copy(&self, exchange: &mut Exchange, copies: &[CellCopy], places: &[Place], effects: &mut Vec<Effect>) -> Option<()> {
         let (shard, Scope { namespace, vnode, .. }) = (self.shard, self.scope);
         let refused = shard.store_repaired(self.cluster, &self.scope, copies).await.ok()?;
+        add(&self.refused, refused as usize);
         let room = shard.room_for_copies(places).await.ok()?;
         let (looked_at, cells) = read(&shard.engine, places, shard.io.wall_ms()).await.ok()?;
         drop(room);
@@ -269,7 +280,9 @@ impl Shard {
                 clock.look(self.io.wall_ms());
                 !clock.may_have_given(cell.newest().hlc(), CLOCK_SKEW_MS_MAX)
             };
-            if self.engine.with_clock(is_ahead) {
+            // Behind an await: the vnode may have left meanwhile, or come anew.
+            let has_moved = cluster.topology().epoch_of(scope.vnode) != scope.epoch || !cluster.moves.is_open(scope.vnode);
+            if has_moved || self.engine.with_clock(is_ahead) {
                 return (Admit::RefuseFenced, Admit::RefuseFenced);
             }
             admits_cell(cell, Road::Copy, marks(&self.engine, scope.namespace, scope.vnode), None, held, None)

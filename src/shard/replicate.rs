@@ -7,10 +7,12 @@ use super::cluster::Cluster;
 use super::conn::Conn;
 use super::coordinate::RequestId;
 use super::session::{Counted, within};
+use super::visit::ANY_NODE;
 use super::{Origin, Shard, Ticket};
 use crate::base::record::{Body, Cell, Kind, NAMESPACE_SYSTEM, NamespaceId, Version, token_of};
 use crate::base::time::{Mono, WallMs};
 use crate::cluster::coordinator::Outcome;
+use crate::cluster::gossip::CLUSTER_UNKNOWN;
 use crate::cluster::replica::{Act, Fence, Held, Replica, Side};
 use crate::cluster::topology_codec;
 use crate::engine::{Batch, EngineError, Seq};
@@ -96,6 +98,11 @@ impl Shard {
             () if negotiate(hello.version_min, hello.version_max).is_none() => {
                 Err("no version of the messages between nodes in common".into())
             }
+            () if off_ms > GOSSIP_CLOCK_MS_MAX => {
+                Err(format!("the clocks differ by {off_ms} ms: set them (at most {GOSSIP_CLOCK_MS_MAX} ms)"))
+            }
+            // Who is of no cluster yet asks for the topology; that it has the key is seen behind this.
+            () if (hello.cluster, hello.from, hello.to, hello.core) == (CLUSTER_UNKNOWN, ANY_NODE, ANY_NODE, 0) => Ok(()),
             () if hello.cluster != topology.cluster() => Err(format!(
                 "this is a node of cluster {:016x}, not of {:016x}; were both founded with the same list?",
                 topology.cluster(),
@@ -106,9 +113,6 @@ impl Shard {
             }
             () if hello.to != me => Err(format!("this is node {me}, not {}: the address in the topology is another node's", hello.to)),
             () if hello.from == me && hello.boot != cluster.boot => Err(format!("node id {me} is taken: this node has it")),
-            () if off_ms > GOSSIP_CLOCK_MS_MAX => {
-                Err(format!("the clocks differ by {off_ms} ms: set them (at most {GOSSIP_CLOCK_MS_MAX} ms)"))
-            }
             () if hello.core >= self.node.cores => {
                 Err(format!("this node has {} cores, and core {} is wanted", self.node.cores, hello.core))
             }
@@ -131,6 +135,9 @@ impl Shard {
             return refused(Refusal::Behind { epoch: cluster.epoch() });
         };
         let key = self.key(place.namespace, place.key);
+        if let Err(why) = cluster.moves.may_store(cluster.epoch(), self.engine.vnode_of(key), place.namespace, cell.newest()) {
+            return refused(why);
+        }
         let held = self.engine.held(key, place.kind, place.element, |cell, seq| Held {
             version: cell.version,
             expiry: cell.expiry.version,
@@ -169,6 +176,9 @@ impl Shard {
     /// Whether this core may be asked for a cell.
     pub(super) fn may_read(&self, cluster: &Cluster, head: Head, place: &Place<'_>) -> Result<(), Refusal> {
         if self.namespace_durability(place.namespace).is_none() || place.namespace == NAMESPACE_SYSTEM {
+            return Err(Refusal::Behind { epoch: cluster.epoch() });
+        }
+        if !cluster.moves.is_open(self.engine.vnode_of(self.key(place.namespace, place.key))) {
             return Err(Refusal::Behind { epoch: cluster.epoch() });
         }
         let topology = cluster.topology();
@@ -458,6 +468,7 @@ fn take_in(shard: &Rc<Shard>, cluster: &Rc<Cluster>, conn: &Rc<Conn>, reader: &m
         match message {
             AnyMessage::Plain(message) => shard.handle_peer(cluster, ticket, from, head, &message),
             AnyMessage::Repair(RepairMessage::Ask(ask)) => shard.handle_repair(cluster, ticket, from, head, ask),
+            AnyMessage::Move(message) => shard.handle_move(cluster, ticket, from, head, message),
             AnyMessage::Repair(_) => unreachable!("only questions come this far"),
         }
     }
@@ -469,6 +480,7 @@ fn is_question(message: &AnyMessage<'_>) -> bool {
     let message = match message {
         AnyMessage::Plain(message) => message,
         AnyMessage::Repair(message) => return matches!(message, RepairMessage::Ask(_)),
+        AnyMessage::Move(message) => return message.is_question(),
     };
     match message {
         Message::Store { place, cell, .. } => {
@@ -520,7 +532,7 @@ impl Shard {
             Message::Namespaces { bytes } => self.take_namespaces(ticket, bytes, deadline),
             _ => unreachable!("only questions come this far"),
         }
-        if cluster.wants_topology.take() > cluster.epoch() {
+        if cluster.wants_topology.take().max(head.epoch) > cluster.epoch() {
             self.fetch_topology(cluster, from);
         }
     }

@@ -79,7 +79,7 @@ impl Shard {
             Command::Snapshot { .. } if self.is_part(&ticket) => self.core(),
             // What the whole node has one of.
             Command::NamespaceCreate { .. } | Command::NamespaceAlter { .. } => 0,
-            Command::NamespaceMake(_) | Command::NamespaceChange(_) | Command::Snapshot { .. } => 0,
+            Command::NamespaceMake(_) | Command::NamespaceChange(_) | Command::Snapshot { .. } | Command::Cluster { .. } => 0,
             command => command.key().map_or(self.core(), |_| self.owner(token)),
         };
         if owner == self.core() { self.run_here(ticket, request, token, form, body) } else { self.pass_on(owner, ticket, form, body) }

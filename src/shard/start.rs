@@ -12,7 +12,7 @@ use super::locks::KeyLocks;
 use super::mailbox::{Mail, Mailbox, MailboxEnds};
 use super::namespaces::{Durability, NamespaceTable};
 use super::stats::{self, Board, Stats};
-use super::{Origin, Shard, decisions, perform, repair, replicate, session};
+use super::{Origin, Shard, decisions, moves, perform, repair, replicate, session};
 use crate::base::metrics::Report;
 use crate::base::record::{Version, core_of};
 use crate::base::time::{HLC_COUNTER_BITS, hlc_ms};
@@ -121,6 +121,16 @@ impl NodeInfo {
     /// The port of the native protocol.
     pub fn port(&self) -> u16 {
         self.plan.port.load(Ordering::Relaxed)
+    }
+
+    /// A figure of the whole node, as it was published last.
+    pub fn figure(&self, name: &str) -> f64 {
+        self.plan.board.report().total(name)
+    }
+
+    /// The node is to ask to be let into its cluster.
+    pub fn asks_in(&self) -> bool {
+        self.plan.cluster.as_ref().is_some_and(|cluster| cluster.asks_in)
     }
 
     /// The data folder.
@@ -255,7 +265,11 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
         let table = load_namespaces(&shard, plan.durability).await?;
         shard.publish_namespaces(Arc::new(table));
         if let Some(cluster) = &plan.cluster {
-            let topology = Arc::new(decisions::load_topology(&shard.engine, cluster, shard.io.wall_ms()).await?);
+            let topology = decisions::load_topology(&shard.engine, cluster, shard.io.wall_ms()).await?;
+            let why = "join: none of these nodes tells the cluster's topology, and the data folder has none yet";
+            let topology = Arc::new(topology.ok_or_else(|| StartFailure::Contradiction(why.to_owned()))?);
+            let register = decisions::load_register(&shard.engine, shard.io.wall_ms()).await?;
+            shard.cluster.iter().for_each(|cluster| cluster.moves.set_register(register.clone()));
             others.clone().for_each(|core| mailbox.send(core, Mail::Topology(topology.clone())));
             shard.learn_topology(&topology);
         }
@@ -449,6 +463,7 @@ fn spawn_services(shard: &Rc<Shard>, plan: &Arc<Plan>) {
     if let Some(cluster) = &shard.cluster {
         Requests::start(shard, cluster);
         repair::start(shard, cluster);
+        moves::start(shard, cluster);
         if shard.core() == 0 {
             let comparing = shard.clone();
             drop(io.spawn(Class::Background, async move { comparing.compare_with_all().await }));
@@ -496,6 +511,9 @@ fn report(shard: &Shard) -> Report {
         report.count(&stats::LINKS, &[], cluster.links.up() as u64);
         report.count(&stats::COORDINATED, &[], cluster.requests.running() as u64);
         report.count(&stats::EPOCH, &[], cluster.epoch());
+        let (coming, taken_over) = cluster.moves.progress();
+        report.count(&stats::COMING, &[], coming as u64);
+        report.count(&stats::TAKEN_OVER, &[], taken_over as u64);
     }
     let (waited, wait) = shard.pace.waited();
     report.count(&stats::WRITE_RATE, &[], shard.pace.rate());

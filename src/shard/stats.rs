@@ -113,6 +113,8 @@ pub static HINTS_DROPPED: Meaning = counter("hints_dropped_total", "Hints not ke
 /// Links to cores of other nodes that are up.
 pub static LINKS: Meaning = gauge("links", "Links to cores of other nodes that are up.");
 pub static COORDINATED: Meaning = gauge("coordinated", "Requests that this core coordinates now.");
+pub static COMING: Meaning = gauge("vnodes_coming", "Vnodes that this node has yet to take over.");
+pub static TAKEN_OVER: Meaning = gauge("vnodes_taken_over", "Vnodes that this node has taken over and that have yet to become its own.");
 pub static EPOCH: Meaning = gauge("topology_epoch", "Epoch of the topology in use.");
 /// Connections that are open.
 pub static CONNECTIONS: Meaning = gauge("connections", "Connections open.");

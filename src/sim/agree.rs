@@ -9,6 +9,7 @@ use crate::cluster::topology::Topology;
 use crate::io::{Io, SocketAddr};
 use crate::limits::RF_DEFAULT;
 use crate::wire::command::{Command, LevelsAsked};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// What was not copied by then is not being copied: rounds of comparisons take seconds here, and nobody is away.
@@ -19,13 +20,13 @@ const AGAIN: Duration = Duration::from_millis(250);
 type Shown = Option<(Version, bool)>;
 
 /// Waits until all replicas of all keys show the same. Err: what still differs, or could not be asked.
-pub(super) async fn all_agree(io: Io, nodes: Vec<SocketAddr>, topology: Topology, keys: u32) -> Result<(), String> {
+pub(super) async fn all_agree(io: Io, nodes: BTreeMap<u64, SocketAddr>, topology: Topology, keys: u32) -> Result<(), String> {
     let until = io.now().plus(AGREE_MAX);
-    let mut quiet = Vec::new();
-    for node in nodes {
-        let mut one = Quiet::open(io.clone(), node).await?;
+    let mut quiet = BTreeMap::new();
+    for (node, address) in nodes {
+        let mut one = Quiet::open(io.clone(), address).await?;
         one.set_levels(LevelsAsked::both(Level::One));
-        quiet.push(one);
+        quiet.insert(node, one);
     }
     loop {
         match differs(&mut quiet, &topology, keys).await? {
@@ -38,14 +39,15 @@ pub(super) async fn all_agree(io: Io, nodes: Vec<SocketAddr>, topology: Topology
     }
 }
 
-async fn differs(nodes: &mut [Quiet], topology: &Topology, keys: u32) -> Result<Option<String>, String> {
+async fn differs(nodes: &mut BTreeMap<u64, Quiet>, topology: &Topology, keys: u32) -> Result<Option<String>, String> {
     for key in 0..keys {
         let name = key_name(key);
         let owners = topology.replicas(vnode_of(token_of(&name), topology.vnodes()), RF_DEFAULT).owners;
         let mut shown: Vec<(u64, Shown)> = Vec::new();
         for owner in owners {
             let node = topology.nodes()[usize::from(*owner)].spec.id;
-            shown.push((node, ask(&mut nodes[node as usize - 1], key, &name).await?));
+            let asked = nodes.get_mut(&node).ok_or_else(|| format!("key {key}: nobody knows node {node}"))?;
+            shown.push((node, ask(asked, key, &name).await?));
         }
         if shown.iter().any(|(_, other)| *other != shown[0].1) {
             let words: Vec<String> = shown.iter().map(|(node, shown)| format!("node {node} shows {shown:?}")).collect();

@@ -2,8 +2,9 @@
 //!
 //! The fault model. Nodes lose power at any disk operation or between them, or their processes are killed; they come back with what was
 //! durable. Several may be down at once, all of them too. Links are cut, one way or both, one by one or all of a node's; connections are
-//! reset; bytes come late and in pieces; disks and cores are slow; wall clocks differ by up to 150 ms and drift. What is not here: disks
-//! that lose or rot what was synced (`scenario` has those for one node), and changes of the topology.
+//! reset; bytes come late and in pieces; disks and cores are slow; wall clocks differ by up to 150 ms and drift. Meanwhile nodes join,
+//! leave, come back, change their weights and are replaced (`operator`); one at a time falls for good. What is not here: disks that lose or
+//! rot what was synced (`scenario` has those for one node).
 //!
 //! Clients put, get, delete and expire at QUORUM, and retry what is unknown under its stamp. Checked: every rule of `checker` (nothing
 //! acknowledged is lost, nothing goes back, expiry is exact by the versions' clocks), that after the faults all is answered in time, and
@@ -12,6 +13,7 @@
 use super::agree::{AGREE_MAX, all_agree};
 use super::checker::{Checker, Span};
 use super::final_look::Quiet;
+use super::operator::{self, Operator};
 use super::scenario::small_engine;
 use super::workload::{FIRST_NAMESPACE, Shared, SimClient, key_name, reads_value};
 use crate::base::prng::Prng;
@@ -42,7 +44,7 @@ const PORT: u16 = 7400;
 const VNODES: u32 = 16;
 const CLUSTER: u64 = 0xC1;
 /// Simulated time after which a run that does not come forward counts as stuck.
-const STUCK: Duration = Duration::from_secs(60);
+pub(super) const STUCK: Duration = Duration::from_secs(60);
 
 /// Faults that every run of many seeds must have seen.
 pub const FAULTS_WANTED: &[&str] = &[
@@ -60,6 +62,15 @@ pub const FAULTS_WANTED: &[&str] = &[
     "slow io",
     "core pause",
     "torn write",
+    operator::JOIN,
+    operator::REJOIN,
+    operator::LEAVE,
+    operator::REPLACE,
+    operator::WEIGHT,
+    operator::CANCEL,
+    operator::FELL_MEANWHILE,
+    operator::CUT_MEANWHILE,
+    operator::MOVERS_CUT,
 ];
 
 /// What is asked of a run.
@@ -79,10 +90,12 @@ pub struct FaultSet {
     pub network: bool,
     pub slow: bool,
     pub clock: bool,
+    /// Joins, leaves, weights, replacements.
+    pub moves: bool,
 }
 
 impl FaultSet {
-    pub const ALL: FaultSet = FaultSet { crash: true, cut: true, network: true, slow: true, clock: true };
+    pub const ALL: FaultSet = FaultSet { crash: true, cut: true, network: true, slow: true, clock: true, moves: true };
 }
 
 /// What came of it.
@@ -100,20 +113,24 @@ pub struct Outcome {
 }
 
 /// A node that runs.
-struct Life {
-    plan: Arc<Plan>,
+pub(super) struct Life {
+    pub plan: Arc<Plan>,
     tasks: Vec<Task<Result<(), StartFailure>>>,
     ready: Arc<AtomicBool>,
     _wakers: Wakers,
 }
 
-struct Node {
-    machine: MachineId,
-    cores: u16,
+pub(super) struct Node {
+    pub machine: MachineId,
+    pub cores: u16,
     hash_seed: u64,
-    life: Option<Life>,
+    pub life: Option<Life>,
     /// It is down until then.
-    back_at: Option<Mono>,
+    pub back_at: Option<Mono>,
+    /// It fell for good.
+    pub is_dead: bool,
+    /// It is, or was, or is to be, one of the cluster's.
+    pub was_member: bool,
 }
 
 /// A cut link, until when.
@@ -123,11 +140,17 @@ struct Cut {
     until: Mono,
 }
 
-struct Run {
-    world: World,
-    prng: Prng,
-    setup: Setup,
-    nodes: Vec<Node>,
+pub(super) struct Run {
+    pub world: World,
+    pub prng: Prng,
+    pub setup: Setup,
+    /// Those of the cluster, and some that may join.
+    pub nodes: Vec<Node>,
+    pub specs: Vec<NodeSpec>,
+    pub operator: Rc<Operator>,
+    pub seen_epoch: u64,
+    /// The operator is never at rest for long.
+    pub is_eager: bool,
     founding: Topology,
     shared: Rc<Shared>,
     outcome: Outcome,
@@ -142,7 +165,7 @@ pub fn run(setup: &Setup) -> Outcome {
     run.finish()
 }
 
-fn address(machine: MachineId) -> SocketAddr {
+pub(super) fn address(machine: MachineId) -> SocketAddr {
     SocketAddr::new(World::ip(machine), PORT)
 }
 
@@ -151,16 +174,25 @@ impl Run {
         let mut prng = Prng::new(setup.seed ^ 0x00C1_0573);
         let world = World::new(prng.next_u64());
         let count = prng.between(3, 5) as usize;
+        let strangers = if setup.faults.moves { prng.between(1, 3) as usize } else { 0 };
         let alike = prng.one_in(2).then(|| prng.between(1, 3) as u16);
         let mut nodes = Vec::new();
-        for _ in 0..count {
+        for number in 0..count + strangers {
             let machine = world.add_machine(Faults::default());
             let cores = alike.unwrap_or_else(|| prng.between(1, 3) as u16);
             if setup.faults.clock {
                 world.set_wall_offset_ms(machine, prng.below(300) as i64 - 150);
                 world.set_wall_drift_ppm(machine, prng.below(200) as i64 - 100);
             }
-            nodes.push(Node { machine, cores, hash_seed: prng.next_u64(), life: None, back_at: None });
+            nodes.push(Node {
+                machine,
+                cores,
+                hash_seed: prng.next_u64(),
+                life: None,
+                back_at: None,
+                is_dead: false,
+                was_member: number < count,
+            });
         }
         let spec = |(index, node): (usize, &Node)| NodeSpec {
             id: index as u64 + 1,
@@ -170,7 +202,8 @@ impl Run {
             weight: u32::from(node.cores),
             rack: String::new(),
         };
-        let founding = Topology::found(CLUSTER, VNODES, nodes.iter().enumerate().map(spec).collect()).expect("a sound cluster");
+        let specs: Vec<NodeSpec> = nodes.iter().enumerate().map(spec).collect();
+        let founding = Topology::found(CLUSTER, VNODES, specs[..count].to_vec()).expect("a sound cluster");
         let mut drawn = if setup.faults.slow && prng.one_in(2) { Faults::rough() } else { Faults::default() };
         if setup.faults.network {
             drawn.chunk_one_in = prng.between(2, 20);
@@ -191,18 +224,21 @@ impl Run {
             latest_ms: Box::new(move || all.iter().map(|node| latest.wall_ms(*node)).max().unwrap_or_default()),
             falls: RefCell::default(),
             large_one_in: prng.between(50, 400),
+            thought_us_max: if setup.faults.moves && prng.one_in(2) { 150_000 } else { 20_000 },
             in_cluster: true,
         };
         let outcome = Outcome { seed: setup.seed, ..Outcome::default() };
-        Run { world, prng, setup: setup.clone(), nodes, founding, shared: Rc::new(shared), outcome, drawn, cuts: Vec::new() }
+        let is_eager = prng.one_in(2);
+        let (operator, setup, shared) = (Rc::new(Operator::new(founding.clone())), setup.clone(), Rc::new(shared));
+        Run { world, prng, setup, nodes, specs, operator, seen_epoch: 1, is_eager, founding, shared, outcome, drawn, cuts: Vec::new() }
     }
 
-    fn note(&mut self, what: impl Into<String>) {
+    pub(super) fn note(&mut self, what: impl Into<String>) {
         let line = format!("{:>12.6} s  {}", self.world.now().0 as f64 / 1e9, what.into());
         self.outcome.timeline.push(line);
     }
 
-    fn happened(&mut self, what: &str) {
+    pub(super) fn happened(&mut self, what: &str) {
         *self.outcome.faults.entry(what.to_owned()).or_default() += 1;
     }
 
@@ -217,11 +253,16 @@ impl Run {
     }
 
     fn go(&mut self) {
-        for node in 0..self.nodes.len() {
+        for node in 0..self.founding.nodes().len() {
             self.start(node);
         }
         if !self.await_ready() {
             return self.fail("the cluster does not start");
+        }
+        self.start_operator();
+        // Nodes that are no members serve clients as well as any.
+        if self.prng.one_in(2) {
+            (self.founding.nodes().len()..self.nodes.len()).for_each(|node| self.start(node));
         }
         let drawn = self.drawn.clone();
         for node in &self.nodes {
@@ -234,6 +275,7 @@ impl Run {
             let step = Duration::from_millis(self.prng.between(2, 40));
             self.world.run_for(step);
             self.look_after_nodes();
+            self.look_at_operator();
             self.disturb();
             if self.shared.answered.get() > seen {
                 (seen, quiet_since) = (self.shared.answered.get(), self.world.now());
@@ -251,10 +293,10 @@ impl Run {
         if shared.at_work.get() > 0 {
             return self.fail("clients are still waiting long after the faults ended");
         }
-        if let Err(why) = self.await_agreement() {
+        if let Err(why) = self.await_moves().and_then(|()| self.await_agreement()) {
             return self.fail(why);
         }
-        for node in 0..self.nodes.len() {
+        for node in (0..self.nodes.len()).filter(|node| self.nodes[*node].life.is_some()).collect::<Vec<usize>>() {
             if let Err(why) = self.read_everything(node) {
                 return self.fail(format!("node {}: {why}", node + 1));
             }
@@ -276,6 +318,7 @@ impl Run {
         let cluster = ClusterPlan {
             node: id,
             founding: self.founding.clone(),
+            asks_in: false,
             key: Key::new(b"a cluster of the simulator"),
             boot: self.prng.next_u64(),
             board: None,
@@ -303,7 +346,7 @@ impl Run {
         }
     }
 
-    fn start(&mut self, node: usize) {
+    pub(super) fn start(&mut self, node: usize) {
         let ready = Arc::new(AtomicBool::new(false));
         let plan = Arc::new(self.plan(node, &ready));
         let (machine, cores) = (self.nodes[node].machine, usize::from(self.nodes[node].cores));
@@ -319,7 +362,7 @@ impl Run {
 
     fn await_ready(&mut self) -> bool {
         let (world, nodes) = (self.world.clone(), &self.nodes);
-        let is_ready = |node: &Node| node.life.as_ref().is_some_and(|life| life.ready.load(Ordering::Acquire));
+        let is_ready = |node: &Node| node.life.as_ref().is_none_or(|life| life.ready.load(Ordering::Acquire));
         world.run_until(STUCK, || nodes.iter().all(is_ready));
         self.nodes.iter().all(is_ready)
     }
@@ -355,9 +398,10 @@ impl Run {
     fn fell(&mut self, node: usize) {
         let away = Duration::from_millis(if self.prng.one_in(3) { self.prng.between(500, 3_000) } else { self.prng.between(1, 300) });
         self.outcome.crashes += 1;
+        self.count_meanwhile(node, operator::FELL_MEANWHILE);
         self.world.crash_at_op(self.nodes[node].machine, u64::MAX, CrashSite::Before);
         self.nodes[node].life = None;
-        self.nodes[node].back_at = Some(self.world.now().plus(away));
+        self.nodes[node].back_at = Some(self.world.now().plus(away)).filter(|_| !self.nodes[node].is_dead);
         if self.nodes.iter().all(|node| node.life.is_none()) {
             self.happened("all nodes down");
         }
@@ -367,6 +411,12 @@ impl Run {
 
     fn disturb(&mut self) {
         let faults = self.setup.faults;
+        if faults.moves && faults.cut && self.prng.one_in(6) {
+            self.cut_movers();
+        }
+        if faults.moves && self.is_eager && self.prng.one_in(6) {
+            self.order_something();
+        }
         let count = self.nodes.len() as u64;
         let (one, other) = (self.prng.below(count) as usize, self.prng.below(count) as usize);
         let fate = self.prng.below(120);
@@ -393,6 +443,7 @@ impl Run {
             }
             6 if faults.cut => {
                 self.note(format!("node {} is cut off", one + 1));
+                self.count_meanwhile(one, operator::CUT_MEANWHILE);
                 for other in (0..self.nodes.len()).filter(|other| *other != one) {
                     self.cut(one, other);
                     self.cut(other, one);
@@ -402,6 +453,7 @@ impl Run {
             7 if faults.network && one != other => {
                 self.world.reset_connections(self.nodes[one].machine, self.nodes[other].machine);
             }
+            8..14 if faults.moves => self.order_something(),
             _ => {}
         }
     }
@@ -421,7 +473,15 @@ impl Run {
         self.fell(node);
     }
 
-    fn cut(&mut self, from: usize, to: usize) {
+    /// A node falls, and never comes back.
+    pub(super) fn bury(&mut self, node: usize) {
+        self.nodes[node].is_dead = true;
+        self.nodes[node].back_at = None;
+        self.fall(node, 0);
+        self.note(format!("node {} is gone for good", node + 1));
+    }
+
+    pub(super) fn cut(&mut self, from: usize, to: usize) {
         let until = self.world.now().plus(Duration::from_millis(self.prng.between(20, 1_500)));
         self.note(format!("nothing comes from node {} to node {} for a while", from + 1, to + 1));
         self.world.cut(self.nodes[from].machine, self.nodes[to].machine);
@@ -441,7 +501,8 @@ impl Run {
         self.world.run_for(Duration::from_millis(300));
         self.look_after_nodes();
         for node in 0..self.nodes.len() {
-            if self.nodes[node].life.is_none() {
+            let Node { life, is_dead, was_member, back_at, .. } = &self.nodes[node];
+            if life.is_none() && (*was_member || back_at.is_some()) && !is_dead {
                 self.start(node);
             }
         }
@@ -472,8 +533,9 @@ impl Run {
 
     /// Every replica of every key, asked alone, shows the same before long; and comparisons find that, too.
     fn await_agreement(&mut self) -> Result<(), String> {
-        let addresses = self.nodes.iter().map(|node| address(node.machine)).collect();
-        let (topology, keys) = (self.founding.clone(), self.shared.keys);
+        let (topology, keys) = (self.stop_operator(), self.shared.keys);
+        let members = topology.nodes().iter().map(|node| node.spec.id);
+        let addresses = members.map(|id| (id, address(self.nodes[id as usize - 1].machine))).collect();
         self.converse("asking the replicas one by one", move |io| all_agree(io, addresses, topology, keys))?;
         let until = self.world.now().plus(AGREE_MAX);
         loop {

@@ -25,6 +25,7 @@ impl Planted {
         Planted::OldEpochObeyed,
         Planted::PendingNotInQuorum,
         Planted::RepairOff,
+        Planted::FlipAfterOneSource,
     ];
 
     /// As PROTOCOL.md calls it.
@@ -40,6 +41,7 @@ impl Planted {
             Planted::OldEpochObeyed => "old_epoch_served",
             Planted::PendingNotInQuorum => "pending_not_in_quorum",
             Planted::RepairOff => "repair_off",
+            Planted::FlipAfterOneSource => "flip_after_one_source",
         }
     }
 }
@@ -125,8 +127,14 @@ fn failed(setup: &Setup, outcome: &Outcome, after: u64, say: &mut dyn FnMut(&str
 fn minimize(setup: &Setup) -> (Setup, Outcome) {
     let mut best = setup.clone();
     let mut outcome = run(&best);
-    let switches: [fn(&mut FaultSet); 5] =
-        [|set| set.clock = false, |set| set.slow = false, |set| set.network = false, |set| set.cut = false, |set| set.crash = false];
+    let switches: [fn(&mut FaultSet); 6] = [
+        |set| set.clock = false,
+        |set| set.slow = false,
+        |set| set.network = false,
+        |set| set.cut = false,
+        |set| set.crash = false,
+        |set| set.moves = false,
+    ];
     let mut attempt = |candidate: Setup| {
         let tried = run(&candidate);
         if !tried.failures.is_empty() {

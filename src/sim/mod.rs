@@ -13,6 +13,7 @@ pub mod gossip;
 #[cfg(test)]
 mod gossip_tests;
 pub mod minimize;
+mod operator;
 mod rot;
 pub mod scenario;
 pub mod workload;

@@ -143,6 +143,7 @@ impl Run {
             latest_ms: Box::new(move || latest.wall_ms(node)),
             falls: RefCell::default(),
             large_one_in: prng.between(50, 400),
+            thought_us_max: 20_000,
             in_cluster: false,
         };
         let cores = setup.cores.unwrap_or(prng.between(1, 5) as u16);

@@ -44,6 +44,8 @@ pub struct Shared {
     pub falls: RefCell<Vec<(Mono, WallMs)>>,
     /// Sizes of values: mostly small, rarely in chunks.
     pub large_one_in: u64,
+    /// How long a client thinks at most, in microseconds.
+    pub thought_us_max: u64,
     /// Many nodes: no conditions, and batches that are atomic a key.
     pub in_cluster: bool,
 }
@@ -165,7 +167,7 @@ impl SimClient {
             }
             if welcome && !self.shared.stop.get() {
                 if self.prng.one_in(self.thinks_one_in) {
-                    let thought = Duration::from_micros(self.prng.below(20_000));
+                    let thought = Duration::from_micros(self.prng.below(self.shared.thought_us_max));
                     io.sleep(thought).await;
                 }
                 self.fill(&mut core, &mut asked);

@@ -169,6 +169,10 @@ pub enum Command<'a> {
     Snapshot {
         name: &'a str,
     },
+    /// What an operator says to the cluster, as in `leave 3`.
+    Cluster {
+        words: &'a str,
+    },
 }
 
 /// A namespace to be.
@@ -297,7 +301,7 @@ pub const FEATURE_NAMESPACE_DETAILS: u64 = 2;
 pub enum Reply<'a> {
     HelloOk(HelloOk<'a>),
     Pong,
-    /// Lines of `key:value` (info, snapshot).
+    /// Lines of `key:value` (info, snapshot), or text for people (cluster).
     Text(&'a str),
     /// The write is in, durable as its namespace says.
     Done {
@@ -557,6 +561,7 @@ pub const COMMANDS: &[CommandRow] = &[
     row("namespace_make", 36, Access::Admin, false, "makes a namespace, compression said"),
     row("namespace_change", 37, Access::Admin, false, "changes a namespace's default TTL, durability or compression"),
     row("snapshot", 40, Access::Admin, false, "a snapshot of this node's data under a name"),
+    row("cluster", 41, Access::Admin, false, "the state of the cluster, or a change of its nodes, in words"),
 ];
 
 /// The row of a kind, where it is a request's.
@@ -599,6 +604,7 @@ impl Command<'_> {
             Command::NamespaceMake(_) => 36,
             Command::NamespaceChange(_) => 37,
             Command::Snapshot { .. } => 40,
+            Command::Cluster { .. } => 41,
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::frame::{Frame, FrameReader, HEADER_BYTES};
 use super::native::{decode_reply, decode_request, encode_reply, encode_request};
-use super::{peer, peer_repair};
+use super::{peer, peer_moves, peer_repair};
 use crate::limits::FRAME_BYTES_MAX;
 
 /// A stream: however it is cut into chunks, the same frames and the same end come out.
@@ -68,5 +68,16 @@ pub fn peer_repair(bytes: &[u8]) {
         let mut out = Vec::new();
         assert_eq!(peer_repair::encode_body(&mut out, head, &message), kind);
         assert_eq!(peer_repair::decode_body(kind, &out).as_ref(), Ok(&(head, message)));
+    }
+}
+
+/// The same of a message of moves.
+pub fn peer_moves(bytes: &[u8]) {
+    let Some((kind, body)) = bytes.split_first_chunk::<2>() else { return };
+    let kind = u16::from_le_bytes(*kind);
+    if let Ok((head, message)) = peer_moves::decode_body(kind, body) {
+        let mut out = Vec::new();
+        assert_eq!(peer_moves::encode_body(&mut out, head, &message), kind);
+        assert_eq!(peer_moves::decode_body(kind, &out).as_ref(), Ok(&(head, message)));
     }
 }

@@ -1,6 +1,6 @@
 //! Bytes ⇄ requests and replies; pure. `command` is the one vocabulary, `frame` cuts a stream into frames, `native` is the rkyv encoding
-//! (docs/protocol.md spells out every byte), `peer`, `peer_hello` and `peer_repair` what the cores of different nodes say to each other,
-//! `fuzz` are the entry points that must survive anything.
+//! (docs/protocol.md spells out every byte), `peer`, `peer_hello`, `peer_moves` and `peer_repair` what the cores of different nodes say to
+//! each other, `fuzz` are the entry points that must survive anything.
 
 pub mod command;
 pub mod frame;
@@ -8,6 +8,7 @@ pub mod fuzz;
 pub mod native;
 pub mod peer;
 pub mod peer_hello;
+pub mod peer_moves;
 pub mod peer_repair;
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use super::frame::{FLAG_MORE, Frame, FrameError, HEADER_BYTES, header};
 use crate::base::record::{NAMESPACE_SYSTEM, Version};
 use crate::limits::{
     FRAME_BYTES_MAX, KEY_BYTES_MAX, MULTI_KEYS_MAX, NAMESPACE_NAME_BYTES_MAX, RF_MAX, SCAN_ENTRIES_MAX, TTL_MS_MAX, VALUE_BYTES_MAX,
+    WORDS_BYTES_MAX,
 };
 use rkyv::vec::ArchivedVec;
 
@@ -280,7 +281,7 @@ pub fn encode_request(out: &mut Vec<u8>, id: u64, request: &Request<'_>) {
             let compression = change.compression.map_or(KEEP, |compression| compression as u8);
             w.u32(request.deadline_ms).u64(change.default_ttl_ms.unwrap_or(MS_NONE)).u8(durability).u8(compression).span(name);
         }
-        Command::Snapshot { name } => {
+        Command::Snapshot { name } | Command::Cluster { words: name } => {
             let name = w.bytes(name.as_bytes());
             w.u32(request.deadline_ms).span(name);
         }
@@ -711,6 +712,13 @@ fn decode_command(kind: u16, body: &[u8]) -> Result<Request<'_>, WireError> {
         40 => {
             let b = access::<body::ArchivedNamed>(body)?;
             (b.deadline_ms, Command::Snapshot { name: name_of(&b.name)? })
+        }
+        41 => {
+            let b = access::<body::ArchivedNamed>(body)?;
+            if b.name.len() > WORDS_BYTES_MAX {
+                return Err(too_large("the words are over 2 KiB"));
+            }
+            (b.deadline_ms, Command::Cluster { words: text(&b.name)? })
         }
         _ => return decode_keyed(kind, body),
     };

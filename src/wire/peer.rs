@@ -2,7 +2,8 @@
 //!
 //! Many frames go in one write. Every message carries the epoch of its sender's topology (rule M1 of PROTOCOL.md) and, where somebody
 //! waits for the answer, the milliseconds that are left of it. The request id is the asker's; an answer repeats it. What the messages mean
-//! is written in `cluster::replica` and `cluster::coordinator`. The messages of repair (`wire::peer_repair`) travel in the same frames.
+//! is written in `cluster::replica` and `cluster::coordinator`. The messages of repair (`wire::peer_repair`) and of moves
+//! (`wire::peer_moves`) travel in the same frames.
 //!
 //! ```text
 //! header (16 bytes) | rkyv body | checksum u64 LE: xxh3 of the body, seeded with the checksum of the header
@@ -11,6 +12,7 @@
 use super::command::ErrorCode;
 use super::frame::{Frame, HEADER_BYTES, header};
 use super::native::{WireError, Writer, access, bad, frozen, key_of, too_large};
+use super::peer_moves::{self, MoveMessage};
 use super::peer_repair::{self, RepairMessage};
 use crate::base::checksum::{checksum, hash64_seeded};
 use crate::base::record::{Body, Cell, CollectionType, Expiry, Kind, NamespaceId, Version, join};
@@ -346,6 +348,13 @@ pub fn encode_repair(out: &mut Vec<u8>, id: u64, head: Head, message: &RepairMes
     seal(w, kind, id);
 }
 
+/// Appends one frame of moves.
+pub fn encode_move(out: &mut Vec<u8>, id: u64, head: Head, message: &MoveMessage) {
+    let w = Writer::new(out);
+    let kind = peer_moves::encode_body(w.out, head, message);
+    seal(w, kind, id);
+}
+
 /// Checksum and header, when the body is written.
 fn seal(mut w: Writer<'_>, kind: u16, id: u64) {
     let body_bytes = w.out.len() - w.start - HEADER_BYTES + CHECKSUM_BYTES;
@@ -414,18 +423,23 @@ fn refusal_parts(why: Refusal) -> (u8, u64) {
 // ---------------------------------------------------------------------------------------------------------------------------------
 // Reading.
 
-/// A message of either sort.
+/// A message of any sort.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AnyMessage<'a> {
     Plain(Message<'a>),
     Repair(RepairMessage),
+    Move(MoveMessage),
 }
 
 /// Takes a frame's body apart, whichever sort of message it is.
 ///
 /// # Errors
-/// As `decode`, and as `peer_repair::decode_body`.
+/// As `decode`, and as `peer_repair::decode_body` and `peer_moves::decode_body`.
 pub fn decode_any<'a>(frame: &Frame<'a>) -> Result<(Head, AnyMessage<'a>), WireError> {
+    if peer_moves::is_move(frame.kind) {
+        let (head, message) = peer_moves::decode_body(frame.kind, unsealed(frame)?)?;
+        return Ok((head, AnyMessage::Move(message)));
+    }
     if !peer_repair::is_repair(frame.kind) {
         return decode(frame).map(|(head, message)| (head, AnyMessage::Plain(message)));
     }

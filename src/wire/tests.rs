@@ -44,6 +44,7 @@ fn each_request(prng: &mut Prng, mut f: impl FnMut(&Request<'_>)) {
     let change = NamespaceChange { default_ttl_ms: Some(3), durability: Some(durability), compression: None, ..change };
     f(&plain(Command::NamespaceChange(change)));
     f(&plain(Command::Snapshot { name: "today" }));
+    f(&plain(Command::Cluster { words: "plan leave 3" }));
     f(&key(1, Command::Get { key: &a }));
     f(&key(0, Command::Ttl { key: &a }));
     f(&key(7, Command::Put(Put { key: &a, value: &b, ttl_ms: [0, 1, 2, TTL_NEVER][prng.below(4) as usize], condition, write })));
@@ -158,7 +159,7 @@ fn request_by_rkyv(request: &Request<'_>) -> Vec<u8> {
         Command::NamespaceAlter { name, default_ttl_ms, durability } => {
             rkyv_bytes(&spec(default_ttl_ms.unwrap_or(u64::MAX), durability.map_or(255, |d| d as u8), name))
         }
-        Command::Snapshot { name } => rkyv_bytes(&body::Named { deadline_ms, name: (*name).into() }),
+        Command::Snapshot { name } | Command::Cluster { words: name } => rkyv_bytes(&body::Named { deadline_ms, name: (*name).into() }),
         Command::Get { key } | Command::Ttl { key } => rkyv_bytes(&body::Key { deadline_ms, namespace, key: key.to_vec() }),
         Command::Put(put) => {
             let (flags, version) = write_parts(&put.write);

@@ -450,6 +450,11 @@ impl Client {
     pub async fn snapshot(&self, name: &str) -> Result<String, ClientError> {
         request::text(self.call(Command::Snapshot { name }).await?)
     }
+
+    /// The state of the cluster, or a change of its nodes, in words as behind `ringkv cluster`: text for people.
+    pub async fn cluster(&self, words: &str) -> Result<String, ClientError> {
+        request::text(self.call(Command::Cluster { words }).await?)
+    }
 }
 
 /// Commands gathered to be run together.

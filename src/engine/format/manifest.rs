@@ -103,7 +103,7 @@ impl TableRecord {
 /// What a shard must remember about a vnode of a namespace (PROTOCOL.md "Leader of a vnode", "Forgetting the dead", "Moves").
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VnodeRecord {
-    /// Counts the times that this node came to own it.
+    /// In the system's namespace: the topology's epoch at which this node began to hold the vnode, or ceased to.
     pub incarnation: u64,
     /// Cells of log records below are void.
     pub drop_seq: u64,

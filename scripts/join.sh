@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# What a caller notices when a node joins: three nodes by scripts/cluster.sh on loopback, the load generator in check mode at QUORUM and a
+# steady open-loop rate, first on the three, then while a fourth joins and takes its share over.
+#
+#   scripts/join.sh
+#
+# Prints the share of the replicas that moved against the fair share, how long it took, and for the time before and meanwhile the errors
+# and the p99 of gets and puts; after it all keys are read back. Exit code 0 only if at most 1.1 times the fair share moved, no request
+# failed, nothing was lost or wrong, and p99 meanwhile is at most twice that before (or under 5 ms).
+#
+#   RINGKV_JOIN_RATE      requests a second (2000), half of them puts
+#   RINGKV_JOIN_KEYS      keys that are there before the join (200k)
+#   RINGKV_JOIN_VALUE     bytes of a value (100)
+#   RINGKV_JOIN_KEEP      a folder that gets the load generator's JSON of each load
+#   RINGKV_BINARY, RINGKV_LOADGEN   the programs (target/release/…, built)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+rate=${RINGKV_JOIN_RATE:-2000}
+keys=${RINGKV_JOIN_KEYS:-200k}
+value=${RINGKV_JOIN_VALUE:-100}
+if [ -z "${RINGKV_BINARY:-}" ] || [ -z "${RINGKV_LOADGEN:-}" ]; then
+    cargo build --locked --release --quiet -p ringkv -p loadgen
+fi
+export RINGKV_BINARY=${RINGKV_BINARY:-target/release/ringkv}
+load=${RINGKV_LOADGEN:-target/release/loadgen}
+folder=$(mktemp -d "${TMPDIR:-/tmp}/ringkv-join.XXXXXX")
+export RINGKV_CLUSTER=$folder/cluster RINGKV_CLUSTER_NET=loopback
+load_pid="" node_pid=""
+finish() {
+    local code=$?
+    [ -z "$load_pid" ] || kill -KILL "$load_pid" 2>/dev/null || true
+    if [ -n "$node_pid" ]; then
+        kill -TERM "$node_pid" 2>/dev/null || true
+        wait "$node_pid" 2>/dev/null || true
+    fi
+    [ ! -e "$RINGKV_CLUSTER/cluster" ] || scripts/cluster.sh down || true
+    if [ "$code" -eq 0 ]; then rm -rf "$folder"; else echo "kept for a look: $folder" >&2; fi
+}
+trap finish EXIT
+
+scripts/cluster.sh up 3 "$RINGKV_CLUSTER" >"$folder/up"
+target=$(awk '/^ready / { print $2 }' "$folder/up")
+first=${target#native://}
+first=${first%%,*}
+port=${first##*:}
+say() { "$RINGKV_BINARY" cluster "$@" --port "$port"; }
+
+# run NAME SECONDS: a load to its end. All go on from one journal, so that no acknowledged write of an earlier one is forgotten.
+run() {
+    "$load" --target "$target" --level quorum --rate "$rate" --mix get=50,put=50 --keys "$keys" --value "$value" --conns 12 \
+        --seconds "$2" --check --journal "$folder/journal" --quiet --json "$folder/$1.json" >"$folder/$1.txt" 2>&1 &
+    load_pid=$!
+}
+ended() {
+    local code=0
+    wait "$load_pid" || code=$?
+    load_pid=""
+    [ "$code" -le 1 ] || { echo "the load generator ended with code $code:" >&2; tail -n 20 "$folder/$1.txt" >&2; exit 1; }
+    [ -z "${RINGKV_JOIN_KEEP:-}" ] || cp "$folder/$1.json" "$RINGKV_JOIN_KEEP/"
+}
+
+"$load" --target "$target" --level quorum --fill --keys "$keys" --value "$value" --conns 4 --check --journal "$folder/journal" \
+    --quiet >"$folder/fill.txt" 2>&1
+run before 10
+ended before
+say plan join 4 native=127.0.0.1:$((port + 300)) gossip=127.0.0.1:$((port + 390)) cores=1 >"$folder/plan"
+run meanwhile 30
+sleep 1
+began=$(date +%s%3N)
+read -r -a flags <<<"${RINGKV_CLUSTER_FLAGS:---memory 64MiB}"
+"$RINGKV_BINARY" --data "$folder/node4" --port $((port + 300)) --admin-port $((port + 380)) --gossip-port $((port + 390)) --node-id 4 \
+    --join "$first" --cores "$(taskset -pc $$ | sed 's/.*: //; s/[,-].*//')" --spin-us 0 "${flags[@]}" >"$folder/node4.txt" 2>&1 &
+node_pid=$!
+settled() { say status 2>/dev/null | tee "$folder/status" | awk '/ member / { n++ } /nothing moves/ { s = 1 } END { exit !(n == 4 && s) }'; }
+until settled; do
+    kill -0 "$node_pid" 2>/dev/null || { echo "the fourth node ended:" >&2; tail "$folder/node4.txt" >&2; exit 1; }
+    [ $(($(date +%s%3N) - began)) -lt 600000 ] || { echo "the join does not end: $(tail -n 1 "$folder/status")" >&2; exit 1; }
+    sleep 0.2
+done
+took_ms=$(($(date +%s%3N) - began))
+ended meanwhile
+python3 - "$folder" "$took_ms" <<'END'
+import json, re, sys
+
+folder, took_ms = sys.argv[1], int(sys.argv[2])
+plan = open(f"{folder}/plan").read()
+moved, whole = map(int, re.search(r"moves (\d+) of (\d+) replicas", plan).groups())
+fair = whole / 4
+ok = moved <= 1.1 * fair
+print(f"moved {moved} of {whole} replicas of vnodes, {moved / fair:.2f} x the fair share, in {took_ms / 1000:.1f} s")
+p99 = {}
+for name in ("before", "meanwhile"):
+    load = json.load(open(f"{folder}/{name}.json"))
+    errors = sum(load["errors"].values())
+    p99[name] = max(op["p99_us"] for op in load["ops"].values()) / 1000
+    ok = ok and errors == 0 and load["lost"] == 0 and load["wrong"] == 0 and load["died"] is None
+    print(f"{name:<10} p99 {p99[name]:8.2f} ms · errors {errors} · lost {load['lost']} · wrong {load['wrong']}")
+ok = ok and p99["meanwhile"] <= max(2 * p99["before"], 5.0)
+print("a join goes unnoticed" if ok else "a join is noticed")
+sys.exit(0 if ok else 1)
+END

@@ -1,0 +1,249 @@
+//! Taking over a vnode (rule M2 of PROTOCOL.md): what a pending owner that does not hold the vnode yet has to do before it may own it.
+//!
+//! | stage | what it means |
+//! | --- | --- |
+//! | void | what this node may still hold of the vnode from an earlier time is to be made void, durably |
+//! | closed | it is; nothing is taken or shown yet, since an old owner may have forgotten what would be older |
+//! | open | a majority of the old owners, each of which knows that the vnode moves, told its fence and floor: writes are taken |
+//! | joined | with each of them everything was compared, and copied, in every namespace |
+//! | over | the higher of their marks is durable here: the vnode may flip |
+//!
+//! From `open` on a put, hint or write-back at or below the highest fence that was told is refused, since the old owners refuse it too and
+//! may have forgotten a delete above it; copies of the old owners are taken, since this node must hold what they hold. The marks come last
+//! (`MarksOf` are inherited when all is joined), for behind them old copies would be refused.
+//!
+//! Progress is not kept over a restart but for the void: everything that was copied is still here, so to do it again is cheap.
+
+use super::coordinator::Planted;
+use super::quorum::majority;
+use super::topology::{NodeState, Topology};
+use crate::base::record::{NamespaceId, Version};
+pub use crate::wire::peer_moves::{MarksOf, Move};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Fence and floor.
+type Marks = (Version, Version);
+
+/// Where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    Void,
+    Closed,
+    Open,
+    Joined,
+    Over,
+}
+
+/// One vnode's.
+#[derive(Clone, Debug)]
+pub struct TakeOver {
+    of: Move,
+    old: Vec<u64>,
+    /// How many old owners make a majority.
+    need: usize,
+    stage: Stage,
+    /// What those old owners told that know the move.
+    told: BTreeMap<u64, BTreeMap<NamespaceId, Marks>>,
+    /// What was compared to its end since, with whom.
+    joined: BTreeSet<(u64, NamespaceId)>,
+}
+
+impl TakeOver {
+    /// Of a vnode of which `old` are the owners. `is_void`: what was held before it moved is void already.
+    pub fn new(of: Move, old: Vec<u64>, is_void: bool, planted: Option<Planted>) -> TakeOver {
+        let need = if planted == Some(Planted::FlipAfterOneSource) { 1 } else { majority(old.len()) };
+        let stage = if is_void { Stage::Closed } else { Stage::Void };
+        TakeOver { of, old, need, stage, told: BTreeMap::new(), joined: BTreeSet::new() }
+    }
+
+    pub fn of(&self) -> Move {
+        self.of
+    }
+
+    pub fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// Whether cells of the vnode are taken, and answers given.
+    pub fn is_open(&self) -> bool {
+        self.stage >= Stage::Open
+    }
+
+    /// What was held is void.
+    pub fn voided(&mut self) {
+        self.stage = self.stage.max(Stage::Closed);
+    }
+
+    /// The old owners that have yet to tell their marks.
+    pub fn silent(&self) -> impl Iterator<Item = u64> + '_ {
+        self.old.iter().copied().filter(|node| !self.told.contains_key(node))
+    }
+
+    /// An old owner that knows the move told its marks.
+    pub fn told(&mut self, node: u64, marks: &MarksOf) {
+        if marks.of != self.of || !self.old.contains(&node) || self.stage == Stage::Void {
+            return;
+        }
+        let marks = marks.namespaces.iter().map(|(namespace, fence, floor)| (*namespace, (*fence, *floor)));
+        self.told.insert(node, marks.collect());
+        if self.stage == Stage::Closed && self.told.len() >= self.need {
+            self.stage = Stage::Open;
+        }
+    }
+
+    /// Puts, hints and write-backs at or below are refused.
+    pub fn fence(&self, namespace: NamespaceId) -> Version {
+        self.marks(namespace).0
+    }
+
+    /// The highest marks that were told, of a namespace.
+    pub fn marks(&self, namespace: NamespaceId) -> Marks {
+        let all = self.told.values().filter_map(|told| told.get(&namespace));
+        all.fold((Version::ZERO, Version::ZERO), |(fence, floor), marks| (fence.max(marks.0), floor.max(marks.1)))
+    }
+
+    /// All namespaces that an old owner told of.
+    pub fn namespaces(&self) -> BTreeSet<NamespaceId> {
+        self.told.values().flat_map(|told| told.keys().copied()).collect()
+    }
+
+    /// With whom what is to be compared next; nobody before it is open. Whoever is not `is_there` comes later.
+    pub fn next(&self, is_there: impl Fn(u64) -> bool) -> Option<(u64, NamespaceId)> {
+        if self.stage != Stage::Open {
+            return None;
+        }
+        let pairs = self.told.iter().flat_map(|(node, told)| told.keys().map(|namespace| (*node, *namespace)));
+        pairs.filter(|pair| !self.joined.contains(pair)).find(|(node, _)| is_there(*node))
+    }
+
+    /// Everything of a namespace was compared with an old owner, from the first token to the last, and nothing that it gave was refused.
+    pub fn joined(&mut self, node: u64, namespace: NamespaceId) {
+        self.joined.insert((node, namespace));
+        let is_whole = |(node, told): (&u64, &BTreeMap<NamespaceId, Marks>)| told.keys().all(|key| self.joined.contains(&(*node, *key)));
+        let whole = self.told.iter().filter(|told| is_whole(*told)).count();
+        if self.stage == Stage::Open && whole >= self.need {
+            self.stage = Stage::Joined;
+        }
+    }
+
+    /// The marks of all namespaces are durable here.
+    pub fn inherited(&mut self) {
+        assert!(self.stage >= Stage::Joined, "marks are inherited when all is joined");
+        self.stage = Stage::Over;
+    }
+}
+
+/// The vnodes that `me` has to take over, and the old owners of each.
+pub fn of_node(topology: &Topology, rf: usize, me: u64) -> Vec<(Move, Vec<u64>)> {
+    let id = |index: &u16| topology.nodes()[usize::from(*index)].spec.id;
+    let mut moves = Vec::new();
+    for vnode in topology.moving() {
+        if takers(topology, vnode, rf).contains(&me) {
+            let old = topology.replicas(vnode, rf).owners.iter().map(id).collect();
+            moves.push((Move { vnode, since: topology.epoch_of(vnode) }, old));
+        }
+    }
+    moves
+}
+
+/// Who takes a vnode over: its pending owners that do not own it.
+pub fn takers(topology: &Topology, vnode: u32, rf: usize) -> Vec<u64> {
+    let replicas = topology.replicas(vnode, rf);
+    let new = replicas.pending.unwrap_or_default().iter().filter(|index| !replicas.owners.contains(index));
+    new.map(|index| topology.nodes()[usize::from(*index)].spec.id).collect()
+}
+
+/// Who sees to it that what has been taken over flips: of the members that are there the first one.
+pub fn steward(topology: &Topology, is_there: impl Fn(u64) -> bool) -> Option<u64> {
+    let members = topology.nodes().iter().filter(|node| node.state != NodeState::Joining).map(|node| node.spec.id);
+    members.filter(|node| is_there(*node)).min()
+}
+
+/// The vnodes that may flip: whoever takes one over has said so. What nobody has to take over may, too.
+pub fn ready(topology: &Topology, rf: usize, taken: &BTreeMap<u64, BTreeSet<Move>>) -> Vec<u32> {
+    let has = |node: &u64, of: &Move| taken.get(node).is_some_and(|moves| moves.contains(of));
+    let is_ready = |vnode: &u32| {
+        let of = Move { vnode: *vnode, since: topology.epoch_of(*vnode) };
+        takers(topology, *vnode, rf).iter().all(|node| has(node, &of))
+    };
+    topology.moving().filter(is_ready).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::topology::{Change, NodeSpec, Proposal};
+    use super::*;
+
+    fn spec(id: u64) -> NodeSpec {
+        let address = |port| format!("10.0.0.{id}:{port}");
+        NodeSpec { id, native: address(7400), gossip: address(7490), cores: 1, weight: 1, rack: String::new() }
+    }
+
+    fn change(topology: &Topology, change: Change) -> Topology {
+        topology.apply(&Proposal { cluster: 1, vnodes: 16, epoch: topology.epoch(), change }).unwrap()
+    }
+
+    const OF: Move = Move { vnode: 3, since: 5 };
+
+    fn version(clock: u64) -> Version {
+        Version::put(clock << 16, 0)
+    }
+
+    fn marks(namespaces: &[(NamespaceId, u64, u64)]) -> MarksOf {
+        let namespaces = namespaces.iter().map(|(namespace, fence, floor)| (*namespace, version(*fence), version(*floor)));
+        MarksOf { of: OF, namespaces: namespaces.collect() }
+    }
+
+    #[test]
+    fn a_majority_tells_and_is_joined_in_every_namespace_before_it_is_over() {
+        let mut take = TakeOver::new(OF, vec![1, 2, 3], false, None);
+        take.told(1, &marks(&[(1, 9, 4)]));
+        assert_eq!((take.stage(), take.silent().count()), (Stage::Void, 3), "what comes before the void counts for nothing");
+        take.voided();
+        take.told(1, &marks(&[(1, 9, 4)]));
+        take.told(7, &marks(&[]));
+        take.told(2, &MarksOf { of: Move { since: 4, ..OF }, namespaces: Vec::new() });
+        assert_eq!((take.stage(), take.is_open(), take.next(|_| true)), (Stage::Closed, false, None), "one, a stranger, another move");
+        take.told(2, &marks(&[(1, 8, 6), (2, 3, 0)]));
+        assert!(take.is_open());
+        assert_eq!((take.fence(1), take.marks(1), take.marks(2)), (version(9), (version(9), version(6)), (version(3), version(0))));
+        assert_eq!((take.next(|_| true), take.next(|node| node == 2)), (Some((1, 1)), Some((2, 1))));
+        take.joined(1, 1);
+        take.joined(2, 1);
+        assert_eq!((take.stage(), take.next(|_| true)), (Stage::Open, Some((2, 2))));
+        take.joined(2, 2);
+        assert_eq!((take.stage(), take.next(|_| true)), (Stage::Joined, None));
+        assert_eq!(take.namespaces().into_iter().collect::<Vec<_>>(), [1, 2]);
+        take.inherited();
+        assert_eq!((take.stage(), take.is_open()), (Stage::Over, true));
+    }
+
+    #[test]
+    fn an_old_owner_that_is_away_is_not_waited_for() {
+        let mut take = TakeOver::new(OF, vec![1, 2, 3], true, None);
+        [1, 2, 3].into_iter().for_each(|node| take.told(node, &marks(&[(1, 0, 0)])));
+        for _ in 0..2 {
+            let (node, namespace) = take.next(|node| node != 2).unwrap();
+            take.joined(node, namespace);
+        }
+        assert_eq!(take.stage(), Stage::Joined);
+    }
+
+    #[test]
+    fn what_nobody_has_to_take_over_flips_at_once_and_the_rest_when_all_have() {
+        let founded = Topology::found(1, 16, (1..=3).map(spec).collect()).unwrap();
+        let joining = change(&founded, Change::Join(spec(4)));
+        let of_four = of_node(&joining, 3, 4);
+        assert!(of_four.len() >= 8 && of_four.iter().all(|(of, old)| of.since == 2 && old.len() == 3));
+        assert!(of_node(&joining, 3, 1).is_empty(), "it has everything");
+        let mut taken = BTreeMap::new();
+        let free = ready(&joining, 3, &taken).len();
+        assert_eq!(free + of_four.len(), joining.moving().len());
+        taken.insert(4, of_four[..2].iter().map(|(of, _)| *of).collect::<BTreeSet<Move>>());
+        assert_eq!(ready(&joining, 3, &taken).len(), free + 2);
+        let stale: BTreeSet<Move> = of_four.iter().map(|(of, _)| Move { since: 1, ..*of }).collect();
+        assert_eq!(ready(&joining, 3, &BTreeMap::from([(4, stale)])).len(), free, "of an earlier move");
+        assert_eq!((steward(&joining, |_| true), steward(&joining, |node| node > 1)), (Some(1), Some(2)));
+        assert_eq!(steward(&joining, |node| node == 4), None, "who joins is no member yet");
+    }
+}

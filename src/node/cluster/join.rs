@@ -1,0 +1,112 @@
+//! A node that joins a running cluster: before it has shards it asks one of the nodes that it was told of for the topology, and with that
+//! settles who it is. Its folder is made for that cluster, for good.
+
+use super::{ClusterConfig, make_folder, run_briefly};
+use crate::cluster::gossip::wire::Key;
+use crate::cluster::topology::Topology;
+use crate::config::{Config, exit};
+use crate::engine::format::Identity;
+use crate::engine::format::layout::parse_layout;
+use crate::io::driver::Backend;
+use crate::io::{SocketAddr, host};
+use crate::node::Failure;
+use crate::shard::visit::{self, VISIT_MAX};
+use std::io::ErrorKind;
+use std::time::Duration;
+
+/// Nodes are asked in turn, so many times, with a pause between: they may be starting, too.
+const ROUNDS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Who this node is, the number of vnodes, and the topology; where the folder is there already and nobody answers, one that is unknown.
+pub(super) fn settle(
+    config: &Config,
+    cluster: &ClusterConfig,
+    backend: Backend,
+    key: &Key,
+    warn: &dyn Fn(&str),
+) -> Result<(Identity, u32, Topology), Failure> {
+    let path = config.data.join("LAYOUT");
+    let refuse = |why: String| Failure::new(exit::CONFIG, why);
+    let told = ask(&cluster.seeds, key, backend)?;
+    match host::read(&path) {
+        Ok(bytes) => {
+            let layout = parse_layout(&bytes).map_err(|bad| Failure::new(exit::DATA_DAMAGED, format!("{}: {bad:?}", path.display())))?;
+            let (identity, vnodes) = (layout.identity, layout.vnodes);
+            if let Some(asked) = cluster.node_id.filter(|asked| *asked != identity.node) {
+                return Err(refuse(format!("node-id {asked}: the data folder was made for node {}, for good", identity.node)));
+            }
+            match told {
+                Ok(topology) if topology.cluster() != identity.cluster => {
+                    let (theirs, ours) = (topology.cluster(), identity.cluster);
+                    Err(refuse(format!("join: that is cluster {theirs:016x}, and the data folder belongs to cluster {ours:016x}")))
+                }
+                Ok(topology) => Ok((identity, vnodes, topology)),
+                Err(why) => {
+                    warn(&format!("join: no member answers ({why}); this node goes by what it knew last"));
+                    Ok((identity, vnodes, Topology::unknown(identity.cluster, vnodes)))
+                }
+            }
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let topology = told.map_err(|why| Failure::new(exit::FAILED, format!("join: no member tells the topology: {why}")))?;
+            if let Some(asked) = config.vnodes.filter(|asked| *asked != topology.vnodes()) {
+                return Err(refuse(format!("vnodes {asked}: the cluster has {}, and keeps them for its life", topology.vnodes())));
+            }
+            let node = match cluster.node_id {
+                Some(id) => is_free(&topology, id).map(|()| id).map_err(refuse)?,
+                None => draw_id(&topology),
+            };
+            let identity = Identity { cluster: topology.cluster(), node };
+            make_folder(config, identity, topology.vnodes(), backend)?;
+            Ok((identity, topology.vnodes(), topology))
+        }
+        Err(error) => Err(Failure::new(exit::FAILED, format!("{}: {error}", path.display()))),
+    }
+}
+
+/// The topology of whichever node answers first; why the last did not.
+fn ask(seeds: &[SocketAddr], key: &Key, backend: Backend) -> Result<Result<Topology, String>, Failure> {
+    let (seeds, key) = (seeds.to_vec(), key.clone());
+    run_briefly(backend, |io| async move {
+        let mut last = "nobody was asked".to_owned();
+        for round in 0..ROUNDS {
+            if round > 0 {
+                io.sleep(PAUSE).await;
+            }
+            for &seed in &seeds {
+                let until = io.now().plus(VISIT_MAX);
+                match crate::shard::session::within(&io, until, visit::fetch_topology(&io, seed, &key, host::wall_ms())).await {
+                    Some(Ok(topology)) => return Ok(topology),
+                    Some(Err(why)) => last = why,
+                    None => last = format!("{seed}: no answer in time"),
+                }
+            }
+        }
+        Err(last)
+    })
+}
+
+/// Whether a node with an empty folder may have this id. A member's is taken, by the member or by what it held: a node that lost its disk
+/// comes back under another id (rule M3).
+fn is_free(topology: &Topology, id: u64) -> Result<(), String> {
+    match topology.nodes().iter().find(|node| node.spec.id as u16 == id as u16) {
+        None => Ok(()),
+        Some(node) if node.spec.id == id => Err(format!(
+            "node-id {id} is taken: it is that of the member at {}. If that node lost its data, start it under another id with \
+             --join and --standby, and say: ringkv cluster replace {id} NEW",
+            node.spec.native
+        )),
+        Some(node) => Err(format!("node-id {id}: its low 16 bits are those of node {}; take another id", node.spec.id)),
+    }
+}
+
+/// A free id of at most 16 bits.
+fn draw_id(topology: &Topology) -> u64 {
+    loop {
+        let id = host::random_u64() & u64::from(u16::MAX);
+        if id != 0 && is_free(topology, id).is_ok() {
+            return id;
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! An operator's words to the cluster (`cluster::words`), carried out by core 0 of whatever node was asked. A node that is no member hands
+//! changes to one that is, since its own word would reach nobody.
+
+use super::cluster::Cluster;
+use super::peers::At;
+use super::{Shard, Ticket};
+use crate::cluster::topology::{NodeSpec, Proposal};
+use crate::cluster::topology_codec;
+use crate::cluster::words::{self, Asked, Candidate, Words};
+use crate::io::Class;
+use crate::limits::{RF_DEFAULT, WORDS_BYTES_MAX};
+use crate::wire::command::{ErrorCode, Reply};
+use crate::wire::peer::Refusal;
+use crate::wire::peer_moves::MoveMessage;
+use std::fmt::Write;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How long a member may take for a change that was handed to it.
+const HANDED_MAX: Duration = Duration::from_secs(12);
+/// How often a node asks to be let in.
+const ASK_IN_EVERY: Duration = Duration::from_millis(500);
+
+impl Shard {
+    /// Answers a client's words.
+    pub(super) async fn answer_words(self: &Rc<Shard>, ticket: &Ticket, words: &str) {
+        let Some(cluster) = self.cluster.clone() else {
+            return self.fail(ticket, ErrorCode::Failed, "this node is in no cluster");
+        };
+        match self.say_words(&cluster, words).await {
+            Ok(text) => self.answer(ticket, &Reply::Text(&text)),
+            Err(why) => self.fail(ticket, ErrorCode::Failed, &why),
+        }
+    }
+
+    /// Answers a node that is no member.
+    pub(super) fn carry_out_words(self: &Rc<Shard>, cluster: &Rc<Cluster>, ticket: Ticket, words: String) {
+        if cluster.topology().index_of(cluster.me).is_none() {
+            return self.refuse_peer(&ticket, Refusal::NotReplica);
+        }
+        if !self.admit.begin() {
+            return self.refuse_peer(&ticket, Refusal::Overloaded);
+        }
+        let (shard, cluster) = (self.clone(), cluster.clone());
+        drop(self.io.spawn(Class::Foreground, async move {
+            let mut said = shard.say_words(&cluster, &words).await;
+            let (Ok(text) | Err(text)) = &mut said;
+            while text.len() > WORDS_BYTES_MAX {
+                text.pop();
+            }
+            shard.answer_move(&cluster, &ticket, &MoveMessage::Said(said));
+            shard.admit.end();
+            shard.settle();
+        }));
+    }
+
+    async fn say_words(self: &Rc<Shard>, cluster: &Rc<Cluster>, text: &str) -> Result<String, String> {
+        let topology = cluster.topology();
+        match words::parse(text)? {
+            Words::Status => Ok(words::status(&topology, RF_DEFAULT, cluster.me, |node| cluster.is_alive(node))),
+            Words::Topology => {
+                let mut bytes = Vec::new();
+                topology_codec::encode(&topology, &mut bytes);
+                Ok(bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+                    _ = write!(text, "{byte:02x}");
+                    text
+                }))
+            }
+            Words::Repair => {
+                cluster.repair.forgive();
+                Ok(format!(
+                    "comparisons are always on; {} places differed when pairs were compared last",
+                    self.node.figure("repair_differing")
+                ))
+            }
+            Words::Plan(asked) => {
+                let change = asked.change(|candidate| cluster.candidate(candidate))?;
+                let proposal = Proposal { cluster: topology.cluster(), vnodes: topology.vnodes(), epoch: topology.epoch(), change };
+                let plan = topology.plan(&proposal, RF_DEFAULT).map_err(|refused| refused.to_string())?;
+                Ok(words::plan(&plan))
+            }
+            Words::Change(_) if topology.index_of(cluster.me).is_none() => self.hand_on(cluster, text).await,
+            Words::Change(asked) => {
+                let is_cancel = asked == Asked::Cancel;
+                let change = asked.change(|candidate| cluster.candidate(candidate))?;
+                let after = self.propose(cluster, change).await?;
+                let moving = after.moving().len();
+                Ok(match moving {
+                    _ if is_cancel => format!("epoch {}: what has not moved stays where it is", after.epoch()),
+                    0 => format!("epoch {}: done, nothing has to move", after.epoch()),
+                    _ => format!("epoch {}: {moving} vnodes move; `cluster status` shows how far they are", after.epoch()),
+                })
+            }
+        }
+    }
+
+    /// A node that was started to join asks until it is let in, or until it is told that it never will be.
+    pub(super) async fn ask_in(self: &Rc<Shard>, cluster: &Rc<Cluster>) {
+        while !self.io.is_shutting_down() && !self.is_closing() && cluster.topology().index_of(cluster.me).is_none() {
+            // Gossip knows the ports that were bound.
+            if let Some(spec) = cluster.known_specs().into_iter().find(|spec| spec.id == cluster.me) {
+                match self.hand_on(cluster, &words::join_words(&spec)).await {
+                    Ok(said) => self.node.warn(&format!("this node joins the cluster: {said}")),
+                    Err(why) => self.notice(0, "not let in", || format!("this node is not let into the cluster yet: {why}")),
+                }
+            }
+            self.io.sleep(ASK_IN_EVERY).await;
+        }
+    }
+
+    /// Has a member carry words out.
+    pub(super) async fn hand_on(self: &Rc<Shard>, cluster: &Rc<Cluster>, words: &str) -> Result<String, String> {
+        let deadline = self.io.now().plus(HANDED_MAX);
+        let Some(node) = self.any_other(cluster) else { return Err("no member of the cluster can be reached".to_owned()) };
+        let question = MoveMessage::Words(words.to_owned());
+        match cluster.requests.ask_move(self, cluster, At { node, core: 0 }, &question, deadline).await {
+            Some(MoveMessage::Said(said)) => said,
+            _ => Err(format!("node {node} did not answer; the change may still happen")),
+        }
+    }
+}
+
+impl Cluster {
+    /// A node that gossip knows and the topology does not.
+    fn candidate(&self, candidate: &Candidate) -> Option<NodeSpec> {
+        self.known_specs().into_iter().find(|spec| match candidate {
+            Candidate::Id(id) => spec.id == *id,
+            Candidate::At(address) => spec.native == *address,
+            Candidate::Whole(_) => false,
+        })
+    }
+}

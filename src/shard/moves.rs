@@ -1,0 +1,504 @@
+//! Moves on one core: the hands of `cluster::takeover`, and on core 0 of `cluster::decide` and of who sees to it that vnodes flip.
+//!
+//! A core takes over what the topology says is coming to it, a few vnodes at a time, by the machinery of repair; what it has and may not
+//! have any more is made void when nothing moves. Core 0 answers for the node when a topology is to be decided, durable before it answers,
+//! and proposes changes: an operator's (`admin`), and where it is the steward the flips of what has been taken over.
+
+use super::cluster::Cluster;
+use super::decisions::store_register;
+use super::peers::At;
+use super::repair::Comparison;
+use super::replicate::refusal_of;
+use super::{Shard, Ticket};
+use crate::base::record::{NamespaceId, Version, core_of};
+use crate::base::time::Mono;
+use crate::cluster::decide::{self, Acceptor, Answer, Ask, Effect, Outcome, Proposer, Register, Step};
+use crate::cluster::repair_plan::Pair;
+use crate::cluster::takeover::{self, MarksOf, Move, Stage, TakeOver, ready, steward, takers};
+use crate::cluster::topology::{Change, Proposal, Topology};
+use crate::cluster::topology_codec;
+use crate::engine::store_marks::VnodeMarks;
+use crate::io::Class;
+use crate::io::signal::{Signal, race};
+use crate::limits::{DEADLINE_MS_MAX, MOVE_BYTES_A_SECOND, RF_DEFAULT};
+use crate::wire::peer::{Head, Message, Refusal, encode_move};
+use crate::wire::peer_moves::{MARKS_VNODES_MAX, MoveMessage};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two looks at what is to be taken over, where there was nothing to do or nobody there to do it with.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Vnodes that a core takes over at a time.
+const AT_ONCE: usize = 4;
+/// How often the steward looks for what may flip; and how long what is ready may wait for more of it, since every flip is a decision.
+const FLIP_EVERY: Duration = Duration::from_millis(100);
+const FLIP_WAIT: Duration = Duration::from_secs(1);
+/// Until a topology that somebody knows has come, it is asked for this often, so many times.
+const CHASE_EVERY: Duration = Duration::from_millis(25);
+const CHASES_MAX: u32 = 80;
+/// How long another node may take to answer a question of a move.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
+/// How long a change may take to be decided.
+const DECIDE_MAX: Duration = Duration::from_secs(10);
+/// Between two looks at a proposal.
+const TICK: Duration = Duration::from_millis(10);
+
+/// One core's.
+#[derive(Default)]
+pub struct Moves {
+    /// Core 0's.
+    acceptor: RefCell<Acceptor>,
+    takes: RefCell<BTreeMap<u32, TakeOver>>,
+    /// Who may have a newer topology, and how often it was asked.
+    chase: Cell<Option<(u64, u32)>>,
+    /// What this core has of vnodes that are none of the node's is to be looked for.
+    to_tidy: Cell<bool>,
+}
+
+impl Moves {
+    /// What was promised and accepted before.
+    pub fn set_register(&self, register: Register) {
+        *self.acceptor.borrow_mut() = Acceptor::new(register);
+    }
+
+    /// Cells of the vnode are taken and shown; false while the node has yet to learn what the old owners may have forgotten.
+    pub fn is_open(&self, vnode: u32) -> bool {
+        let takes = self.takes.borrow();
+        takes.is_empty() || takes.get(&vnode).is_none_or(TakeOver::is_open)
+    }
+
+    /// Whether a cell may be stored, as far as the vnode's move is concerned.
+    pub fn may_store(&self, epoch: u64, vnode: u32, namespace: NamespaceId, newest: Version) -> Result<(), Refusal> {
+        let takes = self.takes.borrow();
+        match takes.get(&vnode) {
+            None => Ok(()),
+            Some(take) if !take.is_open() => Err(Refusal::Behind { epoch }),
+            Some(take) if newest <= take.fence(namespace) => Err(Refusal::Fenced),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Vnodes that this core has yet to take over, and those that it has and that have yet to flip.
+    pub fn progress(&self) -> (usize, usize) {
+        let takes = self.takes.borrow();
+        let over = takes.values().filter(|take| take.stage() == Stage::Over).count();
+        (takes.len() - over, over)
+    }
+
+    /// A node may have a newer topology.
+    pub fn chase(&self, node: u64) {
+        if self.chase.get().is_none() {
+            self.chase.set(Some((node, 0)));
+        }
+    }
+
+    /// A topology came.
+    pub fn chased(&self) {
+        self.chase.set(None);
+    }
+
+    fn with<R>(&self, of: Move, look: impl FnOnce(&mut TakeOver) -> R) -> Option<R> {
+        let mut takes = self.takes.borrow_mut();
+        takes.get_mut(&of.vnode).filter(|take| take.of() == of).map(look)
+    }
+
+    fn at_stage(&self, stage: Stage) -> Vec<Move> {
+        self.takes.borrow().values().filter(|take| take.stage() == stage).map(TakeOver::of).collect()
+    }
+}
+
+/// Begins to take over, to look for newer topologies, and on core 0 to flip, for as long as the shard lives.
+pub fn start(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
+    shard.begin_moves(cluster);
+    let (taking, ours) = (shard.clone(), cluster.clone());
+    drop(shard.io.spawn(Class::Background, async move { keep_taking_over(&taking, &ours).await }));
+    let (chasing, ours) = (shard.clone(), cluster.clone());
+    drop(shard.io.spawn(Class::Foreground, async move { keep_chasing(&chasing, &ours).await }));
+    if shard.core() == 0 {
+        let (flipping, ours) = (shard.clone(), cluster.clone());
+        drop(shard.io.spawn(Class::Background, async move { keep_flipping(&flipping, &ours).await }));
+        if shard.node.asks_in() {
+            let (asking, ours) = (shard.clone(), cluster.clone());
+            drop(shard.io.spawn(Class::Background, async move { asking.ask_in(&ours).await }));
+        }
+    }
+}
+
+fn lives(shard: &Shard) -> bool {
+    !shard.io.is_shutting_down() && !shard.is_closing()
+}
+
+async fn keep_chasing(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
+    while lives(shard) {
+        shard.io.sleep(CHASE_EVERY).await;
+        let Some((node, tries)) = cluster.moves.chase.get() else { continue };
+        // Whoever was named may be away; others have it before long.
+        let node = if tries % 2 == 1 { shard.any_other(cluster).unwrap_or(node) } else { node };
+        cluster.moves.chase.set((tries < CHASES_MAX).then_some((node, tries + 1)));
+        shard.fetch_topology(cluster, node);
+        shard.settle();
+    }
+}
+
+async fn keep_taking_over(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
+    while lives(shard) {
+        make_void(shard, cluster).await;
+        ask_marks(shard, cluster).await;
+        let worked = join_some(shard, cluster).await;
+        inherit_marks(shard, cluster).await;
+        if !worked {
+            shard.io.sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// What was held of vnodes that come, and of those that are gone.
+async fn make_void(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
+    let mut by_epoch: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+    for of in cluster.moves.at_stage(Stage::Void) {
+        by_epoch.entry(of.since).or_default().push(of.vnode);
+    }
+    for (since, vnodes) in by_epoch {
+        // A failure of the disk is told by who writes data; this is tried again.
+        if shard.engine.void_vnodes(&vnodes, since).await.is_ok() {
+            vnodes.iter().for_each(|&vnode| _ = cluster.moves.with(Move { vnode, since }, TakeOver::voided));
+        }
+    }
+    if cluster.moves.to_tidy.get() && cluster.topology().moving().len() == 0 {
+        cluster.moves.to_tidy.set(false);
+        let topology = cluster.topology();
+        let strangers: BTreeSet<u32> = shard.engine.vnodes_with_data().into_iter().map(|(_, vnode)| vnode).collect();
+        let is_ours = |vnode: &u32| owns(&topology, *vnode, cluster.me);
+        let strangers: Vec<u32> = strangers.into_iter().filter(|vnode| !is_ours(vnode)).collect();
+        if !strangers.is_empty() && shard.engine.void_vnodes(&strangers, topology.epoch()).await.is_err() {
+            cluster.moves.to_tidy.set(true);
+        }
+    }
+}
+
+fn owns(topology: &Topology, vnode: u32, node: u64) -> bool {
+    topology.replicas(vnode, RF_DEFAULT).owners.iter().any(|index| topology.nodes()[usize::from(*index)].spec.id == node)
+}
+
+/// Where the core of `node` is that has a vnode.
+fn core_for(topology: &Topology, node: u64, vnode: u32) -> Option<At> {
+    let index = topology.index_of(node)?;
+    Some(At { node, core: core_of(vnode, topology.nodes()[usize::from(index)].spec.cores) })
+}
+
+async fn ask_marks(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
+    let mut questions: BTreeMap<(u64, u16), Vec<Move>> = BTreeMap::new();
+    {
+        let (takes, topology) = (cluster.moves.takes.borrow(), cluster.topology());
+        for take in takes.values().filter(|take| matches!(take.stage(), Stage::Closed | Stage::Open)) {
+            for at in take.silent().filter_map(|node| core_for(&topology, node, take.of().vnode)) {
+                questions.entry((at.node, at.core)).or_default().push(take.of());
+            }
+        }
+    }
+    let mut opened = false;
+    for ((node, core), moves) in questions.into_iter().filter(|((node, _), _)| cluster.is_alive(*node)) {
+        for some in moves.chunks(MARKS_VNODES_MAX) {
+            let deadline = shard.io.now().plus(ANSWER_MAX);
+            let question = MoveMessage::AskMarks(some.to_vec());
+            let answer = cluster.requests.ask_move(shard, cluster, At { node, core }, &question, deadline).await;
+            let Some(MoveMessage::Marks(marks)) = answer else { break };
+            for marks in &marks {
+                let opens = cluster.moves.with(marks.of, |take| {
+                    let was_open = take.is_open();
+                    take.told(node, marks);
+                    !was_open && take.is_open()
+                });
+                opened |= opens == Some(true);
+            }
+        }
+    }
+    if opened {
+        shard.set_repair_pairs();
+    }
+}
+
+/// Compares a few vnodes with an old owner each; false where there was none to be compared.
+async fn join_some(shard: &Rc<Shard>, cluster: &Rc<Cluster>) -> bool {
+    let due: Vec<(Move, u64, NamespaceId)> = {
+        let takes = cluster.moves.takes.borrow();
+        let next = |take: &TakeOver| take.next(|node| cluster.is_alive(node)).map(|(node, namespace)| (take.of(), node, namespace));
+        takes.values().filter_map(next).take(AT_ONCE).collect()
+    };
+    let begin = |(of, node, namespace)| {
+        let (shard, cluster) = (shard.clone(), cluster.clone());
+        shard.io.clone().spawn(Class::Background, async move { join(&shard, &cluster, of, node, namespace).await })
+    };
+    let tasks: Vec<_> = due.into_iter().map(begin).collect();
+    let mut worked = false;
+    for task in tasks {
+        worked |= task.await;
+    }
+    worked
+}
+
+/// False: it was cut off, or something that the old owner gave was refused.
+async fn join(shard: &Rc<Shard>, cluster: &Rc<Cluster>, of: Move, peer: u64, namespace: NamespaceId) -> bool {
+    let pair = Pair { namespace, vnode: of.vnode, peer };
+    let Some(mut comparison) = Comparison::new(shard, cluster, pair).filter(|comparison| comparison.scope.epoch == of.since) else {
+        return false;
+    };
+    comparison.bytes_a_second = MOVE_BYTES_A_SECOND;
+    let whole = comparison.run(None).await.is_ok() && comparison.refused.get() == 0;
+    if whole {
+        cluster.moves.with(of, |take| take.joined(peer, namespace));
+    }
+    whole
+}
+
+/// The end of what is joined: the higher marks of the old owners (M2), durable before the vnode may flip.
+async fn inherit_marks(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
+    for of in cluster.moves.at_stage(Stage::Joined) {
+        let told =
+            cluster.moves.with(of, |take| take.namespaces().into_iter().map(|namespace| (namespace, take.marks(namespace))).collect());
+        let told: Vec<(NamespaceId, (Version, Version))> = told.unwrap_or_default();
+        let mut is_durable = true;
+        for (namespace, (fence, floor)) in told.into_iter().filter(|(_, (fence, _))| *fence > Version::ZERO) {
+            is_durable &= shard.engine.raise_marks(namespace, of.vnode, VnodeMarks { fence, floor }).await.is_ok();
+            cluster.repair.trees.mark_all(namespace, of.vnode);
+        }
+        if is_durable {
+            cluster.moves.with(of, TakeOver::inherited);
+        }
+    }
+}
+
+/// The steward's work.
+async fn keep_flipping(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
+    let mut flipped = shard.io.now();
+    while lives(shard) {
+        shard.io.sleep(FLIP_EVERY).await;
+        let topology = cluster.topology();
+        if topology.moving().len() == 0 || steward(&topology, |node| cluster.is_alive(node)) != Some(cluster.me) {
+            continue;
+        }
+        let taken = ask_taken(shard, cluster, &topology).await;
+        let vnodes = ready(&topology, RF_DEFAULT, &taken);
+        let waits = vnodes.len() < topology.moving().len() && shard.io.now().since(flipped) < FLIP_WAIT;
+        if vnodes.is_empty() || waits {
+            continue;
+        }
+        // Where another was faster, the next look sees what there is to do.
+        let _ = shard.propose(cluster, Change::MoveDone { vnodes }).await;
+        flipped = shard.io.now();
+    }
+}
+
+/// What each node has taken over, by its own word.
+async fn ask_taken(shard: &Rc<Shard>, cluster: &Rc<Cluster>, topology: &Topology) -> BTreeMap<u64, BTreeSet<Move>> {
+    let nodes: BTreeSet<u64> = topology.moving().flat_map(|vnode| takers(topology, vnode, RF_DEFAULT)).collect();
+    let mut taken: BTreeMap<u64, BTreeSet<Move>> = BTreeMap::new();
+    for node in nodes.into_iter().filter(|node| cluster.is_alive(*node)) {
+        let cores = topology.index_of(node).map_or(0, |index| topology.nodes()[usize::from(index)].spec.cores);
+        for core in 0..cores {
+            let deadline = shard.io.now().plus(ANSWER_MAX);
+            let answer = cluster.requests.ask_move(shard, cluster, At { node, core }, &MoveMessage::AskTaken, deadline).await;
+            if let Some(MoveMessage::Taken(moves)) = answer {
+                taken.entry(node).or_default().extend(moves);
+            }
+        }
+    }
+    taken
+}
+
+/// Answers of acceptors to one proposal.
+#[derive(Default)]
+struct Inbox {
+    answers: RefCell<VecDeque<(u64, Answer)>>,
+    came: Signal,
+}
+
+impl Shard {
+    /// What the topology says is coming to this core: whenever it changes.
+    pub(super) fn begin_moves(&self, cluster: &Cluster) {
+        let topology = cluster.topology();
+        let mut before = cluster.moves.takes.take();
+        let ours = |of: &Move| core_of(of.vnode, self.node.cores) == self.core();
+        let coming = takeover::of_node(&topology, RF_DEFAULT, cluster.me).into_iter().filter(|(of, _)| ours(of));
+        let takes = coming.map(|(of, old)| {
+            let known = before.remove(&of.vnode).filter(|take| take.of() == of);
+            let fresh = || TakeOver::new(of, old, self.engine.incarnation(of.vnode) == of.since, cluster.planted);
+            (of.vnode, known.unwrap_or_else(fresh))
+        });
+        *cluster.moves.takes.borrow_mut() = takes.collect();
+        cluster.moves.to_tidy.set(true);
+        cluster.moves.chased();
+    }
+
+    /// A question of a move.
+    pub(super) fn handle_move(self: &Rc<Shard>, cluster: &Rc<Cluster>, ticket: Ticket, from: u64, head: Head, message: MoveMessage) {
+        if head.epoch > cluster.epoch() {
+            self.fetch_topology(cluster, from);
+        }
+        match message {
+            MoveMessage::Decide(ask) if self.core() == 0 => self.answer_proposer(cluster, ticket, head, ask),
+            MoveMessage::AskMarks(moves) => {
+                let topology = cluster.topology();
+                let namespaces: Vec<NamespaceId> = self.namespaces().rows().iter().map(|row| row.id).collect();
+                let told = moves.into_iter().filter(|of| self.is_old_owner(cluster, &topology, *of)).map(|of| {
+                    let marks = namespaces.iter().map(|&namespace| {
+                        let marks = self.engine.marks(namespace, of.vnode);
+                        (namespace, marks.fence, marks.floor)
+                    });
+                    MarksOf { of, namespaces: marks.collect() }
+                });
+                self.answer_move(cluster, &ticket, &MoveMessage::Marks(told.collect()));
+            }
+            MoveMessage::AskTaken => {
+                let taken = cluster.moves.at_stage(Stage::Over);
+                self.answer_move(cluster, &ticket, &MoveMessage::Taken(taken));
+            }
+            MoveMessage::Words(words) if self.core() == 0 => self.carry_out_words(cluster, ticket, words),
+            _ => self.refuse_peer(&ticket, Refusal::NotReplica),
+        }
+    }
+
+    /// This core owns the vnode, and knows that it moves (M2).
+    fn is_old_owner(&self, cluster: &Cluster, topology: &Topology, of: Move) -> bool {
+        let knows = of.vnode < topology.vnodes() && topology.epoch_of(of.vnode) == of.since;
+        knows && core_of(of.vnode, self.node.cores) == self.core() && owns(topology, of.vnode, cluster.me)
+    }
+
+    pub(super) fn answer_move(&self, cluster: &Cluster, ticket: &Ticket, message: &MoveMessage) {
+        let mut frame = Vec::new();
+        encode_move(&mut frame, ticket.id, Head { epoch: cluster.epoch(), deadline_ms: 0 }, message);
+        self.answer_frame(ticket, frame, true);
+    }
+
+    /// This node's part in a decision: durable, then answered.
+    fn answer_proposer(self: &Rc<Shard>, cluster: &Rc<Cluster>, ticket: Ticket, head: Head, ask: Ask) {
+        let topology = cluster.topology();
+        if !decide::acceptors(&topology).contains(&cluster.me) && ask.epoch == topology.epoch() {
+            return self.refuse_peer(&ticket, Refusal::NotReplica);
+        }
+        let follows = |bytes: &[u8]| {
+            let next = topology_codec::decode(bytes);
+            next.is_ok_and(|next| {
+                (next.cluster(), next.vnodes(), next.epoch()) == (topology.cluster(), topology.vnodes(), topology.epoch() + 1)
+            })
+        };
+        let step = cluster.moves.acceptor.borrow_mut().on_ask(topology.epoch(), ask, follows);
+        let (register, then) = match step {
+            Step::Answer(answer) => return self.answer_move(cluster, &ticket, &MoveMessage::Decided(answer)),
+            Step::Persist { register, then } => (register, then),
+        };
+        let now = self.io.now();
+        match store_register(&self.engine, &register, self.io.wall_ms()) {
+            Err(error) => self.refuse_peer(&ticket, refusal_of(&error)),
+            Ok(seq) => {
+                let mut frame = Vec::new();
+                let head_back = Head { epoch: cluster.epoch(), deadline_ms: 0 };
+                encode_move(&mut frame, ticket.id, head_back, &MoveMessage::Decided(then));
+                let deadline = now.plus(Duration::from_millis(u64::from(head.deadline_ms.min(DEADLINE_MS_MAX))));
+                self.answer_frames_when(&ticket, seq, deadline, frame);
+            }
+        }
+    }
+
+    /// Core 0: has a change decided, and tells everybody. Where another change came first, this one is made for what it left, if it can be.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub(super) async fn propose(self: &Rc<Shard>, cluster: &Rc<Cluster>, change: Change) -> Result<Arc<Topology>, String> {
+        let deadline = self.io.now().plus(DECIDE_MAX);
+        loop {
+            let ours = cluster.topology();
+            let proposal = Proposal { cluster: ours.cluster(), vnodes: ours.vnodes(), epoch: ours.epoch(), change: change.clone() };
+            let next = ours.apply(&proposal).map_err(|refused| refused.to_string())?;
+            let mut bytes = Vec::new();
+            topology_codec::encode(&next, &mut bytes);
+            match self.decide(cluster, &ours, bytes.clone(), deadline).await {
+                Outcome::Chosen(chosen) => {
+                    let Ok(topology) = topology_codec::decode(&chosen) else { return Err("what was decided is no topology".to_owned()) };
+                    let topology = Arc::new(topology);
+                    if !self.use_topology(&topology).await {
+                        return Err("the topology was decided, but this node's disk does not take it".to_owned());
+                    }
+                    self.tell_topology(cluster, &ours);
+                    if chosen == bytes {
+                        return Ok(topology);
+                    }
+                }
+                Outcome::Newer { node } => {
+                    self.fetch_topology(cluster, node);
+                    self.settle();
+                    self.io.sleep(TICK).await;
+                    // Another proposer may have found this change accepted, and made it.
+                    if *cluster.topology() == next {
+                        return Ok(cluster.topology());
+                    }
+                }
+                Outcome::Silent { answered, need } => {
+                    return Err(format!(
+                        "{answered} of the nodes that decide answered in time, and {need} are needed; it may still happen"
+                    ));
+                }
+            }
+            if self.io.now() >= deadline || !lives(self) {
+                return Err("the topology is changed by somebody else all the time".to_owned());
+            }
+        }
+    }
+
+    async fn decide(self: &Rc<Shard>, cluster: &Rc<Cluster>, ours: &Topology, value: Vec<u8>, deadline: Mono) -> Outcome {
+        let (inbox, mut effects) = (Rc::new(Inbox::default()), Vec::new());
+        let nonce = self.io.random_u64();
+        let mut proposer = Proposer::new(self.io.now(), (cluster.me, nonce), ours, value, deadline, &mut effects);
+        loop {
+            for effect in effects.drain(..) {
+                match effect {
+                    Effect::Ask { to, ask } => self.ask_acceptor(cluster, to, ask, &inbox),
+                    Effect::Correct { node } => self.correct(cluster, node),
+                    Effect::Over(outcome) => return outcome,
+                }
+            }
+            self.settle();
+            race(inbox.came.wait(), self.io.sleep(TICK)).await;
+            while let Some((node, answer)) = { inbox.answers.borrow_mut().pop_front() } {
+                proposer.on_answer(self.io.now(), node, answer, self.io.random_u64(), &mut effects);
+            }
+            proposer.on_tick(self.io.now(), &mut effects);
+            if cluster.epoch() > ours.epoch() && !effects.iter().any(|effect| matches!(effect, Effect::Over(_))) {
+                // What was decided has come by another road.
+                return Outcome::Newer { node: cluster.me };
+            }
+        }
+    }
+
+    fn ask_acceptor(self: &Rc<Shard>, cluster: &Rc<Cluster>, to: u64, ask: Ask, inbox: &Rc<Inbox>) {
+        let (shard, cluster, inbox) = (self.clone(), cluster.clone(), inbox.clone());
+        drop(self.io.spawn(Class::Foreground, async move {
+            let deadline = shard.io.now().plus(ANSWER_MAX);
+            let question = MoveMessage::Decide(ask);
+            let answer = cluster.requests.ask_move(&shard, &cluster, At { node: to, core: 0 }, &question, deadline).await;
+            if let Some(MoveMessage::Decided(answer)) = answer {
+                inbox.answers.borrow_mut().push_back((to, answer));
+                inbox.came.raise();
+            }
+        }));
+    }
+
+    fn correct(self: &Rc<Shard>, cluster: &Cluster, node: u64) {
+        let now = self.io.now();
+        if let Ok(link) = self.link(cluster, At { node, core: 0 }) {
+            self.say(cluster, &link, 0, cluster.head(now, Some(now.plus(ANSWER_MAX))), &Message::Correct);
+        }
+    }
+
+    /// Tells all nodes, those of the topology before too, that there is a newer one.
+    fn tell_topology(self: &Rc<Shard>, cluster: &Cluster, before: &Topology) {
+        let topology = cluster.topology();
+        let nodes = before.nodes().iter().chain(topology.nodes()).map(|node| node.spec.id);
+        let nodes: BTreeSet<u64> = nodes.filter(|node| *node != cluster.me).collect();
+        nodes.into_iter().for_each(|node| self.correct(cluster, node));
+        self.settle();
+    }
+}

@@ -1,0 +1,313 @@
+//! The operator of a simulated cluster: joins, leaves, weights and replacements while clients work and faults happen. One change at a time
+//! is ordered; whoever is up is asked, again and again, until somebody says that it is decided, or why it is not done. Beside that the
+//! operator looks at the topology all the time, so that the run knows who is a member.
+
+use super::cluster::{Run, address};
+use super::final_look::Quiet;
+use crate::client::Answer;
+use crate::cluster::takeover::takers;
+use crate::cluster::topology::{NodeSpec, NodeState, Topology};
+use crate::cluster::topology_codec;
+use crate::cluster::words::join_words;
+use crate::io::sim::Faults;
+use crate::io::wakers::Wakers;
+use crate::io::{Class, Io, SocketAddr};
+use crate::limits::RF_DEFAULT;
+use crate::shard::session::within;
+use crate::wire::command::Command;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// What is ordered, as it is counted.
+pub(super) const JOIN: &str = "join decided";
+pub(super) const REJOIN: &str = "join of a node that had left decided";
+pub(super) const LEAVE: &str = "leave decided";
+pub(super) const REPLACE: &str = "replacement decided";
+pub(super) const WEIGHT: &str = "weight decided";
+pub(super) const CANCEL: &str = "cancel decided";
+/// A node fell, or was cut off, while vnodes moved.
+pub(super) const FELL_MEANWHILE: &str = "node fell while vnodes moved";
+pub(super) const CUT_MEANWHILE: &str = "node cut off while vnodes moved";
+
+/// A node was cut off from some of those that have, or take over, a vnode that moves.
+pub(super) const MOVERS_CUT: &str = "links to nodes that move a vnode cut";
+
+const LOOK_EVERY: Duration = Duration::from_millis(40);
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Members that a leave must leave.
+const MEMBERS_MIN: usize = 3;
+
+/// A change that is to be made.
+#[derive(Clone)]
+pub(super) struct Order {
+    pub words: String,
+    pub kind: &'static str,
+}
+
+/// What operator and run share.
+pub(super) struct Operator {
+    order: RefCell<Option<Order>>,
+    /// How orders ended: kind, whether it is decided, what was said.
+    ended: RefCell<Vec<(&'static str, bool, String)>>,
+    /// The newest topology that anybody showed.
+    known: RefCell<Topology>,
+    /// The epoch that the last order made: what is known is older until somebody shows that.
+    made: Cell<u64>,
+    /// Who can be asked: nodes that were started.
+    servers: RefCell<Vec<SocketAddr>>,
+    stop: Cell<bool>,
+}
+
+impl Operator {
+    pub fn new(founding: Topology) -> Operator {
+        Operator {
+            order: RefCell::default(),
+            ended: RefCell::default(),
+            known: RefCell::new(founding),
+            made: Cell::new(1),
+            servers: RefCell::default(),
+            stop: Cell::new(false),
+        }
+    }
+
+    pub fn known(&self) -> Topology {
+        self.known.borrow().clone()
+    }
+
+    /// Nothing is ordered, and nothing moves as far as the operator has seen.
+    pub fn is_idle(&self) -> bool {
+        let known = self.known.borrow();
+        self.order.borrow().is_none() && known.moving().len() == 0 && known.epoch() >= self.made.get()
+    }
+
+    fn is_member(&self, node: u64) -> bool {
+        self.known.borrow().index_of(node).is_some()
+    }
+}
+
+/// The operator's work, on a machine of its own.
+async fn work(io: Io, operator: Rc<Operator>) {
+    while !operator.stop.get() {
+        io.sleep(LOOK_EVERY).await;
+        let servers = operator.servers.borrow().clone();
+        let Some(at) = io.random_u64().checked_rem(servers.len() as u64) else { continue };
+        // It may fall in the middle, or be cut off from all others.
+        let _ = within(&io, io.now().plus(PATIENCE), visit(&io, servers[at as usize], &operator)).await;
+    }
+}
+
+async fn visit(io: &Io, server: SocketAddr, operator: &Operator) -> Result<(), String> {
+    let mut quiet = Quiet::open(io.clone(), server).await?;
+    look(&mut quiet, operator).await?;
+    let order = operator.order.borrow().clone();
+    if let Some(Order { words, kind }) = order {
+        let answer = quiet.ask(0, Command::Cluster { words: &words }).await?;
+        match answer {
+            Ok(Answer::Text(said)) => end(operator, kind, true, said),
+            Ok(other) => return Err(format!("words are answered with {other:?}")),
+            Err(error) => {
+                let said = error.to_string();
+                // Who could not reach enough others, was in the middle of something, or does not know yet that a move has ended, has not
+                // the last word.
+                let is_final = !["answered in time", "all the time", "did not answer", "can be reached", "shutting down", "still moving"]
+                    .iter()
+                    .any(|part| said.contains(part));
+                if is_final {
+                    end(operator, kind, false, said);
+                }
+            }
+        }
+        look(&mut quiet, operator).await?;
+    }
+    Ok(())
+}
+
+fn end(operator: &Operator, kind: &'static str, decided: bool, said: String) {
+    let epoch = said.strip_prefix("epoch ").and_then(|rest| rest.split(':').next()?.parse().ok());
+    operator.made.set(operator.made.get().max(epoch.unwrap_or(0)));
+    operator.ended.borrow_mut().push((kind, decided, said));
+    operator.order.take();
+}
+
+async fn look(quiet: &mut Quiet, operator: &Operator) -> Result<(), String> {
+    let Ok(Answer::Text(text)) = quiet.ask(0, Command::Cluster { words: "topology" }).await? else {
+        return Err("no topology".to_owned());
+    };
+    let digits: Vec<u8> = text.bytes().filter_map(|digit| (digit as char).to_digit(16)).map(|digit| digit as u8).collect();
+    let bytes: Vec<u8> = digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
+    let topology = topology_codec::decode(&bytes).map_err(|error| error.to_string())?;
+    let mut known = operator.known.borrow_mut();
+    if topology.epoch() > known.epoch() {
+        *known = topology;
+    }
+    Ok(())
+}
+
+impl Run {
+    pub(super) fn start_operator(&mut self) {
+        let quiet = Faults { net_us: 20, net_jitter_us: 5, ..Faults::default() };
+        let machine = self.world.add_machine(quiet);
+        let io = self.world.spawn_core(machine, 0, &Wakers::new(1));
+        drop(io.spawn(Class::Foreground, work(io.clone(), self.operator.clone())));
+    }
+
+    fn order(&mut self, words: String, kind: &'static str) {
+        self.note(format!("ordered: {words}"));
+        *self.operator.order.borrow_mut() = Some(Order { words, kind });
+    }
+
+    /// Takes note of how orders ended, and of whom can be asked.
+    pub(super) fn look_at_operator(&mut self) {
+        let started: Vec<SocketAddr> =
+            self.nodes.iter().filter(|node| node.life.is_some() || node.back_at.is_some()).map(|node| address(node.machine)).collect();
+        *self.operator.servers.borrow_mut() = started;
+        for (kind, decided, said) in self.operator.ended.take() {
+            self.note(format!("{kind}: {decided}: {said}"));
+            if decided {
+                self.happened(kind);
+            }
+        }
+        let epoch = self.operator.known.borrow().epoch();
+        if epoch > self.seen_epoch {
+            self.seen_epoch = epoch;
+            let moving = self.operator.known.borrow().moving().len();
+            self.note(format!("epoch {epoch}: {moving} vnodes move"));
+        }
+    }
+
+    fn spec(&self, node: usize) -> NodeSpec {
+        self.specs[node].clone()
+    }
+
+    /// Orders something that can be ordered now.
+    pub(super) fn order_something(&mut self) {
+        if self.operator.order.borrow().is_some() {
+            return;
+        }
+        let known = self.operator.known();
+        if !self.operator.is_idle() {
+            if self.prng.one_in(12) {
+                self.order("cancel".to_owned(), CANCEL);
+            }
+            return;
+        }
+        if let Some(dead) = self.dead_member() {
+            return self.order_end_of(dead);
+        }
+        let members: Vec<usize> = known.nodes().iter().map(|node| node.spec.id as usize - 1).collect();
+        let strangers: Vec<usize> = (0..self.nodes.len()).filter(|node| !members.contains(node) && !self.nodes[*node].is_dead).collect();
+        let one = members[self.prng.below(members.len() as u64) as usize];
+        let stranger = strangers.get(self.prng.below(strangers.len().max(1) as u64) as usize).copied();
+        match (self.prng.below(8), stranger) {
+            (0..3, Some(node)) => self.order_join(node),
+            (3, Some(node)) if members.len() >= MEMBERS_MIN && self.setup.faults.crash => self.order_replacement(one, node),
+            (4..6, _) if members.len() > MEMBERS_MIN => self.order(format!("leave {}", one + 1), LEAVE),
+            (6.., _) => {
+                let weight = self.prng.between(1, 6);
+                self.order(format!("weight {} {weight}", one + 1), WEIGHT);
+            }
+            _ => {}
+        }
+    }
+
+    fn order_join(&mut self, node: usize) {
+        let kind = if self.nodes[node].was_member { REJOIN } else { JOIN };
+        self.ensure_started(node);
+        self.nodes[node].was_member = true;
+        self.order(join_words(&self.spec(node)), kind);
+    }
+
+    /// A member that fell for good, and whose place nobody has taken yet. There is one at most.
+    fn dead_member(&self) -> Option<usize> {
+        (0..self.nodes.len()).find(|node| self.nodes[*node].is_dead && self.operator.is_member(*node as u64 + 1))
+    }
+
+    /// What a dead member had comes to another node: a stranger, or where there is none those that are left.
+    fn order_end_of(&mut self, dead: usize) {
+        let is_free = |node: &usize| !self.nodes[*node].is_dead && !self.operator.is_member(*node as u64 + 1);
+        match (0..self.nodes.len()).find(is_free) {
+            Some(node) => self.order_replacement(dead, node),
+            None => self.order(format!("leave {}", dead + 1), LEAVE),
+        }
+    }
+
+    /// A member falls for good, and another node takes its place.
+    fn order_replacement(&mut self, dead: usize, node: usize) {
+        if !self.nodes[dead].is_dead {
+            self.bury(dead);
+        }
+        self.ensure_started(node);
+        self.nodes[node].was_member = true;
+        self.order(join_words(&self.spec(node)).replacen("join", &format!("replace {}", dead + 1), 1), REPLACE);
+    }
+
+    fn ensure_started(&mut self, node: usize) {
+        if self.nodes[node].life.is_none() && self.nodes[node].back_at.is_none() {
+            self.note(format!("node {} starts for the first time", node + 1));
+            self.start(node);
+        }
+    }
+
+    /// While vnodes move: somebody does not reach some of those that have, or take over, one of them.
+    pub(super) fn cut_movers(&mut self) {
+        let known = self.operator.known();
+        let moving: Vec<u32> = known.moving().collect();
+        let Some(at) = self.prng.below(moving.len().max(1) as u64).checked_rem(moving.len() as u64) else { return };
+        let replicas = known.replicas(moving[at as usize], RF_DEFAULT);
+        let ids: Vec<usize> = replicas.everybody().map(|index| known.nodes()[usize::from(index)].spec.id as usize - 1).collect();
+        let one = self.prng.below(self.nodes.len() as u64) as usize;
+        for _ in 0..self.prng.between(1, 2) {
+            let other = ids[self.prng.below(ids.len() as u64) as usize];
+            if one == other {
+                continue;
+            }
+            self.cut(one, other);
+            if self.prng.one_in(2) {
+                self.cut(other, one);
+            }
+            self.happened(MOVERS_CUT);
+        }
+    }
+
+    /// A node that moves vnodes, or others that do, were disturbed.
+    pub(super) fn count_meanwhile(&mut self, node: usize, what: &'static str) {
+        let known = self.operator.known();
+        let id = node as u64 + 1;
+        if known.moving().any(|vnode| {
+            let owners = known.replicas(vnode, RF_DEFAULT).owners;
+            takers(&known, vnode, RF_DEFAULT).contains(&id) || owners.iter().any(|at| known.nodes()[usize::from(*at)].spec.id == id)
+        }) {
+            self.happened(what);
+        }
+    }
+
+    /// After the faults: whoever is dead is replaced, and everything that moves comes to its end.
+    pub(super) fn await_moves(&mut self) -> Result<(), String> {
+        let until = self.world.now().plus(super::cluster::STUCK);
+        loop {
+            self.look_at_operator();
+            let known = self.operator.known();
+            if self.operator.is_idle() {
+                match self.dead_member() {
+                    None => return Ok(()),
+                    Some(dead) => self.order_end_of(dead),
+                }
+            }
+            if self.world.now() >= until {
+                let joining = known.nodes().iter().filter(|node| node.state != NodeState::Member).count();
+                return Err(format!(
+                    "epoch {}: {} vnodes still move a minute after the faults ended, and {joining} nodes are on their way",
+                    known.epoch(),
+                    known.moving().len()
+                ));
+            }
+            self.world.run_for(Duration::from_millis(50));
+        }
+    }
+
+    pub(super) fn stop_operator(&mut self) -> Topology {
+        self.operator.stop.set(true);
+        self.operator.known()
+    }
+}
