@@ -54,6 +54,14 @@ pub enum Planted {
     PendingNotInQuorum,
     /// Nobody compares replicas in the background.
     RepairOff,
+    /// Tombstones are dropped after a comparison without a fence (`forget`).
+    DropWithoutFence,
+    /// The leader of a session asks nobody but itself.
+    FloorLocalOnly,
+    /// A copy of a session is taken whatever the fence and the floor.
+    RepairCopyBelowFloor,
+    /// An absent key has no version in answers.
+    AbsentIsVersionZero,
 }
 
 /// The levels of a request.

@@ -39,6 +39,13 @@ pub struct Held {
 }
 
 impl Held {
+    /// Of what is known from two places.
+    pub fn join(self, other: Held) -> Held {
+        // Of equal versions a value goes before what is left of it.
+        let newest = if (self.version, !self.is_gone) >= (other.version, !other.is_gone) { self } else { other };
+        Held { expiry: self.expiry.max(other.expiry), seq: self.seq.max(other.seq), ..newest }
+    }
+
     /// Nothing of the cell is missing here. What an expired value left lacks the value.
     fn has(&self, cell: &Cell<'_>) -> bool {
         let lacks_value = self.is_gone && self.version == cell.version && !matches!(cell.body, Body::Tombstone | Body::Silent);

@@ -2,11 +2,18 @@
 //! the manifest, so they are there again before a shard that was started anew takes its first write. The engine holds the floor: merges
 //! drop what is dead at or below it, and writes at or below it are refused. The fence is only kept here: which road may pass it decides
 //! who asks (`cluster::forget`).
+//!
+//! **What expired values left** goes by a floor of its own (`merge`): an earlier floor of the vnode, from when the vnode had that floor so
+//! long that everything begun before lies below today's. So it takes two sessions to forget it. It is in memory only: after a restart the
+//! next two sessions find it again, and until then less is dropped.
 
 use super::EngineError;
 use super::format::manifest::{Edit, VnodeRecord};
-use super::store::Engine;
+use super::store::{Core, Engine};
 use crate::base::record::{NamespaceId, Version};
+use crate::base::time::{WallMs, hlc_ms};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 /// fence ≥ floor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,11 +22,62 @@ pub struct VnodeMarks {
     pub floor: Version,
 }
 
+/// Of one vnode.
+#[derive(Clone, Copy, Debug)]
+struct Settled {
+    /// When its floor was raised last.
+    since_ms: WallMs,
+    remnants: Version,
+}
+
+/// How far what expired values left may be forgotten.
+#[derive(Debug)]
+pub(super) struct RemnantFloors {
+    /// Floors that were there already count from here.
+    opened_ms: WallMs,
+    by_vnode: RefCell<BTreeMap<(NamespaceId, u32), Settled>>,
+}
+
+impl RemnantFloors {
+    pub(super) fn new(opened_ms: WallMs) -> RemnantFloors {
+        RemnantFloors { opened_ms, by_vnode: RefCell::default() }
+    }
+
+    fn get(&self, namespace: NamespaceId, vnode: u32) -> Version {
+        self.by_vnode.borrow().get(&(namespace, vnode)).map_or(Version::ZERO, |settled| settled.remnants)
+    }
+
+    /// A floor rose, from `before`. `begun_is_over_ms`: as in `EngineConfig`.
+    fn rose(&self, vnode: (NamespaceId, u32), (before, floor): (Version, Version), now_ms: WallMs, begun_is_over_ms: u64) {
+        let mut by_vnode = self.by_vnode.borrow_mut();
+        let settled = by_vnode.entry(vnode).or_insert(Settled { since_ms: self.opened_ms, remnants: Version::ZERO });
+        if hlc_ms(floor.hlc()) >= settled.since_ms.saturating_add(begun_is_over_ms) {
+            settled.remnants = before;
+        }
+        settled.since_ms = now_ms;
+    }
+}
+
+impl Core {
+    pub(super) fn remnant_floor(&self, namespace: NamespaceId, vnode: u32) -> Version {
+        match self.config.begun_is_over_ms {
+            None => Version::MAX,
+            Some(_) => self.remnant_floors.get(namespace, vnode),
+        }
+    }
+}
+
 impl Engine {
     /// A vnode's durable marks.
     pub fn marks(&self, namespace: NamespaceId, vnode: u32) -> VnodeMarks {
         let record = self.core.tables.manifest().state().vnodes.get(namespace, vnode);
         VnodeMarks { fence: record.fence, floor: record.floor }
+    }
+
+    /// The highest fence of any vnode: above it nothing is refused.
+    pub fn highest_fence(&self) -> Version {
+        let state = self.core.tables.manifest().state();
+        state.vnodes.iter().map(|(.., record)| record.fence.max(record.floor)).max().unwrap_or(Version::ZERO)
     }
 
     /// Raises a vnode's fence. When this returns it is durable, and so is every write that was taken before the call.
@@ -36,7 +94,12 @@ impl Engine {
     /// # Errors
     /// As `raise_marks`.
     pub async fn set_floor(&self, namespace: NamespaceId, vnode: u32, floor: Version) -> Result<(), EngineError> {
-        self.raise_marks(namespace, vnode, VnodeMarks { fence: floor, floor }).await
+        let (core, before) = (&self.core, self.marks(namespace, vnode).floor);
+        self.raise_marks(namespace, vnode, VnodeMarks { fence: floor, floor }).await?;
+        if let Some(begun_is_over_ms) = core.config.begun_is_over_ms.filter(|_| before < floor) {
+            core.remnant_floors.rose((namespace, vnode), (before, floor), core.io.wall_ms(), begun_is_over_ms);
+        }
+        Ok(())
     }
 
     /// Raises both marks of a vnode, those that are below: durable when it returns. Nothing lowers them.
@@ -58,5 +121,27 @@ impl Engine {
             if record == old { Vec::new() } else { vec![edit] }
         });
         update.await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::time::HLC_COUNTER_BITS;
+
+    #[test]
+    fn what_expired_values_left_follows_the_floor_one_session_behind() {
+        let floors = RemnantFloors::new(1_000);
+        let at = |ms: u64| Version::put(ms << HLC_COUNTER_BITS, 0);
+        let rose = |before, floor, now| {
+            floors.rose((1, 2), (at(before), at(floor)), now, 500);
+            floors.get(1, 2)
+        };
+        assert_eq!(rose(900, 1_400, 2_000), Version::ZERO, "the floor of before the restart has not been known long enough");
+        assert_eq!(rose(1_400, 2_400, 3_000), Version::ZERO);
+        assert_eq!(rose(2_400, 3_500, 4_000), at(2_400));
+        assert_eq!(rose(3_500, 4_100, 4_200), at(2_400), "too soon after");
+        assert_eq!(rose(4_100, 4_700, 5_000), at(4_100));
+        assert_eq!(floors.get(1, 3), Version::ZERO);
     }
 }

@@ -21,6 +21,7 @@ use crate::io::executor::Executor;
 use crate::io::wakers::Wakers;
 use crate::io::{SocketAddr, host};
 use crate::shard::cluster::ClusterPlan;
+use crate::shard::forget::Times;
 use crate::shard::start::StartFailure;
 use crate::wire::command::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
 use std::io::ErrorKind;
@@ -71,7 +72,17 @@ impl Membership {
     pub fn plan(&self, say: Box<dyn Fn(&str) + Send + Sync>) -> Option<ClusterPlan> {
         let founding = self.founding.clone()?;
         let (node, key, boot) = (self.identity.node, self.key.clone(), host::random_u64());
-        Some(ClusterPlan { node, founding, key, boot, board: Some(self.board.clone()), warn: say, planted: None })
+        Some(ClusterPlan {
+            node,
+            founding,
+            key,
+            boot,
+            board: Some(self.board.clone()),
+            warn: say,
+            planted: None,
+            forget: Times::default(),
+            late: None,
+        })
     }
 
     /// Gossip of a node whose native port is that of `native`.

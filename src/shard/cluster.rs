@@ -5,6 +5,7 @@
 
 use super::Shard;
 use super::coordinate::Requests;
+use super::forget::{Forgetting, Times};
 use super::handoff::Handoff;
 use super::peers::{Links, Notices};
 use super::repair::Repair;
@@ -41,6 +42,17 @@ pub struct ClusterPlan {
     /// Where sentences about peers go.
     pub warn: Box<dyn Fn(&str) + Send + Sync>,
     pub planted: Option<Planted>,
+    /// When the dead are forgotten.
+    pub forget: Times,
+    /// For the simulator: messages that are taken in twice.
+    pub late: Option<Late>,
+}
+
+/// Of messages that bring cells, one in so many is taken in a second time, up to so long after the first: the network may do that.
+#[derive(Clone, Copy, Debug)]
+pub struct Late {
+    pub one_in: u64,
+    pub after_ms_max: u64,
 }
 
 /// One shard's.
@@ -55,6 +67,8 @@ pub struct Cluster {
     pub notices: Notices,
     pub handoff: Handoff,
     pub repair: Repair,
+    pub forget: Forgetting,
+    pub late: Option<Late>,
     pub detector: RefCell<Detector>,
     /// A peer knows of an epoch that this core has not: it is to be got.
     pub wants_topology: Cell<u64>,
@@ -80,6 +94,8 @@ impl Cluster {
             notices: Notices::default(),
             handoff,
             repair: Repair::new(topology.cluster(), topology.vnodes(), seed, memory_bytes / REPAIR_SHARE),
+            forget: Forgetting::new(plan.forget, plan.planted),
+            late: plan.late,
             detector: RefCell::new(Detector::new(seed)),
             wants_topology: Cell::new(0),
             asked_topology: Cell::default(),

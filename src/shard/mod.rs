@@ -16,6 +16,7 @@ pub mod conn;
 pub mod coordinate;
 pub mod decisions;
 pub mod execute;
+pub mod forget;
 pub mod gather;
 pub mod handoff;
 pub mod locks;

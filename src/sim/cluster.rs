@@ -5,16 +5,22 @@
 //! reset; bytes come late and in pieces; disks and cores are slow; wall clocks differ by up to 150 ms and drift. What is not here: disks
 //! that lose or rot what was synced (`scenario` has those for one node), and changes of the topology.
 //!
+//! Cells that come to a replica may come again, up to some seconds late. The dead are forgotten as in life (rules G1 to G6), but for a lag of
+//! about a second in place of an hour, and memtables and merges that are as small as can be.
+//!
 //! Clients put, get, delete and expire at QUORUM, and retry what is unknown under its stamp. Checked: every rule of `checker` (nothing
 //! acknowledged is lost, nothing goes back, expiry is exact by the versions' clocks), that after the faults all is answered in time, and
-//! that the replicas of each key then become equal without anybody asking for it (`agree`).
+//! that the replicas of each key then become equal without anybody asking for it (`agree`), and that what is deleted then is dropped from
+//! the disk (`buried`).
 
 use super::agree::{AGREE_MAX, all_agree};
+use super::buried::{delete_all, fill};
 use super::checker::{Checker, Span};
 use super::final_look::Quiet;
 use super::scenario::small_engine;
 use super::workload::{FIRST_NAMESPACE, Shared, SimClient, key_name, reads_value};
 use crate::base::prng::Prng;
+use crate::base::record::{token_of, vnode_of};
 use crate::base::time::{Mono, WallMs};
 use crate::client::Answer;
 use crate::cluster::coordinator::Planted;
@@ -23,7 +29,9 @@ use crate::cluster::topology::{NodeSpec, Topology};
 use crate::io::sim::{CrashSite, Faults, MachineId, World};
 use crate::io::wakers::Wakers;
 use crate::io::{Class, Io, SocketAddr, Task};
-use crate::shard::cluster::ClusterPlan;
+use crate::limits::RF_DEFAULT;
+use crate::shard::cluster::{ClusterPlan, Late};
+use crate::shard::forget::Times;
 use crate::shard::mailbox;
 use crate::shard::start::{self, Plan, StartFailure};
 use crate::shard::stats::Board;
@@ -41,6 +49,14 @@ pub const COMMANDS: u64 = 2_500;
 const PORT: u16 = 7400;
 const VNODES: u32 = 16;
 const CLUSTER: u64 = 0xC1;
+/// What comes late.
+const LATE: Late = Late { one_in: 20, after_ms_max: 8_000 };
+/// Between two sessions of forgetting of a core.
+const FORGET_PAUSE: Duration = Duration::from_millis(20);
+/// Clients wait no longer than five seconds, and clocks differ by less than one.
+const BEGUN_IS_OVER_MS: u64 = 6_000;
+/// By then every vnode has had a session, and merges have dropped what is below its floor.
+const FORGOTTEN_MAX: Duration = Duration::from_secs(60);
 /// Simulated time after which a run that does not come forward counts as stuck.
 const STUCK: Duration = Duration::from_secs(60);
 
@@ -92,6 +108,9 @@ pub struct Outcome {
     pub commands: u64,
     pub acknowledged: u64,
     pub crashes: u64,
+    /// Floors raised, and cells dropped below them.
+    pub floors: u64,
+    pub forgotten: u64,
     pub faults: BTreeMap<String, u64>,
     pub errors: BTreeMap<String, u64>,
     pub fingerprint: u64,
@@ -133,6 +152,9 @@ struct Run {
     outcome: Outcome,
     drawn: Faults,
     cuts: Vec<Cut>,
+    times: Times,
+    /// Every flush is merged with all that there is.
+    is_merging_often: bool,
 }
 
 /// Runs one seed to its end.
@@ -190,11 +212,15 @@ impl Run {
             wall_ms: Box::new(move || machines.iter().map(|node| clock.wall_ms(*node)).min().unwrap_or_default()),
             latest_ms: Box::new(move || all.iter().map(|node| latest.wall_ms(*node)).max().unwrap_or_default()),
             falls: RefCell::default(),
-            large_one_in: prng.between(50, 400),
+            large_one_in: if prng.one_in(2) { prng.between(10, 50) } else { prng.between(50, 400) },
             in_cluster: true,
         };
         let outcome = Outcome { seed: setup.seed, ..Outcome::default() };
-        Run { world, prng, setup: setup.clone(), nodes, founding, shared: Rc::new(shared), outcome, drawn, cuts: Vec::new() }
+        // More than clocks differ by: f must lie behind every clock.
+        let times = Times { lag_ms: prng.between(700, 1_500), pause: FORGET_PAUSE };
+        let is_merging_often = prng.one_in(2);
+        let (shared, setup) = (Rc::new(shared), setup.clone());
+        Run { world, prng, setup, nodes, founding, shared, outcome, drawn, cuts: Vec::new(), times, is_merging_often }
     }
 
     fn note(&mut self, what: impl Into<String>) {
@@ -259,6 +285,9 @@ impl Run {
                 return self.fail(format!("node {}: {why}", node + 1));
             }
         }
+        if let Err(why) = self.bury() {
+            return self.fail(why);
+        }
         if let Some(trouble) = self.nodes.iter().filter_map(|node| node.life.as_ref()?.plan.board.trouble()).next() {
             self.fail(format!("a shard stopped: {trouble}"));
         }
@@ -271,7 +300,10 @@ impl Run {
             (node as u64 + 1, self.nodes[node].machine, self.nodes[node].cores, self.nodes[node].hash_seed);
         let mut engine = small_engine(&mut self.prng, hash_seed);
         // In a cluster the dead are forgotten by floors alone (rules G1 to G6).
-        (engine.writer, engine.forget_after_ms) = (id as u16, None);
+        (engine.writer, engine.forget_after_ms, engine.begun_is_over_ms) = (id as u16, None, Some(BEGUN_IS_OVER_MS));
+        if self.is_merging_often {
+            (engine.policy.level0_runs, engine.policy.direct_share) = (1, 0.0);
+        }
         let ready = ready.clone();
         let cluster = ClusterPlan {
             node: id,
@@ -281,6 +313,8 @@ impl Run {
             board: None,
             warn: Box::new(|_| {}),
             planted: self.setup.planted,
+            forget: self.times,
+            late: Some(LATE),
         };
         Plan {
             data: PathBuf::from("/data"),
@@ -355,12 +389,23 @@ impl Run {
     fn fell(&mut self, node: usize) {
         let away = Duration::from_millis(if self.prng.one_in(3) { self.prng.between(500, 3_000) } else { self.prng.between(1, 300) });
         self.outcome.crashes += 1;
+        self.count(node);
         self.world.crash_at_op(self.nodes[node].machine, u64::MAX, CrashSite::Before);
         self.nodes[node].life = None;
         self.nodes[node].back_at = Some(self.world.now().plus(away));
         if self.nodes.iter().all(|node| node.life.is_none()) {
             self.happened("all nodes down");
         }
+    }
+
+    fn figure(&self, node: usize, name: &str) -> u64 {
+        self.nodes[node].life.as_ref().map_or(0, |life| life.plan.board.report().total(name) as u64)
+    }
+
+    /// What a life that is over has done.
+    fn count(&mut self, node: usize) {
+        self.outcome.floors += self.figure(node, "forget_floors_total");
+        self.outcome.forgotten += self.figure(node, "forgotten_total");
     }
 
     // Faults.
@@ -489,6 +534,43 @@ impl Run {
         }
     }
 
+    /// What is deleted now is dropped from every disk before long.
+    fn bury(&mut self) -> Result<(), String> {
+        let (first, keys) = (address(self.nodes[0].machine), self.shared.keys);
+        let before: Vec<u64> = (0..self.nodes.len()).map(|node| self.figure(node, "forgotten_total")).collect();
+        self.converse("deleting everything", move |io| delete_all(io, first, keys))?;
+        let (deleted, until) = (self.world.now(), self.world.now().plus(FORGOTTEN_MAX));
+        loop {
+            let passed = self.world.now().since(deleted).as_millis() as u64;
+            let lag_ms = |node| self.figure(node, "forget_floor_lag_ms");
+            let without: u64 = (0..self.nodes.len()).map(|node| self.figure(node, "forget_vnodes_without_floor")).sum();
+            if without == 0 && (0..self.nodes.len()).all(|node| lag_ms(node) + 500 < passed) {
+                break;
+            }
+            if self.world.now() >= until {
+                let lags: Vec<u64> = (0..self.nodes.len()).map(lag_ms).collect();
+                return Err(format!("floors do not rise after the faults: they lie {lags:?} ms back, and {without} vnodes have none"));
+            }
+            self.world.run_for(Duration::from_millis(100));
+        }
+        let mut round = 0;
+        loop {
+            let holds_some = |node: usize| {
+                let owners = |key| &self.founding.replicas(vnode_of(token_of(&key_name(key)), VNODES), RF_DEFAULT).owners[..];
+                (0..keys).any(|key| owners(key).iter().any(|owner| usize::from(*owner) == node))
+            };
+            let kept = (0..self.nodes.len()).find(|node| holds_some(*node) && self.figure(*node, "forgotten_total") <= before[*node]);
+            let Some(kept) = kept else { return Ok(()) };
+            if self.world.now() >= until {
+                return Err(format!("node {} drops nothing, though all was deleted and its floors have passed that", kept + 1));
+            }
+            // Merges come with writes.
+            self.converse("writing something else", move |io| fill(io, first, round))?;
+            self.world.run_for(Duration::from_millis(200));
+            round += 1;
+        }
+    }
+
     /// A conversation with nodes at rest, on a machine of its own.
     fn converse<F>(&mut self, what: &str, talk: impl FnOnce(Io) -> F + 'static) -> Result<(), String>
     where
@@ -508,6 +590,7 @@ impl Run {
     }
 
     fn finish(mut self) -> Outcome {
+        (0..self.nodes.len()).for_each(|node| self.count(node));
         for checker in &self.shared.checkers {
             let checker = checker.borrow();
             self.outcome.failures.extend(checker.failures.iter().cloned());

@@ -25,6 +25,10 @@ impl Planted {
         Planted::OldEpochObeyed,
         Planted::PendingNotInQuorum,
         Planted::RepairOff,
+        Planted::DropWithoutFence,
+        Planted::FloorLocalOnly,
+        Planted::RepairCopyBelowFloor,
+        Planted::AbsentIsVersionZero,
     ];
 
     /// As PROTOCOL.md calls it.
@@ -40,6 +44,10 @@ impl Planted {
             Planted::OldEpochObeyed => "old_epoch_served",
             Planted::PendingNotInQuorum => "pending_not_in_quorum",
             Planted::RepairOff => "repair_off",
+            Planted::DropWithoutFence => "drop_without_fence",
+            Planted::FloorLocalOnly => "floor_local_only",
+            Planted::RepairCopyBelowFloor => "repair_copy_below_floor",
+            Planted::AbsentIsVersionZero => "absent_is_version_zero",
         }
     }
 }
@@ -50,6 +58,8 @@ struct Summary {
     commands: u64,
     acknowledged: u64,
     crashes: u64,
+    floors: u64,
+    forgotten: u64,
     faults: BTreeMap<String, u64>,
     errors: BTreeMap<String, u64>,
     thin: Vec<String>,
@@ -102,8 +112,8 @@ fn planted_by_name(name: &str) -> Result<Planted, String> {
 fn tell(outcome: &Outcome, say: &mut dyn FnMut(&str)) {
     outcome.timeline.iter().for_each(|line| say(line));
     say(&format!(
-        "seed {} commands {} acknowledged {} crashes {} fingerprint {:016x}",
-        outcome.seed, outcome.commands, outcome.acknowledged, outcome.crashes, outcome.fingerprint
+        "seed {} commands {} acknowledged {} crashes {} floors {} forgotten {} fingerprint {:016x}",
+        outcome.seed, outcome.commands, outcome.acknowledged, outcome.crashes, outcome.floors, outcome.forgotten, outcome.fingerprint
     ));
 }
 
@@ -151,6 +161,8 @@ impl Summary {
         self.commands += outcome.commands;
         self.acknowledged += outcome.acknowledged;
         self.crashes += outcome.crashes;
+        self.floors += outcome.floors;
+        self.forgotten += outcome.forgotten;
         for (sum, part) in [(&mut self.faults, &outcome.faults), (&mut self.errors, &outcome.errors)] {
             part.iter().for_each(|(name, count)| *sum.entry(name.clone()).or_default() += count);
         }
@@ -161,12 +173,14 @@ impl Summary {
 
     fn tell(&self, seconds: f64, say: &mut dyn FnMut(&str)) {
         say(&format!(
-            "{} seeds of clusters, {} commands ({:.0} a second), {} writes acknowledged, {} crashes",
+            "{} seeds of clusters, {} commands ({:.0} a second), {} writes acknowledged, {} crashes, {} floors raised, {} cells forgotten",
             self.seeds,
             self.commands,
             self.commands as f64 / seconds,
             self.acknowledged,
-            self.crashes
+            self.crashes,
+            self.floors,
+            self.forgotten
         ));
         for (title, counts) in [("faults", &self.faults), ("errors answered", &self.errors)] {
             let words: Vec<_> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
@@ -174,11 +188,14 @@ impl Summary {
         }
     }
 
-    /// A kind of fault that never happened was not tested.
+    /// A kind of fault that never happened was not tested, nor was forgetting where nothing was forgotten.
     fn is_complete(&self, say: &mut dyn FnMut(&str)) -> bool {
         let missing: Vec<_> = FAULTS_WANTED.iter().filter(|name| self.faults.get(**name).is_none_or(|count| *count == 0)).collect();
         missing.iter().for_each(|name| say(&format!("never happened: {name}")));
         self.thin.iter().for_each(|line| say(line));
-        missing.is_empty() && self.thin.is_empty()
+        let idle: Vec<_> =
+            [("floors raised", self.floors), ("cells forgotten", self.forgotten)].into_iter().filter(|(_, n)| *n == 0).collect();
+        idle.iter().for_each(|(what, _)| say(&format!("never happened: {what}")));
+        missing.is_empty() && self.thin.is_empty() && idle.is_empty()
     }
 }
