@@ -267,6 +267,20 @@ mod tests {
     }
 
     #[test]
+    fn what_was_listed_is_scanned_once_more() {
+        let mut tree = Tree::new(VNODE, VNODES, 3);
+        scan(&mut tree, &Cells::new());
+        let (first, last) = (tree.range(3, 2).0, tree.range(3, 4).1);
+        tree.mark_range(first, last);
+        assert_eq!((tree.dirty(), tree.next_dirty(0)), (3, Some(2)));
+        // One that waits for it already, and was not written to since a scan began, does not wait longer.
+        let begun = tree.begin(3);
+        tree.mark_range(first, last);
+        tree.finish(begun);
+        assert_eq!(tree.dirty(), 2);
+    }
+
+    #[test]
     fn a_leaf_written_to_during_its_scan_stays_dirty_and_a_dirty_leaf_differs() {
         let mut tree = Tree::new(VNODE, VNODES, 3);
         assert_eq!((tree.dirty(), tree.hash(0, 0)), (8, None));

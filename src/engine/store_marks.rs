@@ -3,9 +3,9 @@
 //! drop what is dead at or below it, and writes at or below it are refused. The fence is only kept here: which road may pass it decides
 //! who asks (`cluster::forget`).
 //!
-//! **What expired values left** goes by a floor of its own (`merge`): an earlier floor of the vnode, from when the vnode had that floor so
-//! long that everything begun before lies below today's. So it takes two sessions to forget it. It is in memory only: after a restart the
-//! next two sessions find it again, and until then less is dropped.
+//! **What expired values left** goes by a floor of its own (`merge`): an earlier floor of the vnode, which it had so long ago that everything
+//! begun before lies below today's. So it takes more than one session to forget it. That floor is in memory only: after a restart the next
+//! sessions find one again, and until then less is dropped.
 
 use super::EngineError;
 use super::format::manifest::{Edit, VnodeRecord};
@@ -25,9 +25,10 @@ pub struct VnodeMarks {
 /// Of one vnode.
 #[derive(Clone, Copy, Debug)]
 struct Settled {
-    /// When its floor was raised last.
-    since_ms: WallMs,
     remnants: Version,
+    /// What comes next, and since when the vnode has it.
+    next: Version,
+    since_ms: WallMs,
 }
 
 /// How far what expired values left may be forgotten.
@@ -50,11 +51,12 @@ impl RemnantFloors {
     /// A floor rose, from `before`. `begun_is_over_ms`: as in `EngineConfig`.
     fn rose(&self, vnode: (NamespaceId, u32), (before, floor): (Version, Version), now_ms: WallMs, begun_is_over_ms: u64) {
         let mut by_vnode = self.by_vnode.borrow_mut();
-        let settled = by_vnode.entry(vnode).or_insert(Settled { since_ms: self.opened_ms, remnants: Version::ZERO });
-        if hlc_ms(floor.hlc()) >= settled.since_ms.saturating_add(begun_is_over_ms) {
-            settled.remnants = before;
+        let opened = Settled { remnants: Version::ZERO, next: before, since_ms: self.opened_ms };
+        let settled = by_vnode.entry(vnode).or_insert(opened);
+        let is_over = hlc_ms(floor.hlc()) >= settled.since_ms.saturating_add(begun_is_over_ms);
+        if is_over || settled.next == Version::ZERO {
+            *settled = Settled { remnants: settled.next, next: floor, since_ms: now_ms };
         }
-        settled.since_ms = now_ms;
     }
 }
 
@@ -130,18 +132,25 @@ mod tests {
     use crate::base::time::HLC_COUNTER_BITS;
 
     #[test]
-    fn what_expired_values_left_follows_the_floor_one_session_behind() {
+    fn what_expired_values_left_follows_the_floor_at_a_distance() {
         let floors = RemnantFloors::new(1_000);
         let at = |ms: u64| Version::put(ms << HLC_COUNTER_BITS, 0);
         let rose = |before, floor, now| {
             floors.rose((1, 2), (at(before), at(floor)), now, 500);
             floors.get(1, 2)
         };
-        assert_eq!(rose(900, 1_400, 2_000), Version::ZERO, "the floor of before the restart has not been known long enough");
-        assert_eq!(rose(1_400, 2_400, 3_000), Version::ZERO);
-        assert_eq!(rose(2_400, 3_500, 4_000), at(2_400));
-        assert_eq!(rose(3_500, 4_100, 4_200), at(2_400), "too soon after");
-        assert_eq!(rose(4_100, 4_700, 5_000), at(4_100));
+        assert_eq!(rose(900, 1_400, 2_000), Version::ZERO, "what the vnode had before the restart it has not had long enough");
+        assert_eq!(rose(1_400, 1_600, 2_200), at(900));
+        assert_eq!(rose(1_600, 2_000, 2_600), at(900));
+        assert_eq!(rose(2_000, 2_600, 3_200), at(900));
+        assert_eq!(rose(2_600, 2_700, 3_300), at(1_600), "it had that floor at 2,200, and what was begun by then is over");
+        assert_eq!(rose(2_700, 3_700, 4_300), at(1_600));
+        assert_eq!(rose(3_700, 3_800, 4_400), at(2_700));
+        floors.rose((1, 4), (Version::ZERO, at(5_000)), 6_000, 500);
+        floors.rose((1, 4), (at(5_000), at(6_499)), 7_000, 500);
+        assert_eq!(floors.get(1, 4), Version::ZERO);
+        floors.rose((1, 4), (at(6_499), at(6_500)), 7_001, 500);
+        assert_eq!(floors.get(1, 4), at(5_000));
         assert_eq!(floors.get(1, 3), Version::ZERO);
     }
 }

@@ -7,6 +7,7 @@ use super::Shard;
 use super::coordinate::Requests;
 use super::forget::{Forgetting, Times};
 use super::handoff::Handoff;
+use super::late::Late;
 use super::peers::{Links, Notices};
 use super::repair::Repair;
 use crate::base::checksum::checksum;
@@ -44,15 +45,8 @@ pub struct ClusterPlan {
     pub planted: Option<Planted>,
     /// When the dead are forgotten.
     pub forget: Times,
-    /// For the simulator: messages that are taken in twice.
+    /// For the simulator: messages that come late.
     pub late: Option<Late>,
-}
-
-/// Of messages that bring cells, one in so many is taken in a second time, up to so long after the first: the network may do that.
-#[derive(Clone, Copy, Debug)]
-pub struct Late {
-    pub one_in: u64,
-    pub after_ms_max: u64,
 }
 
 /// One shard's.

@@ -27,7 +27,7 @@ use crate::cluster::repair::{Effect, Scope};
 use crate::cluster::replica::Held;
 use crate::engine::Engine;
 use crate::io::Class;
-use crate::limits::{FORGET_PAUSE_MS, REPAIR_ANSWER_MS_MAX};
+use crate::limits::{FORGET_PAUSE_MS, REPAIR_ANSWER_MS_MAX, REPAIR_PAGE_BYTES};
 use crate::wire::peer::{self, Head, encode_repair};
 use crate::wire::peer_repair::RepairMessage;
 use std::cell::{Cell, RefCell};
@@ -38,6 +38,8 @@ use std::time::Duration;
 
 /// A vnode whose session came to nothing is due again after this part of the lag.
 const AGAIN_PART: u64 = 8;
+/// What a session's comparisons may send before they are slowed to the pace of repair: all, where replicas hold the same.
+const BURST_BYTES: usize = 256 * 1024;
 
 /// When the dead are forgotten: constants, but for the simulator, whose days are short.
 #[derive(Clone, Copy, Debug)]
@@ -46,11 +48,13 @@ pub struct Times {
     pub lag_ms: u64,
     /// Between two sessions of a core.
     pub pause: Duration,
+    /// Between a session's comparisons and its floor: as if vnodes were large, where they are not.
+    pub dwell: Duration,
 }
 
 impl Default for Times {
     fn default() -> Times {
-        Times { lag_ms: FORGET_LAG_MS, pause: Duration::from_millis(FORGET_PAUSE_MS) }
+        Times { lag_ms: FORGET_LAG_MS, pause: Duration::from_millis(FORGET_PAUSE_MS), dwell: Duration::ZERO }
     }
 }
 
@@ -194,26 +198,16 @@ impl Forgetting {
     }
 
     /// Whether a comparison within a session is served.
-    pub fn serves(&self, scope: &Scope, session: Session) -> bool {
-        let followers = self.followers.borrow();
-        followers.get(&(scope.namespace, scope.vnode)).is_some_and(|follower| follower.serves(scope, Some(session)))
+    pub fn serves(&self, engine: &Engine, scope: &Scope, session: Session) -> bool {
+        self.with_follower(engine, (scope.namespace, scope.vnode), |follower| follower.serves(scope, Some(session))).unwrap_or(false)
     }
 
-    /// A leader's message, as far as this core has a copy of the vnode.
-    fn on_message(&self, engine: &Engine, now_ms: WallMs, message: &Message) -> Option<FollowerEffect> {
-        let pair = (message.scope.namespace, message.scope.vnode);
-        let ours = self.pairs.borrow().get(&pair).copied();
-        let Some(ours) = ours else {
-            return Some(FollowerEffect::Answer(Message { body: Says::Refused(Refusal::Epoch { ours: 0 }), ..message.clone() }));
-        };
+    /// This core's part in a vnode; none where it has no copy of it.
+    fn with_follower<R>(&self, engine: &Engine, pair: Pair, step: impl FnOnce(&mut Follower) -> R) -> Option<R> {
+        let ours = *self.pairs.borrow().get(&pair)?;
         let scope = Scope { namespace: ours.namespace, vnode: ours.vnode, epoch: ours.epoch };
-        let mut followers = self.followers.borrow_mut();
         let fresh = || Follower::new(scope, super::antientropy::marks(engine, pair.0, pair.1), self.times.lag_ms, self.planted);
-        followers.entry(pair).or_insert_with(fresh).on_message(now_ms, message)
-    }
-
-    fn with_follower(&self, pair: Pair, step: impl FnOnce(&mut Follower) -> Option<FollowerEffect>) -> Option<FollowerEffect> {
-        self.followers.borrow_mut().get_mut(&pair).and_then(step)
+        Some(step(self.followers.borrow_mut().entry(pair).or_insert_with(fresh)))
     }
 
     /// The vnode whose turn it is, if it is due.
@@ -292,6 +286,10 @@ async fn lead(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
     }
 }
 
+fn is_floor(effect: &LeaderEffect) -> bool {
+    matches!(effect, LeaderEffect::Send { message: Message { body: Says::Floor, .. }, .. })
+}
+
 /// A session that this core leads.
 struct Sitting<'a> {
     shard: &'a Rc<Shard>,
@@ -325,7 +323,7 @@ impl<'a> Sitting<'a> {
         let Some(depth) = self.depth() else { return false };
         let mut out = Vec::new();
         let mut leader = Leader::new(io.now(), self.plan.clone(), depth, &mut out);
-        let mut credited = io.now();
+        let (mut credited, mut allowance, mut has_dwelt) = (io.now(), BURST_BYTES, false);
         loop {
             leader.on_epoch(cluster.topology().epoch_of(self.plan.scope.vnode), &mut out);
             for node in self.plan.replicas.iter().filter(|node| !cluster.is_alive(**node)) {
@@ -343,9 +341,18 @@ impl<'a> Sitting<'a> {
                 return end == Some(true);
             }
             if out.is_empty() {
+                let given = allowance.min(REPAIR_PAGE_BYTES);
+                allowance -= given;
+                leader.on_tick(io.now(), given, depth, &mut out);
+            }
+            if out.is_empty() {
                 io.sleep(CREDIT_EVERY).await;
                 let since = io.now().since(std::mem::replace(&mut credited, io.now()));
-                leader.on_tick(io.now(), credit(since), depth, &mut out);
+                allowance = (allowance + credit(since)).min(BURST_BYTES);
+                continue;
+            }
+            if is_floor(&out[0]) && !std::mem::replace(&mut has_dwelt, true) {
+                io.sleep(cluster.forget.times.dwell).await;
                 continue;
             }
             let went = match out.remove(0) {
@@ -430,18 +437,20 @@ impl<'a> Sitting<'a> {
 impl Shard {
     /// What this core says to a leader, which may be itself, when that is durable. None: the disk does not take it.
     async fn take_part(&self, cluster: &Cluster, message: &Message) -> Option<Message> {
-        let (forget, pair) = (&cluster.forget, (message.scope.namespace, message.scope.vnode));
-        let effect = match forget.on_message(&self.engine, self.io.wall_ms(), message)? {
+        let (forget, pair, now_ms) = (&cluster.forget, (message.scope.namespace, message.scope.vnode), self.io.wall_ms());
+        let asked = forget.with_follower(&self.engine, pair, |follower| follower.on_message(now_ms, message));
+        let no_copy = || FollowerEffect::Answer(Message { body: Says::Refused(Refusal::Epoch { ours: 0 }), ..message.clone() });
+        let effect = match asked.unwrap_or_else(|| Some(no_copy()))? {
             FollowerEffect::PersistFence(fence) => {
                 forget.highest.set(forget.highest.get().max(fence));
                 self.engine.set_fence(pair.0, pair.1, fence).await.ok()?;
-                forget.with_follower(pair, |follower| follower.on_fence_durable(fence))
+                forget.with_follower(&self.engine, pair, |follower| follower.on_fence_durable(fence)).flatten()
             }
             FollowerEffect::PersistFloor(floor) => {
                 forget.highest.set(forget.highest.get().max(floor));
                 self.engine.set_floor(pair.0, pair.1, floor).await.ok()?;
                 add_one(&forget.floors);
-                forget.with_follower(pair, |follower| follower.on_floor_durable(floor))
+                forget.with_follower(&self.engine, pair, |follower| follower.on_floor_durable(floor)).flatten()
             }
             answer => Some(answer),
         };

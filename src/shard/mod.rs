@@ -19,6 +19,7 @@ pub mod execute;
 pub mod forget;
 pub mod gather;
 pub mod handoff;
+pub mod late;
 pub mod locks;
 pub mod mailbox;
 pub mod namespaces;

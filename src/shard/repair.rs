@@ -320,7 +320,7 @@ impl Shard {
             self.fetch_topology(cluster, from);
         }
         let is_epoch = scope.vnode < topology.vnodes() && scope.epoch == topology.epoch_of(scope.vnode);
-        let is_fenced = session.is_none_or(|session| cluster.forget.serves(&scope, session));
+        let is_fenced = session.is_none_or(|session| cluster.forget.serves(&self.engine, &scope, session));
         let is_served = is_epoch && is_fenced && head.deadline_ms > 0 && cluster.planted != Some(Planted::RepairOff);
         let served = cluster.repair.trees.with(scope.namespace, scope.vnode, |tree| serve(tree, is_served, ask));
         let served = match served.unwrap_or(Serve::Answer(Answer { exchange, turn, reply: Reply::Refused })) {

@@ -3,12 +3,12 @@
 //! `cluster::replica` judges; here is what it needs of storage. Answers are encoded at once and wait in `commits` until the log has what
 //! they say. What memory cannot answer is read in a task.
 
-use super::cluster::{Cluster, Late};
+use super::cluster::Cluster;
 use super::conn::Conn;
 use super::coordinate::RequestId;
 use super::forget::Verdict;
 use super::session::{Counted, within};
-use super::{Origin, Shard, Ticket};
+use super::{Origin, Shard, Ticket, late};
 use crate::base::record::{Body, Cell, Kind, NAMESPACE_SYSTEM, NamespaceId, Version, token_of};
 use crate::base::time::{Mono, WallMs};
 use crate::cluster::coordinator::Outcome;
@@ -22,9 +22,9 @@ use crate::limits::{
 };
 use crate::wire::command::{Durability, ErrorCode, ErrorReply, Reply};
 use crate::wire::frame::{Frame, FrameReader, HEADER_BYTES};
-use crate::wire::peer::{AnyMessage, Head, Holds, Message, OwnedCell, Place, Refusal, Road, decode, decode_any, encode, encode_repair};
+use crate::wire::peer::{AnyMessage, Head, Holds, Message, OwnedCell, Place, Refusal, Road, decode, decode_any, encode};
 use crate::wire::peer_hello::{self, PeerHello, PeerWelcome, negotiate, transcript};
-use crate::wire::peer_repair::{Ask, ForgetBody, Question, RepairMessage};
+use crate::wire::peer_repair::{ForgetBody, RepairMessage};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -532,47 +532,13 @@ fn take_in(shard: &Rc<Shard>, cluster: &Rc<Cluster>, conn: &Rc<Conn>, reader: &m
             shard.notice(from, "malformed", || format!("a link of node {from} is closed: what came over it is no question"));
             return false;
         };
-        if let Some(late) = cluster.late {
-            take_in_late(shard, cluster, late, from, head, &message);
-        }
         conn.begin_request();
         let ticket = Ticket { origin: Origin::Peer(conn.clone()), id };
-        match message {
-            AnyMessage::Plain(message) => shard.handle_peer(cluster, ticket, from, head, &message),
-            AnyMessage::Repair(RepairMessage::Ask(ask)) => shard.handle_repair(cluster, ticket, from, head, ask),
-            AnyMessage::Repair(RepairMessage::Forget(forget)) => shard.handle_forget(cluster, ticket, from, head, forget),
-            AnyMessage::Repair(_) => unreachable!("only questions come this far"),
+        if !late::is_held_up(shard, cluster, &ticket, from, head, &message) {
+            shard.handle_question(cluster, ticket, from, head, message);
         }
     }
     true
-}
-
-/// A message that brings cells may come again, and late.
-fn take_in_late(shard: &Rc<Shard>, cluster: &Rc<Cluster>, late: Late, from: u64, head: Head, message: &AnyMessage<'_>) {
-    let mut bytes = Vec::new();
-    match message {
-        _ if !shard.io.random_u64().is_multiple_of(late.one_in) => return,
-        AnyMessage::Plain(message @ Message::Store { .. }) => encode(&mut bytes, 0, head, message),
-        AnyMessage::Repair(message @ RepairMessage::Ask(Ask { question: Question::Push(_), .. })) => {
-            encode_repair(&mut bytes, 0, head, message)
-        }
-        _ => return,
-    }
-    let after = Duration::from_millis(shard.io.random_u64() % late.after_ms_max);
-    let (shard, cluster) = (shard.clone(), cluster.clone());
-    drop(shard.clone().io.spawn(Class::Replication, async move {
-        shard.io.sleep(after).await;
-        let mut reader = FrameReader::new(PEER_FRAME_BYTES_MAX);
-        for frame in reader.feed(&bytes) {
-            let (head, message) = decode_any(&frame.expect("just encoded")).expect("just encoded");
-            let ticket = Ticket { origin: Origin::Nobody, id: 0 };
-            match message {
-                AnyMessage::Plain(message) => shard.handle_peer(&cluster, ticket, from, head, &message),
-                AnyMessage::Repair(RepairMessage::Ask(ask)) => shard.handle_repair(&cluster, ticket, from, head, ask),
-                AnyMessage::Repair(_) => unreachable!("only cells come late"),
-            }
-        }
-    }));
 }
 
 /// What may be asked. A large string comes whole, never as a head that names chunks, and chunks never come alone.
@@ -594,6 +560,15 @@ fn is_question(message: &AnyMessage<'_>) -> bool {
 }
 
 impl Shard {
+    pub(super) fn handle_question(self: &Rc<Shard>, cluster: &Rc<Cluster>, ticket: Ticket, from: u64, head: Head, message: AnyMessage<'_>) {
+        match message {
+            AnyMessage::Plain(message) => self.handle_peer(cluster, ticket, from, head, &message),
+            AnyMessage::Repair(RepairMessage::Ask(ask)) => self.handle_repair(cluster, ticket, from, head, ask),
+            AnyMessage::Repair(RepairMessage::Forget(forget)) => self.handle_forget(cluster, ticket, from, head, forget),
+            AnyMessage::Repair(RepairMessage::Answer(_)) => unreachable!("only questions come this far"),
+        }
+    }
+
     fn handle_peer(self: &Rc<Shard>, cluster: &Rc<Cluster>, ticket: Ticket, from: u64, head: Head, message: &Message<'_>) {
         let deadline = self.io.now().plus(Duration::from_millis(u64::from(head.deadline_ms.min(DEADLINE_MS_MAX))));
         match message {
