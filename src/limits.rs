@@ -160,5 +160,9 @@ pub const REPAIR_BYTES_A_SECOND: usize = 4 * 1024 * 1024;
 pub const MOVE_BYTES_A_SECOND: usize = 16 * 1024 * 1024;
 /// A question of a comparison is waited for so long.
 pub const REPAIR_ANSWER_MS_MAX: u64 = 5_000;
+/// Between two sessions of forgetting of a core: each vnode has one in an hour, which would be some ten a minute on a large core.
+pub const FORGET_PAUSE_MS: u64 = 500;
+/// What was begun before some instant has a version at most so long after it: the longest that a client waits, by clocks that may be wrong.
+pub const BEGUN_IS_OVER_MS: u64 = DEADLINE_MS_MAX as u64 + 3 * GOSSIP_CLOCK_MS_MAX;
 /// Of a core's memory so much, 1 in this, may be hash trees; and as much copies of other nodes that are being stored.
 pub const REPAIR_SHARE: usize = 32;

@@ -12,6 +12,7 @@ use crate::io::driver::{Backend, Driver};
 use crate::io::executor::Executor;
 use crate::io::wakers::Wakers;
 use crate::io::{SocketAddr, host};
+use crate::limits::BEGUN_IS_OVER_MS;
 use crate::shard::mailbox::{self, MailboxEnds};
 use crate::shard::start::{self, Plan, StartFailure};
 use crate::shard::stats::Board;
@@ -147,6 +148,7 @@ fn plan(config: &Config, secret: Option<Vec<u8>>, membership: Option<&Membership
     let engine = EngineConfig {
         // In a cluster others may still bring what is older: there the dead are forgotten by floors alone (rules G1 to G6).
         forget_after_ms: Some(FORGET_AFTER_MS).filter(|_| cluster.is_none()),
+        begun_is_over_ms: cluster.as_ref().map(|_| BEGUN_IS_OVER_MS),
         writer: cluster.as_ref().map_or(0, |cluster| cluster.node as u16),
         ..EngineConfig::new(0, memory_bytes, host::random_u64())
     };

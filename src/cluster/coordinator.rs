@@ -56,6 +56,14 @@ pub enum Planted {
     RepairOff,
     /// A pending owner takes over after it has joined one old owner.
     FlipAfterOneSource,
+    /// Tombstones are dropped after a comparison without a fence (`forget`).
+    DropWithoutFence,
+    /// The leader of a session asks nobody but itself.
+    FloorLocalOnly,
+    /// A copy of a session is taken whatever the fence and the floor.
+    RepairCopyBelowFloor,
+    /// An absent key has no version in answers.
+    AbsentIsVersionZero,
 }
 
 /// The levels of a request.

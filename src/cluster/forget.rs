@@ -11,9 +11,19 @@
 //! A fence and a floor are durable before anything is answered: `PersistFence` and `PersistFloor` are effects, and what follows comes out
 //! of `on_fence_durable` and `on_floor_durable`.
 //!
+//! **What an expired value left** (a remnant: a tombstone with the value's own version) is not dead as a deleted one is. Value and deadline
+//! of a cell are two registers with versions of their own; a remnant's value register still holds the value's version, and gives way to
+//! the value, because under a newer deadline the value lives. So an EXPIRE or PERSIST carries the value along, and each part is judged by its
+//! own version (`admits_cell`): the deadline may be new while the value lies at or below the fence. Then the value has to be here, or what is
+//! left of it, which it completes; where it is neither, the whole is refused, and the client told `Unknown`, for to acknowledge a deadline
+//! without its value would promise a value that this replica cannot show. Lest some replicas take such a deadline and others, which have
+//! forgotten the value, cannot, remnants are forgotten one session later than tombstones, when everything that was begun while the
+//! value was alive has a version below the fence, and so was compared (`engine::store_marks`).
+//!
 //! Where the rules live: G1 and G1a `admits`, G2 `Leader::next_peer`, G3 `Follower::on_floor`, G4 `Marks::absent`, G5 `Leader::void`,
 //! G6 nothing but `on_floor_durable` and `Marks::inherit` (M2) raises a floor.
 
+use super::coordinator;
 use super::merkle::Digest;
 use super::repair::{self, Exchange, Outcome, Scope};
 use crate::base::checksum::hash64;
@@ -43,6 +53,19 @@ pub enum Planted {
     RepairCopyBelowFloor,
     AbsentIsVersionZero,
     FloorNotInherited,
+}
+
+impl Planted {
+    /// Those that a whole cluster can have.
+    pub fn of(planted: Option<coordinator::Planted>) -> Option<Planted> {
+        match planted? {
+            coordinator::Planted::DropWithoutFence => Some(Planted::DropWithoutFence),
+            coordinator::Planted::FloorLocalOnly => Some(Planted::FloorLocalOnly),
+            coordinator::Planted::RepairCopyBelowFloor => Some(Planted::RepairCopyBelowFloor),
+            coordinator::Planted::AbsentIsVersionZero => Some(Planted::AbsentIsVersionZero),
+            _ => None,
+        }
+    }
 }
 
 /// What a replica keeps, durable, of a vnode and namespace.
@@ -123,7 +146,8 @@ pub(super) fn is_rmw_on(version: Version, held: Version) -> bool {
 }
 
 /// `admits` of both parts of a cell: each is judged by its own version, since a copy of a new deadline may carry an old value along. Of a
-/// cell of which one part is refused, only the other is stored. A value is newer than what is left of it, as in the join.
+/// cell of which one part is refused, only the other is stored. A value is newer than what is left of it, as in the join. A tombstone below
+/// the floor that comes with a new deadline is here, in its absence.
 pub fn admits_cell(
     cell: Digest,
     road: Road,
@@ -134,8 +158,14 @@ pub fn admits_cell(
 ) -> (Admit, Admit) {
     let part = |version, held| admits(version, road, marks, session, held, planted);
     let is_tie = cell.value == held.value && !cell.is_gone && held.is_gone;
-    let value = if is_tie { Admit::Store } else { part(cell.value, held.value) };
-    (value, part(cell.expiry, held.expiry))
+    let expiry = part(cell.expiry, held.expiry);
+    let is_forgotten = cell.is_gone && cell.value <= marks.floor && held.value == Version::ZERO && expiry == Admit::Store;
+    let value = match () {
+        () if is_tie => Admit::Store,
+        () if is_forgotten => Admit::AckHeld,
+        () => part(cell.value, held.value),
+    };
+    (value, expiry)
 }
 
 /// Whether `me` leads the forgetting of a vnode: spread over the replicas, and the same for all of them.
@@ -399,6 +429,13 @@ impl Leader {
     pub fn on_epoch(&mut self, epoch: u64, out: &mut Vec<LeaderEffect>) {
         if epoch != self.plan.scope.epoch {
             self.void(Void::TopologyChanged, out);
+        }
+    }
+
+    /// A replica is known to be gone (G5): no need to wait until it is silent for long.
+    pub fn on_gone(&mut self, node: u64, out: &mut Vec<LeaderEffect>) {
+        if self.plan.replicas.contains(&node) {
+            self.void(Void::Unreachable { node }, out);
         }
     }
 

@@ -66,6 +66,12 @@ fn an_old_value_does_not_come_in_with_a_new_deadline() {
         "the value is more than what is left of it"
     );
     assert_eq!(admits_cell(cell, Road::Copy, marks, None, gone, None), (Admit::Store, Admit::AckHeld));
+    // Only the deadline is new, and the tombstone below the floor was forgotten here; but above the floor it was not.
+    assert_eq!(admits_cell(gone, Road::WriteBack, marks, None, Digest::default(), None), (Admit::AckHeld, Admit::Store));
+    let above = Digest { value: put(15), ..gone };
+    assert_eq!(admits_cell(above, Road::WriteBack, marks, None, Digest::default(), None), (Admit::RefuseFenced, Admit::Store));
+    let old = Digest { expiry: put(5), ..gone };
+    assert_eq!(admits_cell(old, Road::WriteBack, marks, None, Digest::default(), None), (Admit::RefuseFenced, Admit::RefuseFenced));
 }
 
 #[test]

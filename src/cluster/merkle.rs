@@ -9,7 +9,8 @@
 //! be read. To this comes whether it is a tombstone, unless its deadline has passed: of equal versions the tombstone wins the join, and a
 //! replica that had already reclaimed an expired cell when a later deadline came differs from one that had not. Derived cells are not
 //! hashed; nor are the chunks of a large string, which are written, copied and dropped together with the head that has their version. Nor
-//! are the dead at or below the floor: they are the same as absent (rule G4).
+//! are the dead at or below the floor: they are the same as absent (rule G4). Nobody scans a leaf anew because its cells have died or the
+//! floor has risen; where hashes differ for that, a comparison lists the leaf, finds nothing, and marks it for another scan.
 //!
 //! **Writes mark a leaf dirty**, and a paced scan computes it anew: a write does not read what it replaces, so it could not take the old
 //! cell's hash out of a sum. A dirty leaf has no hash; in a comparison it counts as different, and the lists of its cells decide.
@@ -87,11 +88,23 @@ impl Tree {
 
     /// A cell with this token was written, or dropped for good.
     pub fn mark(&mut self, token: Token) {
-        let leaf = self.leaf_of(token) as usize;
+        self.mark_leaf(self.leaf_of(token) as usize);
+    }
+
+    fn mark_leaf(&mut self, leaf: usize) {
         (self.dirty[leaf], self.touched[leaf]) = (true, true);
     }
 
-    /// Nothing is known any more: the floor rose, or the vnode's data was replaced.
+    /// Leaves with tokens from `first` to `last` are to be scanned once more, those that are not waiting for it already.
+    pub fn mark_range(&mut self, first: Token, last: Token) {
+        for leaf in self.leaf_of(first) as usize..=self.leaf_of(last) as usize {
+            if !self.dirty[leaf] {
+                self.mark_leaf(leaf);
+            }
+        }
+    }
+
+    /// Nothing is known any more: the vnode's data was replaced.
     pub fn mark_all(&mut self) {
         self.dirty.fill(true);
         self.touched.fill(true);
@@ -251,6 +264,20 @@ mod tests {
             }
             assert_eq!(two.differing(&one.level(at, nodes)), expected);
         }
+    }
+
+    #[test]
+    fn what_was_listed_is_scanned_once_more() {
+        let mut tree = Tree::new(VNODE, VNODES, 3);
+        scan(&mut tree, &Cells::new());
+        let (first, last) = (tree.range(3, 2).0, tree.range(3, 4).1);
+        tree.mark_range(first, last);
+        assert_eq!((tree.dirty(), tree.next_dirty(0)), (3, Some(2)));
+        // One that waits for it already, and was not written to since a scan began, does not wait longer.
+        let begun = tree.begin(3);
+        tree.mark_range(first, last);
+        tree.finish(begun);
+        assert_eq!(tree.dirty(), 2);
     }
 
     #[test]

@@ -39,6 +39,13 @@ pub struct Held {
 }
 
 impl Held {
+    /// Of what is known from two places.
+    pub fn join(self, other: Held) -> Held {
+        // Of equal versions a value goes before what is left of it.
+        let newest = if (self.version, !self.is_gone) >= (other.version, !other.is_gone) { self } else { other };
+        Held { expiry: self.expiry.max(other.expiry), seq: self.seq.max(other.seq), ..newest }
+    }
+
     /// Nothing of the cell is missing here. What an expired value left lacks the value.
     fn has(&self, cell: &Cell<'_>) -> bool {
         let lacks_value = self.is_gone && self.version == cell.version && !matches!(cell.body, Body::Tombstone | Body::Silent);
@@ -174,5 +181,25 @@ impl Replica<'_> {
 
     fn learns(&self, epoch: u64) -> Option<Side> {
         (epoch > self.topology.epoch()).then_some(Side::FetchTopology { epoch })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_of_a_place_from_disk_and_memory_is_known_together() {
+        let held = |version: u64, expiry: u64, is_gone, seq| Held {
+            version: Version::put(version, 1),
+            expiry: Version::put(expiry, 1),
+            is_gone,
+            seq,
+        };
+        let both = [held(5, 9, true, 3), held(5, 7, false, 8)];
+        for joined in [both[0].join(both[1]), both[1].join(both[0])] {
+            assert_eq!(joined, held(5, 9, false, 8), "the value is here, and the newest deadline");
+        }
+        assert_eq!(held(6, 6, true, 0).join(held(5, 8, false, 2)), held(6, 8, true, 2));
     }
 }

@@ -111,6 +111,9 @@ impl<M: Memory> World for Around<'_, M> {
     fn vnode_record(&self, namespace: NamespaceId, vnode: u32) -> VnodeRecord {
         self.tables.manifest.state().vnodes.get(namespace, vnode)
     }
+    fn remnant_floor(&self, namespace: NamespaceId, vnode: u32) -> Version {
+        self.memory.remnant_floor(namespace, vnode)
+    }
     fn may_exist_elsewhere(&self, prefix: &[u8], vnode: u32, version: Version) -> bool {
         let namespace = NamespaceId::from_be_bytes(prefix[..4].try_into().expect("a place begins with its namespace"));
         self.memory.oldest(namespace, vnode).is_some_and(|oldest| oldest < version)

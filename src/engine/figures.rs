@@ -13,6 +13,8 @@ static FLUSHED_BYTES: Meaning = counter("flushed_bytes_total", "Bytes of tables 
 static COMPACTIONS: Meaning = counter("compactions_total", "Merges of tables.");
 static COMPACTED_BYTES: Meaning = counter("compacted_bytes_total", "Bytes of tables that merges wrote.");
 static EXPIRED: Meaning = counter("expired_total", "Keys whose deadline passed and that were counted.");
+static FORGOTTEN: Meaning =
+    counter("forgotten_total", "Tombstones, what expired values left, and lone deadlines, that merges dropped for good.");
 static LAG_MEMORY_P50: Meaning = peak("expiry_lag_memory_p50_ms", "From deadline to reclaim, in memory: median.");
 static LAG_MEMORY_P99: Meaning = peak("expiry_lag_memory_p99_ms", "From deadline to reclaim, in memory: 99th percentile.");
 static LAG_DISK_P50: Meaning = peak("expiry_lag_disk_p50_ms", "From deadline to reclaim, on disk: median.");
@@ -56,6 +58,7 @@ impl Engine {
             (&COMPACTIONS, stats.merges),
             (&COMPACTED_BYTES, stats.merged_bytes),
             (&EXPIRED, stats.expired),
+            (&FORGOTTEN, stats.forgotten),
             (&LAG_MEMORY_P50, stats.lag_memory_p50_ms),
             (&LAG_MEMORY_P99, stats.lag_memory_p99_ms),
             (&LAG_DISK_P50, stats.lag_disk_p50_ms),

@@ -8,7 +8,8 @@
 //! - an element that its key's head makes dead (below the floor of a collection, below the version of a string, at or below a
 //!   tombstone): gone, since the head that says so passes by in the same merge and stays where it must;
 //! - a tombstone, or a cell that only tells a deadline: it may be forgotten only when its vnode's floor has passed it (PROTOCOL.md G3:
-//!   nothing older can arrive any more) **and** nothing older of its key can lie anywhere outside this merge. Never for its age.
+//!   nothing older can arrive any more) **and** nothing older of its key can lie anywhere outside this merge. Never for its age. For what
+//!   an expired value left that is not enough (`may_forget`).
 //!
 //! Everything else is kept.
 
@@ -17,8 +18,8 @@ use super::format::manifest::{Level, VnodeRecord};
 use super::format::{key_prefix_len, parse_cell, place_namespace_token, put_cell};
 use super::memtable::expired_form;
 use crate::base::codec::Malformed;
-use crate::base::record::{Body, Cell, Kind, NamespaceId, Version, join, vnode_of};
-use crate::base::time::WallMs;
+use crate::base::record::{Body, Cell, Expiry, Kind, NamespaceId, Version, join, vnode_of};
+use crate::base::time::{HLC_COUNTER_BITS, WallMs};
 
 /// What a merge must know about the shard around it. Asked at the moment of each decision, not at the merge's start.
 pub trait World {
@@ -28,6 +29,8 @@ pub trait World {
     fn owns(&self, vnode: u32) -> bool;
     /// Drop sequence and floor of a vnode.
     fn vnode_record(&self, namespace: NamespaceId, vnode: u32) -> VnodeRecord;
+    /// The same as its floor for what expired values left; at or below it.
+    fn remnant_floor(&self, namespace: NamespaceId, vnode: u32) -> Version;
     /// A cell of the key with any part below `version` may lie in a memtable or in a table that is not an input of this merge.
     /// `prefix` is the part of a place that names the key.
     fn may_exist_elsewhere(&self, prefix: &[u8], vnode: u32, version: Version) -> bool;
@@ -78,6 +81,7 @@ struct Key {
     prefix: Vec<u8>,
     vnode: u32,
     record: VnodeRecord,
+    remnant_floor: Version,
     is_owned: bool,
     /// Elements up to this version are dead (itself included where the second is true).
     dead: Option<(Version, bool)>,
@@ -100,6 +104,7 @@ impl Judge {
         let (namespace, token) = place_namespace_token(place);
         self.key.vnode = vnode_of(token, world.vnodes());
         self.key.record = world.vnode_record(namespace, self.key.vnode);
+        self.key.remnant_floor = world.remnant_floor(namespace, self.key.vnode);
         self.key.is_owned = world.owns(self.key.vnode);
         self.key.dead = None;
         self.key.prefix.clear();
@@ -127,9 +132,9 @@ impl Judge {
         if !matches!(kept.body, Body::Tombstone | Body::Silent) {
             return Ok(Some(kept));
         }
-        let newest = kept.newest();
         let is_early = self.rules.drop_early && self.rules.level != Level::Last;
-        if is_early || newest <= self.key.record.floor && !world.may_exist_elsewhere(&self.key.prefix, self.key.vnode, newest) {
+        let may_forget = may_forget(&kept, self.key.record.floor, self.key.remnant_floor);
+        if is_early || may_forget && !world.may_exist_elsewhere(&self.key.prefix, self.key.vnode, kept.newest()) {
             tally.forgotten += 1;
             return Ok(None);
         }
@@ -141,6 +146,21 @@ impl Judge {
         let version = if let Body::Sum { floor, .. } = cell.body { floor } else { cell.newest() };
         version < bound || inclusive && version == bound
     }
+}
+
+/// Whether floors let a cell go that shows nothing any more: a tombstone, what an expired value left, or a deadline alone.
+///
+/// A delete is newer than all that it deletes, so a floor above it is above all of that. An expired value is dead only as long as nobody
+/// gives it another deadline: whoever read it before it expired may yet do so, under a version above the floor, and carries the value
+/// along; a replica that had forgotten the value could not take it, and others that had not would keep it. So what is left of it stays
+/// until the floor has also passed everything that could have been begun while the value was alive: `remnants` is an earlier floor, as of
+/// which deadline and versions had passed on every replica, so long ago that what was begun before is below today's floor.
+fn may_forget(cell: &Cell<'_>, floor: Version, remnants: Version) -> bool {
+    let newest = cell.newest();
+    let is_by_itself = cell.body == Body::Silent || cell.expiry == Expiry { version: cell.version, deadline_ms: 0 };
+    let deadline_ms = cell.expiry.deadline_ms.min((1 << (64 - HLC_COUNTER_BITS)) - 1);
+    let dead_since = newest.max(Version::put(deadline_ms << HLC_COUNTER_BITS, u16::MAX));
+    newest <= floor && (is_by_itself || dead_since <= remnants)
 }
 
 /// Up to which version a head makes its elements dead.
@@ -367,6 +387,8 @@ mod tests {
         tables: Vec<(std::rc::Rc<Entries>, u64)>,
         model: BTreeMap<Vec<u8>, Vec<u8>>,
         record: VnodeRecord,
+        /// None: the node is alone.
+        remnants: Option<Version>,
         now_ms: WallMs,
         seq: u64,
         forgotten: u64,
@@ -384,6 +406,9 @@ mod tests {
         }
         fn vnode_record(&self, _: NamespaceId, _: u32) -> VnodeRecord {
             self.record
+        }
+        fn remnant_floor(&self, _: NamespaceId, _: u32) -> Version {
+            self.remnants.unwrap_or(Version::MAX)
         }
         fn may_exist_elsewhere(&self, prefix: &[u8], vnode: u32, version: Version) -> bool {
             let is_older =
@@ -421,6 +446,7 @@ mod tests {
                 tables: Vec::new(),
                 model: BTreeMap::new(),
                 record: VnodeRecord::default(),
+                remnants: None,
                 now_ms: 1000,
                 seq: 0,
                 forgotten: 0,
@@ -626,6 +652,26 @@ mod tests {
         assert_eq!(merged(&world, &[(place.clone(), Cell::expire(Version::put(8, 0), 90))], 50).len(), 1);
         world.memtable.insert(&place, &Cell::value(Version::put(3, 0), b"older"), 1);
         assert_eq!(merged(&world, &[(place, expired)], 50).len(), 1, "something older lies in the memtable");
+    }
+
+    #[test]
+    fn in_a_cluster_what_an_expired_value_left_stays_until_its_deadline_lies_below_an_earlier_floor() {
+        let (mut world, place) = (Store::new(false), place_of(1, Kind::Head, b""));
+        let at = |ms: u64| Version::put(ms << HLC_COUNTER_BITS, 3);
+        (world.record.floor, world.remnants) = (at(90), Some(Version::ZERO));
+        let left = |world: &Store, cell| merged(world, &[(place.clone(), cell)], 1000).len();
+        let expired = Cell::value(at(7), b"payload").with_deadline(50);
+        let deleted = Cell::tombstone(at(7));
+        let revived = Cell { expiry: Expiry { version: at(60), deadline_ms: 70 }, ..Cell::value(at(7), b"payload") };
+        let kept = Cell { expiry: Expiry { version: at(60), deadline_ms: 0 }, ..expired.remnant() };
+        assert_eq!((left(&world, deleted), left(&world, expired)), (0, 1));
+        assert_eq!(left(&world, Cell::expire(at(60), 70)), 0, "a deadline alone is no value's");
+        for (floor, lefts) in [(50, [1, 1, 1]), (51, [0, 1, 1]), (61, [0, 1, 0]), (71, [0, 0, 0])] {
+            world.remnants = Some(Version::put(floor << HLC_COUNTER_BITS, 0));
+            assert_eq!([expired, revived, kept].map(|cell| left(&world, cell)), lefts, "{floor}");
+        }
+        world.record.floor = at(6);
+        assert_eq!(left(&world, expired), 1, "nor before the floor itself");
     }
 
     #[test]

@@ -12,10 +12,11 @@ use super::memtable::{self, Memtable, MemtableConfig, oldest_part};
 use super::pace::{Meter, rate};
 use super::pick::Policy;
 use super::recover::NodeStore;
+use super::store_marks::RemnantFloors;
 use super::tables::Tables;
 use super::wal::{CEILING_AHEAD, DurableHook, Wal, WalStats};
 use super::{EngineError, Planted, Seq};
-use crate::base::record::{self, NamespaceId, Version, vnode_of};
+use crate::base::record::{NamespaceId, Version, vnode_of};
 use crate::base::time::{HybridClock, WallMs};
 use crate::io::Io;
 use crate::io::signal::Signal;
@@ -52,6 +53,9 @@ pub struct EngineConfig {
     pub block_bytes: usize,
     /// A tombstone may be forgotten after this long, where this node alone holds the data; `None`: only by `set_floor`.
     pub forget_after_ms: Option<u64>,
+    /// In a cluster: what was begun while a value was alive is over, by every node's clock, so long after all know that it has expired.
+    /// `None`: this node alone holds the data.
+    pub begun_is_over_ms: Option<u64>,
     /// Seeds the hash tables; drawn at start.
     pub hash_seed: u64,
     /// When tables are merged.
@@ -75,6 +79,7 @@ impl EngineConfig {
             table_bytes_max: (memory_bytes as u64 / 4).clamp(4 << 20, TABLE_BYTES_MAX / 4),
             block_bytes: BLOCK_BYTES,
             forget_after_ms: None,
+            begun_is_over_ms: None,
             hash_seed,
             policy: Policy::default(),
             planted: None,
@@ -134,6 +139,7 @@ pub(super) struct Core {
     /// Namespaces that were ever written here.
     pub(super) namespaces: RefCell<BTreeSet<NamespaceId>>,
     pub(super) has_floors: Cell<bool>,
+    pub(super) remnant_floors: RemnantFloors,
     pub(super) disk_full: Cell<bool>,
     pub(super) stopped: RefCell<Option<String>>,
     pub(super) closing: Cell<bool>,
@@ -155,6 +161,7 @@ pub(super) struct Counters {
     pub(super) merges: Cell<u64>,
     pub(super) merged_bytes: Cell<u64>,
     pub(super) expired: Cell<u64>,
+    pub(super) forgotten: Cell<u64>,
     pub(super) lags: RefCell<Lags>,
 }
 
@@ -258,15 +265,19 @@ impl Engine {
     /// Nothing was stored: `Overloaded` (flushes or the log do not keep up), `DiskFull` (only for what stores something), `Superseded` (a
     /// part of a cell is at or below its vnode's floor), `Stopped`, `TooLarge`.
     pub fn write(&self, batch: &Batch) -> Result<Seq, EngineError> {
-        self.write_above(batch, oldest_part)
+        self.is_above_floors(batch)?;
+        self.write_admitted(batch)
     }
 
-    /// The same, where what `oldest` gives of each cell must lie above its vnode's floor.
-    pub(super) fn write_above(&self, batch: &Batch, oldest: fn(&record::Cell<'_>) -> Version) -> Result<Seq, EngineError> {
+    /// The same whatever the floors: for who has asked `cluster::forget` in this turn, which knows what may lie below them.
+    ///
+    /// # Errors
+    /// As `write`, but never `Superseded`.
+    pub fn write_admitted(&self, batch: &Batch) -> Result<Seq, EngineError> {
         let core = &self.core;
         assert!(core.store.is_committed(), "writes begin when the order of cores is in force");
         assert!(!batch.is_empty());
-        self.may_write(batch, oldest)?;
+        self.may_write(batch)?;
         let seq = core.wal.append(batch.record(), batch.is_urgent())?;
         core.clock.borrow_mut().observe(batch.newest().hlc());
         core.wal.raise_clock(batch.newest().hlc());
@@ -288,7 +299,7 @@ impl Engine {
         Ok(seq)
     }
 
-    fn may_write(&self, batch: &Batch, oldest: fn(&record::Cell<'_>) -> Version) -> Result<(), EngineError> {
+    fn may_write(&self, batch: &Batch) -> Result<(), EngineError> {
         let core = &self.core;
         if let Some(why) = &*core.stopped.borrow() {
             return Err(EngineError::Stopped(why.clone()));
@@ -300,12 +311,17 @@ impl Engine {
         if is_full || core.tables.is_stalled() && batch.has_payload() {
             return Err(if core.disk_full.get() { EngineError::DiskFull } else { EngineError::Overloaded });
         }
+        Ok(())
+    }
+
+    fn is_above_floors(&self, batch: &Batch) -> Result<(), EngineError> {
+        let core = &self.core;
         if core.has_floors.get() {
             let mut cells = batch.cells();
             while let Some(cell) = cells.next_cell().expect("a batch that was encoded here") {
                 let (namespace, token) = super::format::place_namespace_token(cell.place);
                 // Each part by itself: under a new deadline an old value could come back.
-                if oldest(&cell.cell) <= self.floor_of(namespace, vnode_of(token, core.store.vnodes())) {
+                if oldest_part(&cell.cell) <= self.floor_of(namespace, vnode_of(token, core.store.vnodes())) {
                     return Err(EngineError::Superseded);
                 }
             }

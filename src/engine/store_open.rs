@@ -10,6 +10,7 @@ use super::memtable::Memtable;
 use super::moving::vnode_edits;
 use super::recover::NodeStore;
 use super::store::{Core, Counters, Engine, EngineConfig, Mems, Sealed, add, memtable_config};
+use super::store_marks::RemnantFloors;
 use super::tables::{Tables, TablesConfig};
 use super::wal::{Wal, WalConfig, WalReport};
 use super::wal_replay::WalReader;
@@ -196,6 +197,7 @@ fn assemble(io: &Io, store: &Arc<NodeStore>, config: EngineConfig, wal: Wal, tab
         cells: CellCache::new(config.cache_bytes / 2, config.hash_seed),
         namespaces: RefCell::new(namespaces),
         has_floors: Cell::new(has_floors),
+        remnant_floors: RemnantFloors::new(io.wall_ms()),
         disk_full: Cell::new(false),
         stopped: RefCell::default(),
         closing: Cell::new(false),

@@ -7,7 +7,7 @@
 
 use super::batch::{Batch, KeyRef};
 use super::format::{PLACE_HEADER_BYTES, key_prefix_len, parse_cell, parse_place, put_cell, unescape};
-use super::memtable::{expired_form, oldest_part};
+use super::memtable::expired_form;
 use super::merge::elements_dead_below;
 use super::store::{Core, Engine};
 use super::store_read::ReadCell;
@@ -330,20 +330,15 @@ impl Engine {
     }
 
     /// Joins copies in as one batch: places and cells that `check_copy` took, of vnodes of this shard, with only those parts that
-    /// `cluster::forget::admits_cell` lets through. Durable when `durable()` has reached what this gives.
+    /// `cluster::forget::admits_cell` has let through in this turn. Durable when `durable()` has reached what this gives.
     ///
     /// # Errors
-    /// As `write`; but a part of a term is taken below the floor too, since only who asked what is held can judge it (PROTOCOL.md G1a).
-    /// Panics if there are none.
+    /// As `write_admitted`. Panics if there are none.
     pub fn store_copies(&self, copies: &[(&[u8], Cell<'_>)]) -> Result<Seq, EngineError> {
         let mut batch = Batch::new(true);
         for (place, cell) in copies {
             batch.push_copy(place, cell);
         }
-        self.write_above(&batch, |cell| {
-            let judged = |version: Version| if version.term() != 0 { Version::MAX } else { version };
-            let expiry = crate::base::record::Expiry { version: judged(cell.expiry.version), ..cell.expiry };
-            oldest_part(&Cell { version: judged(cell.version), expiry, ..*cell })
-        })
+        self.write_admitted(&batch)
     }
 }

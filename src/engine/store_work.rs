@@ -45,6 +45,10 @@ impl Memory for Core {
         sealed.chain(active).max()
     }
 
+    fn remnant_floor(&self, namespace: NamespaceId, vnode: u32) -> Version {
+        Core::remnant_floor(self, namespace, vnode)
+    }
+
     fn expired(&self, place: &[u8]) {
         self.cells.remove(place);
         add(&self.counters.expired, 1);
@@ -106,6 +110,7 @@ pub(super) async fn merge_loop(core: Rc<Core>) {
             Ok(Some(merged)) => {
                 add(&core.counters.merges, 1);
                 add(&core.counters.merged_bytes, merged.written_bytes);
+                add(&core.counters.forgotten, merged.tally.forgotten);
                 core.progress.raise();
             }
             Ok(None) => race(wait, core.io.sleep(MERGE_PERIOD)).await,
@@ -279,6 +284,7 @@ impl Engine {
             merges: core.counters.merges.get(),
             merged_bytes: core.counters.merged_bytes.get(),
             expired: core.counters.expired.get(),
+            forgotten: core.counters.forgotten.get(),
             lag_memory_p50_ms: memory.quantile_ms(0.5),
             lag_memory_p99_ms: memory.quantile_ms(0.99),
             lag_disk_p50_ms: disk.quantile_ms(0.5),
@@ -316,6 +322,8 @@ pub struct EngineStats {
     pub merges: u64,
     pub merged_bytes: u64,
     pub expired: u64,
+    /// Tombstones, what expired values left, and deadlines that merges dropped.
+    pub forgotten: u64,
     /// From deadline to reclaim.
     pub lag_memory_p50_ms: u64,
     pub lag_memory_p99_ms: u64,

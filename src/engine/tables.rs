@@ -56,6 +56,10 @@ pub trait Memory {
     fn oldest(&self, namespace: NamespaceId, vnode: u32) -> Option<Version>;
     /// The greatest version of any part of the cell at a place in any memtable.
     fn newest(&self, place: &[u8]) -> Option<Version>;
+    /// The floor for what expired values left (`merge::World`).
+    fn remnant_floor(&self, _namespace: NamespaceId, _vnode: u32) -> Version {
+        Version::MAX
+    }
     /// A cell on disk expired and was counted: what caches hold of it can go.
     fn expired(&self, place: &[u8]);
     /// The shard is closing: a merge stops at its next slice.

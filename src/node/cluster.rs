@@ -24,6 +24,7 @@ use crate::io::wakers::Wakers;
 use crate::io::{Io, SocketAddr, host};
 use crate::limits::SEEDS_MAX;
 use crate::shard::cluster::ClusterPlan;
+use crate::shard::forget::Times;
 use crate::shard::start::StartFailure;
 use crate::wire::command::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
 use std::io::ErrorKind;
@@ -76,7 +77,7 @@ impl Membership {
     pub fn plan(&self, say: Box<dyn Fn(&str) + Send + Sync>) -> ClusterPlan {
         let (node, founding, asks_in) = (self.identity.node, self.founding.clone(), self.asks_in);
         let (key, boot, board) = (self.key.clone(), host::random_u64(), Some(self.board.clone()));
-        ClusterPlan { node, founding, asks_in, key, boot, board, warn: say, planted: None }
+        ClusterPlan { node, founding, asks_in, key, boot, board, warn: say, planted: None, forget: Times::default(), late: None }
     }
 
     /// Gossip of a node whose native port is that of `native`.

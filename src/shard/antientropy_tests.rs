@@ -285,3 +285,36 @@ fn copies_at_or_below_the_fence_and_those_that_no_node_wrote_are_refused() {
         assert_eq!(theirs.take(&io, &copies[..4]).await, 4);
     });
 }
+
+/// What an expired value left is completed by the value that comes with a newer deadline, however old the value is; where nothing is left of
+/// it, it stays away.
+#[test]
+fn below_the_floor_a_value_comes_back_only_to_what_it_left() {
+    let world = World::new(4);
+    let machine = world.add_machine(Faults::default());
+    world.run_task(machine, Duration::from_secs(600), |io| async move {
+        let (ours, theirs, keys) = (Side::open(&io, "/ours").await, Side::open(&io, "/theirs").await, keys());
+        let old = ours.engine.stamp(io.wall_ms());
+        let expired = Cell::value(old, b"v").with_deadline(1);
+        for key in &keys[..2] {
+            ours.write(&io, key, &expired).await;
+        }
+        theirs.write(&io, &keys[0], &expired.remnant()).await;
+        let later = ours.engine.stamp(io.wall_ms());
+        for key in &keys[..2] {
+            ours.write(&io, key, &Cell::expire(later, 0)).await;
+        }
+        let floor = Version::put(old.hlc() + 1, 0);
+        assert!(old < floor && floor < later);
+        theirs.engine.set_floor(1, VNODE, floor).await.unwrap();
+        let places =
+            keys[..2].iter().map(|key| KeyRef { namespace: 1, token: token_of(key), key }.place(Kind::Head, b"")).collect::<Vec<_>>();
+        let (_, copies) = read(&ours.engine, &places, io.wall_ms()).await.unwrap();
+        assert_eq!(theirs.take(&io, &copies).await, 1, "of one only the deadline is taken");
+        for (key, version) in [(&keys[0], old), (&keys[1], Version::ZERO)] {
+            let found = theirs.engine.read(KeyRef { namespace: 1, token: token_of(key), key }).await.unwrap();
+            let cell = found.cell().unwrap();
+            assert_eq!((cell.version, cell.expiry.version, cell.is_live(io.wall_ms())), (version, later, version == old));
+        }
+    });
+}

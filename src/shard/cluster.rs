@@ -5,7 +5,9 @@
 
 use super::Shard;
 use super::coordinate::Requests;
+use super::forget::{Forgetting, Times};
 use super::handoff::Handoff;
+use super::late::Late;
 use super::moves::Moves;
 use super::peers::{Links, Notices};
 use super::repair::Repair;
@@ -45,6 +47,10 @@ pub struct ClusterPlan {
     /// Where sentences about peers go.
     pub warn: Box<dyn Fn(&str) + Send + Sync>,
     pub planted: Option<Planted>,
+    /// When the dead are forgotten.
+    pub forget: Times,
+    /// For the simulator: messages that come late.
+    pub late: Option<Late>,
 }
 
 /// One shard's.
@@ -60,6 +66,8 @@ pub struct Cluster {
     pub handoff: Handoff,
     pub repair: Repair,
     pub moves: Moves,
+    pub forget: Forgetting,
+    pub late: Option<Late>,
     pub detector: RefCell<Detector>,
     /// A peer knows of an epoch that this core has not: it is to be got.
     pub wants_topology: Cell<u64>,
@@ -86,6 +94,8 @@ impl Cluster {
             handoff,
             repair: Repair::new(topology.cluster(), topology.vnodes(), seed, memory_bytes / REPAIR_SHARE),
             moves: Moves::default(),
+            forget: Forgetting::new(plan.forget, plan.planted),
+            late: plan.late,
             detector: RefCell::new(Detector::new(seed)),
             wants_topology: Cell::new(0),
             asked_topology: Cell::default(),

@@ -13,9 +13,9 @@ use super::budget::{Budget, Lease};
 use super::cluster::Cluster;
 use super::conn::Promise;
 use super::peers::{At, Link};
-use super::replicate::AsAsked;
+use super::replicate::{AsAsked, Incoming};
 use super::session::within;
-use super::{Shard, Ticket};
+use super::{Origin, Shard, Ticket};
 use crate::base::record::{Body, Cell as Record, Expiry, Kind, NamespaceId, Token, Version};
 use crate::base::time::{Mono, hlc_ms};
 use crate::cluster::coordinator::clocks::Clocks;
@@ -503,7 +503,8 @@ impl Requests {
             Effect::Repair { to } if is_here(shard, cluster, running, to) => {
                 if let Some(cell) = running.cell() {
                     let head = cluster.head(shard.io.now(), Some(running.deadline));
-                    let _ = shard.replicate_store(cluster, head, &running.place(), Road::Copy, &cell);
+                    let incoming = Incoming { head, place: &running.place(), road: Road::Copy, cell: &cell };
+                    let _ = shard.replicate_store(cluster, &incoming, || (Ticket { origin: Origin::Nobody, id: 0 }, running.deadline));
                 }
             }
             Effect::Repair { to } => {
@@ -569,8 +570,10 @@ impl Requests {
     fn store_here(&self, shard: &Rc<Shard>, cluster: &Cluster, id: RequestId, running: &mut Running, road: Road, out: &mut Vec<Effect>) {
         let Some(cell) = running.cell() else { return };
         let head = Head { epoch: running.epoch(), ..cluster.head(shard.io.now(), Some(running.deadline)) };
-        let (message, seq) = shard.replicate_store(cluster, head, &running.place(), road, &cell);
-        let attempt = running.attempt();
+        let (attempt, deadline) = (running.attempt(), running.deadline);
+        let incoming = Incoming { head, place: &running.place(), road, cell: &cell };
+        let later = || (Ticket { origin: Origin::Local(id), id: u64::from(attempt) }, deadline);
+        let Some((message, seq)) = shard.replicate_store(cluster, &incoming, later) else { return };
         if seq > shard.engine.durable() {
             return shard.hold_local(id, attempt, running.deadline, seq, &message);
         }
@@ -588,12 +591,12 @@ impl Requests {
         let key = shard.key(running.namespace, &running.bytes[..running.key_len]);
         let (deadline, durability) = (running.deadline, shard.namespace_durability(running.namespace).unwrap_or_default());
         let now_ms = shard.io.wall_ms();
-        let machine = &mut running.machine;
+        let (machine, place) = (&mut running.machine, Place { namespace: running.namespace, key: key.key, kind: Kind::Head, element: b"" });
         let peeked = shard.engine.peek(key, |cell, settled| {
             if full && matches!(cell, Some(Record { body: Body::Chunked { .. }, .. })) {
                 return false;
             }
-            let cell = cell.copied().ok_or(Version::ZERO);
+            let cell = cell.copied().ok_or_else(|| shard.absent(&place));
             let seq = super::execute::shown_after(durability, settled);
             let mut scratch = Vec::new();
             let message = crate::cluster::replica::Replica::read_answer(full, cell, now_ms, &mut scratch);
@@ -606,7 +609,7 @@ impl Requests {
         });
         if peeked != Ok(true) {
             let key = running.bytes[..running.key_len].to_vec();
-            shard.read_later(id, attempt, running.namespace, key, AsAsked { full, now_ms }, deadline);
+            shard.read_later(id, attempt, running.namespace, key, AsAsked::new(full, now_ms), deadline);
         }
     }
 

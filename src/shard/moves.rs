@@ -262,7 +262,8 @@ async fn inherit_marks(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
         let told: Vec<(NamespaceId, (Version, Version))> = told.unwrap_or_default();
         let mut is_durable = true;
         for (namespace, (fence, floor)) in told.into_iter().filter(|(_, (fence, _))| *fence > Version::ZERO) {
-            is_durable &= shard.engine.raise_marks(namespace, of.vnode, VnodeMarks { fence, floor }).await.is_ok();
+            is_durable &= shard.engine.inherit_marks(namespace, of.vnode, VnodeMarks { fence, floor }).await.is_ok();
+            cluster.forget.inherited(namespace, of.vnode, fence);
             cluster.repair.trees.mark_all(namespace, of.vnode);
         }
         if is_durable {

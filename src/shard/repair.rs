@@ -6,9 +6,9 @@
 //! `REPAIR_BYTES_A_SECOND` of messages. A comparison that is cut off (no link, no answer, another epoch of the vnode, a disk that fails)
 //! is gone on with later where it had come to. Nothing here ever ends the shard.
 //!
-//! Forgetting (rules G1 to G6) is not wired: fences and floors of all vnodes are still zero, and questions of its sessions are refused.
+//! A session of forgetting (`forget`) makes its comparisons with what is here, and is answered like others once its fence is durable.
 
-use super::antientropy::{Trees, list, marks, read, store};
+use super::antientropy::{Trees, list, read, store};
 use super::budget::{Budget, Lease};
 use super::cluster::Cluster;
 use super::namespaces::NamespaceTable;
@@ -20,8 +20,8 @@ use crate::base::metrics::{Meaning, Report, counter, gauge};
 use crate::base::record::{Token, core_of};
 use crate::base::time::Mono;
 use crate::cluster::coordinator::Planted;
-use crate::cluster::forget::{Admit, Road, admits_cell};
-use crate::cluster::merkle::Digest;
+use crate::cluster::forget::{Admit, Session};
+use crate::cluster::merkle::{Digest, Tree};
 use crate::cluster::repair::{Answer, Ask, CellCopy, Effect, Exchange, Outcome, Place, Question, Reply, Scope, Serve, serve};
 use crate::cluster::repair_plan::{Pair, RepairPlan, begins};
 use crate::engine::EngineError;
@@ -36,7 +36,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// How often a comparison that has used up its bytes looks whether there are more.
-const CREDIT_EVERY: Duration = Duration::from_millis(10);
+pub(super) const CREDIT_EVERY: Duration = Duration::from_millis(10);
+
+/// Bytes that a comparison may send more after so long.
+pub(super) fn credit(since: Duration, bytes_a_second: usize) -> usize {
+    (since.as_secs_f64() * bytes_a_second as f64) as usize
+}
 
 /// One core's.
 pub struct Repair {
@@ -100,21 +105,23 @@ impl Cluster {
     /// The vnodes of this core, and who is compared with whom: whenever the topology or the namespaces change.
     pub fn set_repair_pairs(&self, core: u16, cores: u16, namespaces: &NamespaceTable) {
         let topology = self.topology();
-        let (mut trees, mut pairs) = (Vec::new(), Vec::new());
+        let (mut trees, mut pairs, mut all) = (Vec::new(), Vec::new(), Vec::new());
         for vnode in (0..topology.vnodes()).filter(|vnode| core_of(*vnode, cores) == core) {
             for namespace in namespaces.rows().iter().map(|row| row.id) {
-                let replicas = topology.replicas(vnode, self.rf(namespace));
-                let mut nodes: Vec<u64> = replicas.everybody().map(|index| topology.nodes()[usize::from(index)].spec.id).collect();
-                nodes.sort_unstable();
-                nodes.dedup();
+                let nodes = self.party(namespace, vnode);
                 if !nodes.contains(&self.me) || !self.moves.is_open(vnode) {
                     continue;
                 }
                 trees.push((namespace, vnode));
+                // While a vnode moves nothing of it is forgotten: fences that lead to nothing would refuse what its new owners need.
+                if topology.replicas(vnode, self.rf(namespace)).pending.is_none() {
+                    all.push(self.ours(namespace, vnode, &nodes));
+                }
                 let ours = nodes.into_iter().filter(|peer| *peer != self.me && begins(self.me, *peer, vnode));
                 pairs.extend(ours.map(|peer| Pair { namespace, vnode, peer }));
             }
         }
+        self.forget.set_pairs(&all);
         self.repair.trees.set_pairs(trees);
         self.repair.plan.borrow_mut().set_pairs(pairs);
     }
@@ -165,10 +172,12 @@ async fn compare_all(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
 
 /// A comparison that this core makes.
 pub(super) struct Comparison<'a> {
-    shard: &'a Rc<Shard>,
-    cluster: &'a Rc<Cluster>,
+    pub shard: &'a Rc<Shard>,
+    pub cluster: &'a Rc<Cluster>,
     pub scope: Scope,
-    at: At,
+    /// Of forgetting, if it is for one.
+    pub session: Option<Session>,
+    pub at: At,
     /// What it sends and gets, in bytes a second.
     pub bytes_a_second: usize,
     /// Cells of the other that were refused here.
@@ -183,7 +192,7 @@ impl<'a> Comparison<'a> {
         let core = core_of(pair.vnode, topology.nodes()[usize::from(index)].spec.cores);
         let scope = Scope { namespace: pair.namespace, vnode: pair.vnode, epoch: topology.epoch_of(pair.vnode) };
         let (at, bytes_a_second) = (At { node: pair.peer, core }, REPAIR_BYTES_A_SECOND);
-        Some(Comparison { shard, cluster, scope, at, bytes_a_second, refused: Cell::new(0) })
+        Some(Comparison { shard, cluster, scope, session: None, at, bytes_a_second, refused: Cell::new(0) })
     }
 
     /// To its end: how many places differed. Err: it was cut off, and is to be gone on with from there.
@@ -199,8 +208,7 @@ impl<'a> Comparison<'a> {
                 None => {
                     io.sleep(CREDIT_EVERY).await;
                     let since = io.now().since(std::mem::replace(&mut credited, io.now()));
-                    let credit = since.as_secs_f64() * self.bytes_a_second as f64;
-                    exchange.on_tick(io.now(), credit as usize, &mut effects);
+                    exchange.on_tick(io.now(), credit(since, self.bytes_a_second), &mut effects);
                     (!self.shard.is_closing()).then_some(())
                 }
                 Some(Effect::Over(Outcome::Compared { differing, .. })) => return Ok(differing),
@@ -208,12 +216,21 @@ impl<'a> Comparison<'a> {
                     self.is_over(outcome);
                     None
                 }
-                Some(Effect::Ask(ask)) => self.ask(&mut exchange, ask, &mut effects).await,
+                Some(Effect::Ask(ask)) => match self.ask(ask).await {
+                    None => None,
+                    Some(answer) => self.with_tree(|tree| exchange.on_answer(io.now(), tree, answer, &mut effects)),
+                },
                 Some(Effect::List(span)) => {
+                    repair.trees.mark_listed(self.scope.namespace, self.scope.vnode, &span);
                     let listing = list(&self.shard.engine, &self.scope, &span, io.wall_ms()).await;
                     listing.ok().map(|listing| exchange.on_listed(io.now(), listing, &mut effects))
                 }
-                Some(Effect::Copy { store, read }) => self.copy(&mut exchange, &store, &read, &mut effects).await,
+                Some(Effect::Copy { store, read }) => match self.copy(&store, &read).await {
+                    None => None,
+                    Some((refused, looked_at, cells)) => {
+                        self.with_tree(|tree| exchange.on_copied(io.now(), tree, refused, looked_at, cells, &mut effects))
+                    }
+                },
             };
             if went.is_none() {
                 return Err(Some(exchange.reached()));
@@ -229,8 +246,13 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    async fn ask(&self, exchange: &mut Exchange, ask: Ask, effects: &mut Vec<Effect>) -> Option<()> {
-        let (shard, cluster, Scope { namespace, vnode, .. }) = (self.shard, self.cluster, self.scope);
+    fn with_tree(&self, step: impl FnOnce(&Tree)) -> Option<()> {
+        self.cluster.repair.trees.with(self.scope.namespace, self.scope.vnode, step)
+    }
+
+    /// None: no answer.
+    pub(super) async fn ask(&self, ask: Ask) -> Option<Answer> {
+        let (shard, cluster) = (self.shard, self.cluster);
         let pushed = if let Question::Push(cells) = &ask.question { cells.len() } else { 0 };
         let deadline = shard.io.now().plus(Duration::from_millis(REPAIR_ANSWER_MS_MAX));
         let (head, answer) = cluster.requests.ask_repair(shard, cluster, self.at, &RepairMessage::Ask(ask), deadline).await?;
@@ -241,18 +263,18 @@ impl<'a> Comparison<'a> {
         if let Reply::Stored { refused } = &answer.reply {
             add(&cluster.repair.sent, pushed.saturating_sub(*refused as usize));
         }
-        cluster.repair.trees.with(namespace, vnode, |tree| exchange.on_answer(shard.io.now(), tree, answer, effects))
+        Some(answer)
     }
 
-    async fn copy(&self, exchange: &mut Exchange, copies: &[CellCopy], places: &[Place], effects: &mut Vec<Effect>) -> Option<()> {
-        let (shard, Scope { namespace, vnode, .. }) = (self.shard, self.scope);
-        let refused = shard.store_repaired(self.cluster, &self.scope, copies).await.ok()?;
+    /// Stores and reads, for `Exchange::on_copied`: copies that were refused, places looked at, cells found. None: the disk fails.
+    pub(super) async fn copy(&self, copies: &[CellCopy], places: &[Place]) -> Option<(u32, usize, Vec<CellCopy>)> {
+        let shard = self.shard;
+        let refused = shard.store_repaired(self.cluster, &self.scope, self.session, copies).await.ok()?;
         add(&self.refused, refused as usize);
         let room = shard.room_for_copies(places).await.ok()?;
         let (looked_at, cells) = read(&shard.engine, places, shard.io.wall_ms()).await.ok()?;
         drop(room);
-        let now = shard.io.now();
-        self.cluster.repair.trees.with(namespace, vnode, |tree| exchange.on_copied(now, tree, refused, looked_at, cells, effects))
+        Some((refused, looked_at, cells))
     }
 }
 
@@ -268,7 +290,13 @@ impl Shard {
     }
 
     /// Stores what is admitted, durable when it returns: how many were refused.
-    async fn store_repaired(&self, cluster: &Cluster, scope: &Scope, copies: &[CellCopy]) -> Result<u32, EngineError> {
+    async fn store_repaired(
+        &self,
+        cluster: &Cluster,
+        scope: &Scope,
+        session: Option<Session>,
+        copies: &[CellCopy],
+    ) -> Result<u32, EngineError> {
         if copies.is_empty() {
             return Ok(0);
         }
@@ -285,7 +313,7 @@ impl Shard {
             if has_moved || self.engine.with_clock(is_ahead) {
                 return (Admit::RefuseFenced, Admit::RefuseFenced);
             }
-            admits_cell(cell, Road::Copy, marks(&self.engine, scope.namespace, scope.vnode), None, held, None)
+            cluster.forget.admit_copy(&self.engine, scope, session, cell, held)
         };
         let refused = store(&self.engine, &cluster.repair.trees, scope, copies, self.io.wall_ms(), judge).await?;
         add(&cluster.repair.received, copies.len().saturating_sub(refused as usize));
@@ -303,12 +331,13 @@ impl Shard {
 
     /// Somebody compares with this core.
     pub(super) fn handle_repair(self: &Rc<Shard>, cluster: &Rc<Cluster>, ticket: Ticket, from: u64, head: Head, ask: Ask) {
-        let (topology, scope, exchange, turn) = (cluster.topology(), ask.scope, ask.exchange, ask.turn);
+        let (topology, scope, session, exchange, turn) = (cluster.topology(), ask.scope, ask.session, ask.exchange, ask.turn);
         if head.epoch > topology.epoch() {
             self.fetch_topology(cluster, from);
         }
         let is_epoch = scope.vnode < topology.vnodes() && scope.epoch == topology.epoch_of(scope.vnode);
-        let is_served = is_epoch && ask.session.is_none() && head.deadline_ms > 0 && cluster.planted != Some(Planted::RepairOff);
+        let is_fenced = session.is_none_or(|session| cluster.forget.serves(&self.engine, &scope, session));
+        let is_served = is_epoch && is_fenced && head.deadline_ms > 0 && cluster.planted != Some(Planted::RepairOff);
         let served = cluster.repair.trees.with(scope.namespace, scope.vnode, |tree| serve(tree, is_served, ask));
         let served = match served.unwrap_or(Serve::Answer(Answer { exchange, turn, reply: Reply::Refused })) {
             Serve::Answer(answer) => return self.answer_repair(cluster, &ticket, answer),
@@ -322,26 +351,37 @@ impl Shard {
         let deadline = self.deadline(head.deadline_ms);
         let (shard, cluster) = (self.clone(), cluster.clone());
         drop(self.io.spawn(Class::Background, async move {
-            shard.serve_repair(&cluster, &ticket, &scope, served, deadline, lease).await;
+            shard.serve_repair(&cluster, &ticket, (&scope, session), served, deadline, lease).await;
             shard.admit.end();
             shard.settle();
         }));
     }
 
-    async fn serve_repair(&self, cluster: &Cluster, ticket: &Ticket, scope: &Scope, served: Serve, deadline: Mono, lease: Lease) {
+    async fn serve_repair(
+        &self,
+        cluster: &Cluster,
+        ticket: &Ticket,
+        (scope, session): (&Scope, Option<Session>),
+        served: Serve,
+        deadline: Mono,
+        lease: Lease,
+    ) {
         let answer = match served {
             Serve::Answer(answer) => Ok(answer),
             Serve::Store(cells, then) => {
-                let refused = self.store_repaired(cluster, scope, &cells).await;
+                let refused = self.store_repaired(cluster, scope, session, &cells).await;
                 refused.map(|refused| then.stored(refused)).map_err(|error| refusal_of(&error))
             }
-            Serve::List(span, then) => match list(&self.engine, scope, &span, self.io.wall_ms()).await {
-                Ok(listing) => {
-                    let (places, then) = then.listed(listing);
-                    return self.serve_copies(cluster, ticket, places, then, deadline).await;
+            Serve::List(span, then) => {
+                cluster.repair.trees.mark_listed(scope.namespace, scope.vnode, &span);
+                match list(&self.engine, scope, &span, self.io.wall_ms()).await {
+                    Ok(listing) => {
+                        let (places, then) = then.listed(listing);
+                        return self.serve_copies(cluster, ticket, places, then, deadline).await;
+                    }
+                    Err(error) => Err(refusal_of(&error)),
                 }
-                Err(error) => Err(refusal_of(&error)),
-            },
+            }
         };
         drop(lease);
         match answer {

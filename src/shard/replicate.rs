@@ -6,9 +6,10 @@
 use super::cluster::Cluster;
 use super::conn::Conn;
 use super::coordinate::RequestId;
+use super::forget::Verdict;
 use super::session::{Counted, within};
 use super::visit::ANY_NODE;
-use super::{Origin, Shard, Ticket};
+use super::{Origin, Shard, Ticket, late};
 use crate::base::record::{Body, Cell, Kind, NAMESPACE_SYSTEM, NamespaceId, Version, token_of};
 use crate::base::time::{Mono, WallMs};
 use crate::cluster::coordinator::Outcome;
@@ -23,9 +24,9 @@ use crate::limits::{
 };
 use crate::wire::command::{Durability, ErrorCode, ErrorReply, Reply};
 use crate::wire::frame::{Frame, FrameReader, HEADER_BYTES};
-use crate::wire::peer::{AnyMessage, Head, Holds, Message, Place, Refusal, Road, decode, decode_any, encode};
+use crate::wire::peer::{AnyMessage, Head, Holds, Message, OwnedCell, Place, Refusal, Road, decode, decode_any, encode};
 use crate::wire::peer_hello::{self, PeerHello, PeerWelcome, negotiate, transcript};
-use crate::wire::peer_repair::RepairMessage;
+use crate::wire::peer_repair::{ForgetBody, RepairMessage};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -34,6 +35,27 @@ use std::time::Duration;
 pub struct AsAsked {
     pub full: bool,
     pub now_ms: WallMs,
+    /// The version of what is not there, from before it was looked for (G4).
+    pub absent: Version,
+}
+
+impl AsAsked {
+    pub fn new(full: bool, now_ms: WallMs) -> AsAsked {
+        AsAsked { full, now_ms, absent: Version::ZERO }
+    }
+}
+
+/// A cell on its way to a replica.
+#[derive(Clone, Copy)]
+pub struct Incoming<'a> {
+    pub head: Head,
+    pub place: &'a Place<'a>,
+    pub road: Road,
+    pub cell: &'a Cell<'a>,
+}
+
+fn held_of(cell: &Cell<'_>, seq: Seq) -> Held {
+    Held { version: cell.version, expiry: cell.expiry.version, is_gone: cell.body == Body::Tombstone, seq }
 }
 
 /// A link is read on after this long, however far behind merges are: what cannot be stored is refused.
@@ -120,16 +142,37 @@ impl Shard {
         }
     }
 
-    /// A cell for this core as a replica: what to answer, and when the log has what that says.
+    /// A cell for this core as a replica: what to answer, and when the log has what that says. None: only the disk knows whether it may be
+    /// stored, as it is so old; `later` says whom to answer then.
     pub(super) fn replicate_store(
+        self: &Rc<Shard>,
+        cluster: &Cluster,
+        incoming: &Incoming<'_>,
+        later: impl FnOnce() -> (Ticket, Mono),
+    ) -> Option<(Message<'static>, Seq)> {
+        let place = incoming.place;
+        let held = self.engine.held(self.key(place.namespace, place.key), place.kind, place.element, held_of);
+        match self.store_judged(cluster, incoming, held, false) {
+            Some(answer) => Some(answer),
+            None if !self.admit.begin() => Some((Message::Refused { why: Refusal::Overloaded }, 0)),
+            None => {
+                let (ticket, deadline) = later();
+                self.store_when_read(incoming, ticket, deadline);
+                None
+            }
+        }
+    }
+
+    /// `held`: what is known of the place; all that there is where `is_all`. None: that is not enough.
+    fn store_judged(
         &self,
         cluster: &Cluster,
-        head: Head,
-        place: &Place<'_>,
-        road: Road,
-        cell: &Cell<'_>,
-    ) -> (Message<'static>, Seq) {
-        let refused = |why| (Message::Refused { why }, 0);
+        incoming: &Incoming<'_>,
+        held: Option<Held>,
+        is_all: bool,
+    ) -> Option<(Message<'static>, Seq)> {
+        let &Incoming { head, place, road, cell } = incoming;
+        let refused = |why| Some((Message::Refused { why }, 0));
         let Some(durability) = self.namespace_durability(place.namespace).filter(|_| place.namespace != NAMESPACE_SYSTEM) else {
             // Its table is on the way.
             return refused(Refusal::Behind { epoch: cluster.epoch() });
@@ -138,25 +181,25 @@ impl Shard {
         if let Err(why) = cluster.moves.may_store(cluster.epoch(), self.engine.vnode_of(key), place.namespace, cell.newest()) {
             return refused(why);
         }
-        let held = self.engine.held(key, place.kind, place.element, |cell, seq| Held {
-            version: cell.version,
-            expiry: cell.expiry.version,
-            is_gone: cell.body == Body::Tombstone,
-            seq,
-        });
+        let pair = (place.namespace, self.engine.vnode_of(key));
+        let (fence, kept) = match cluster.forget.verdict(&self.engine, pair, road, cell, held, is_all) {
+            Verdict::Take(kept) => (Fence::Open, kept),
+            Verdict::UnlessHeld => (Fence::UnlessHeld, *cell),
+            Verdict::Look => return None,
+        };
         let topology = cluster.topology();
         let (act, side) = self.engine.with_clock(|clock| {
             let mut replica = self.replica(cluster, &topology, place.namespace, clock);
-            replica.on_store(head, place, road, cell, held, |_, _, _| Fence::Open)
+            replica.on_store(head, place, road, cell, held, |_, _, _| fence)
         });
         self.on_side(cluster, side);
         match act {
             Act::Refuse { why } => refused(why),
-            Act::AnswerWhenDurable { seq, holds } => (Message::Stored { holds }, super::execute::shown_after(durability, seq)),
+            Act::AnswerWhenDurable { seq, holds } => Some((Message::Stored { holds }, super::execute::shown_after(durability, seq))),
             Act::Append => {
                 let mut batch = Batch::new(durability == Durability::Sync);
-                batch.put_copy(key, place.kind, place.element, cell);
-                match self.engine.write(&batch) {
+                batch.put_copy(key, place.kind, place.element, &kept);
+                match self.engine.write_admitted(&batch) {
                     Ok(seq) => {
                         cluster.repair.trees.mark_dirty(place.namespace, key.token);
                         let early = cluster.planted == Some(crate::cluster::coordinator::Planted::AckBeforeSync);
@@ -165,12 +208,41 @@ impl Shard {
                             Durability::Sync if early => 0,
                             Durability::Sync => seq,
                         };
-                        (Message::Stored { holds: Holds::Stored }, seq)
+                        Some((Message::Stored { holds: Holds::Stored }, seq))
                     }
                     Err(error) => refused(refusal_of(&error)),
                 }
             }
         }
+    }
+
+    /// Judges a cell by what the disk holds, too; and answers.
+    fn store_when_read(self: &Rc<Shard>, incoming: &Incoming<'_>, ticket: Ticket, deadline: Mono) {
+        let Some(cluster) = self.cluster.clone() else { return };
+        let (shard, &Incoming { head, place, road, cell }) = (self.clone(), incoming);
+        let (namespace, kind, cell) = (place.namespace, place.kind, OwnedCell::new(cell));
+        let (key, element) = (place.key.to_vec(), place.element.to_vec());
+        drop(self.io.spawn(Class::Replication, async move {
+            let place = Place { namespace, key: &key, kind, element: &element };
+            let permit = shard.admit.read(CHUNK_BYTES).await;
+            let found = shard.engine.read_element(shard.key(namespace, &key), kind, &element).await;
+            drop(permit);
+            let (answer, seq) = match found {
+                Ok(found) => {
+                    let on_disk = found.cell().map(|cell| held_of(&cell, found.settled));
+                    // What was stored meanwhile is in memory.
+                    let in_memory = shard.engine.held(shard.key(namespace, &key), kind, &element, held_of);
+                    let held = on_disk.into_iter().chain(in_memory).reduce(Held::join);
+                    let incoming = Incoming { head, place: &place, road, cell: &cell.as_cell() };
+                    let answer = shard.store_judged(&cluster, &incoming, held, true);
+                    answer.unwrap_or((Message::Refused { why: Refusal::Fenced }, 0))
+                }
+                Err(error) => (Message::Refused { why: refusal_of(&error) }, 0),
+            };
+            shard.answer_peer(&ticket, seq, deadline, &answer);
+            shard.admit.end();
+            shard.settle();
+        }));
     }
 
     /// Whether this core may be asked for a cell.
@@ -259,6 +331,7 @@ impl Shard {
             return self.refuse_peer(ticket, Refusal::DeadlinePassed);
         }
         let key = self.key(place.namespace, place.key);
+        let asked = AsAsked { absent: self.absent(place), ..asked };
         let durability = self.namespace_durability(place.namespace).unwrap_or_default();
         let found = match place.kind {
             Kind::Head => self.engine.read(key).await,
@@ -300,8 +373,14 @@ impl Shard {
 
     fn show_peer(&self, ticket: &Ticket, asked: AsAsked, cell: Option<Cell<'_>>, seq: Seq, deadline: Mono) {
         let mut scratch = Vec::new();
-        let message = Replica::read_answer(asked.full, cell.ok_or(Version::ZERO), asked.now_ms, &mut scratch);
+        let message = Replica::read_answer(asked.full, cell.ok_or(asked.absent), asked.now_ms, &mut scratch);
         self.answer_peer(ticket, seq, deadline, &message);
+    }
+
+    /// The version of a place where nothing is, now.
+    pub(super) fn absent(&self, place: &Place<'_>) -> Version {
+        let Some(cluster) = &self.cluster else { return Version::ZERO };
+        cluster.forget.absent(&self.engine, place.namespace, self.engine.vnode_of(self.key(place.namespace, place.key)))
     }
 
     /// Answers a question of a link or of this core, when the log has `seq`.
@@ -465,11 +544,8 @@ fn take_in(shard: &Rc<Shard>, cluster: &Rc<Cluster>, conn: &Rc<Conn>, reader: &m
         };
         conn.begin_request();
         let ticket = Ticket { origin: Origin::Peer(conn.clone()), id };
-        match message {
-            AnyMessage::Plain(message) => shard.handle_peer(cluster, ticket, from, head, &message),
-            AnyMessage::Repair(RepairMessage::Ask(ask)) => shard.handle_repair(cluster, ticket, from, head, ask),
-            AnyMessage::Move(message) => shard.handle_move(cluster, ticket, from, head, message),
-            AnyMessage::Repair(_) => unreachable!("only questions come this far"),
+        if !late::is_held_up(shard, cluster, &ticket, from, head, &message) {
+            shard.handle_question(cluster, ticket, from, head, message);
         }
     }
     true
@@ -479,7 +555,9 @@ fn take_in(shard: &Rc<Shard>, cluster: &Rc<Cluster>, conn: &Rc<Conn>, reader: &m
 fn is_question(message: &AnyMessage<'_>) -> bool {
     let message = match message {
         AnyMessage::Plain(message) => message,
-        AnyMessage::Repair(message) => return matches!(message, RepairMessage::Ask(_)),
+        AnyMessage::Repair(RepairMessage::Ask(_)) => return true,
+        AnyMessage::Repair(RepairMessage::Forget(forget)) => return matches!(forget.body, ForgetBody::Fence | ForgetBody::Floor),
+        AnyMessage::Repair(RepairMessage::Answer(_)) => return false,
         AnyMessage::Move(message) => return message.is_question(),
     };
     match message {
@@ -493,6 +571,16 @@ fn is_question(message: &AnyMessage<'_>) -> bool {
 }
 
 impl Shard {
+    pub(super) fn handle_question(self: &Rc<Shard>, cluster: &Rc<Cluster>, ticket: Ticket, from: u64, head: Head, message: AnyMessage<'_>) {
+        match message {
+            AnyMessage::Plain(message) => self.handle_peer(cluster, ticket, from, head, &message),
+            AnyMessage::Repair(RepairMessage::Ask(ask)) => self.handle_repair(cluster, ticket, from, head, ask),
+            AnyMessage::Repair(RepairMessage::Forget(forget)) => self.handle_forget(cluster, ticket, from, head, forget),
+            AnyMessage::Move(message) => self.handle_move(cluster, ticket, from, head, message),
+            AnyMessage::Repair(RepairMessage::Answer(_)) => unreachable!("only questions come this far"),
+        }
+    }
+
     fn handle_peer(self: &Rc<Shard>, cluster: &Rc<Cluster>, ticket: Ticket, from: u64, head: Head, message: &Message<'_>) {
         let deadline = self.io.now().plus(Duration::from_millis(u64::from(head.deadline_ms.min(DEADLINE_MS_MAX))));
         match message {
@@ -508,8 +596,10 @@ impl Shard {
                 if self.owner(token) != self.core() {
                     return self.refuse_peer(&ticket, Refusal::NotReplica);
                 }
-                let (answer, seq) = self.replicate_store(cluster, head, place, *road, cell);
-                self.answer_peer(&ticket, seq, deadline, &answer);
+                let incoming = Incoming { head, place, road: *road, cell };
+                if let Some((answer, seq)) = self.replicate_store(cluster, &incoming, || (ticket.clone(), deadline)) {
+                    self.answer_peer(&ticket, seq, deadline, &answer);
+                }
             }
             Message::Read { place, full, now_ms } => {
                 if self.owner(token_of(place.key)) != self.core() {
@@ -517,7 +607,7 @@ impl Shard {
                 }
                 match self.may_read(cluster, head, place) {
                     Err(why) => self.refuse_peer(&ticket, why),
-                    Ok(()) => self.read_for_peer(ticket, place, AsAsked { full: *full, now_ms: *now_ms }, deadline),
+                    Ok(()) => self.read_for_peer(ticket, place, AsAsked::new(*full, *now_ms), deadline),
                 }
             }
             Message::FetchTopology => {
@@ -545,6 +635,7 @@ impl Shard {
                     return false;
                 }
                 let seq = super::execute::shown_after(durability, settled);
+                let asked = if cell.is_some() { asked } else { AsAsked { absent: self.absent(place), ..asked } };
                 self.show_peer(&ticket, asked, cell.copied(), seq, deadline);
                 true
             });

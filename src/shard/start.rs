@@ -12,7 +12,7 @@ use super::locks::KeyLocks;
 use super::mailbox::{Mail, Mailbox, MailboxEnds};
 use super::namespaces::{Durability, NamespaceTable};
 use super::stats::{self, Board, Stats};
-use super::{Origin, Shard, decisions, moves, perform, repair, replicate, session};
+use super::{Origin, Shard, decisions, forget, moves, perform, repair, replicate, session};
 use crate::base::metrics::Report;
 use crate::base::record::{Version, core_of};
 use crate::base::time::{HLC_COUNTER_BITS, hlc_ms};
@@ -464,6 +464,7 @@ fn spawn_services(shard: &Rc<Shard>, plan: &Arc<Plan>) {
         Requests::start(shard, cluster);
         repair::start(shard, cluster);
         moves::start(shard, cluster);
+        forget::start(shard, cluster);
         if shard.core() == 0 {
             let comparing = shard.clone();
             drop(io.spawn(Class::Background, async move { comparing.compare_with_all().await }));
@@ -522,6 +523,7 @@ fn report(shard: &Shard) -> Report {
     shard.engine.report(&mut report);
     if let Some(cluster) = &shard.cluster {
         cluster.repair.report(&mut report);
+        cluster.forget.report(&mut report, &shard.engine, shard.io.wall_ms());
     }
     report
 }

@@ -2,21 +2,27 @@
 //!
 //! The fault model. Nodes lose power at any disk operation or between them, or their processes are killed; they come back with what was
 //! durable. Several may be down at once, all of them too. Links are cut, one way or both, one by one or all of a node's; connections are
-//! reset; bytes come late and in pieces; disks and cores are slow; wall clocks differ by up to 150 ms and drift. Meanwhile nodes join,
+//! reset; bytes come late and in pieces; disks and cores are slow; wall clocks differ by up to 300 ms and drift. Meanwhile nodes join,
 //! leave, come back, change their weights and are replaced (`operator`); one at a time falls for good. What is not here: disks that lose or
 //! rot what was synced (`scenario` has those for one node).
 //!
+//! Cells come late at times, or once more, up to some seconds later. The dead are forgotten as in life (rules G1 to G6), but for a lag of
+//! about a second, or much less, in place of an hour, and memtables and merges that are as small as can be.
+//!
 //! Clients put, get, delete and expire at QUORUM, and retry what is unknown under its stamp. Checked: every rule of `checker` (nothing
 //! acknowledged is lost, nothing goes back, expiry is exact by the versions' clocks), that after the faults all is answered in time, and
-//! that the replicas of each key then become equal without anybody asking for it (`agree`).
+//! that the replicas of each key then become equal without anybody asking for it (`agree`), and that what is deleted then is dropped from
+//! the disk (`buried`).
 
 use super::agree::{AGREE_MAX, all_agree};
+use super::buried::{all_absent, delete_all, fill};
 use super::checker::{Checker, Span};
 use super::final_look::Quiet;
 use super::operator::{self, Operator};
 use super::scenario::small_engine;
-use super::workload::{FIRST_NAMESPACE, Shared, SimClient, key_name, reads_value};
+use super::workload::{FIRST_NAMESPACE, REQUEST_PATIENCE, Shared, SimClient, key_name, reads_value};
 use crate::base::prng::Prng;
+use crate::base::record::{token_of, vnode_of};
 use crate::base::time::{Mono, WallMs};
 use crate::client::Answer;
 use crate::cluster::coordinator::Planted;
@@ -25,7 +31,10 @@ use crate::cluster::topology::{NodeSpec, Topology};
 use crate::io::sim::{CrashSite, Faults, MachineId, World};
 use crate::io::wakers::Wakers;
 use crate::io::{Class, Io, SocketAddr, Task};
+use crate::limits::RF_DEFAULT;
 use crate::shard::cluster::ClusterPlan;
+use crate::shard::forget::Times;
+use crate::shard::late::Late;
 use crate::shard::mailbox;
 use crate::shard::start::{self, Plan, StartFailure};
 use crate::shard::stats::Board;
@@ -43,6 +52,13 @@ pub const COMMANDS: u64 = 2_500;
 const PORT: u16 = 7400;
 const VNODES: u32 = 16;
 const CLUSTER: u64 = 0xC1;
+/// What comes late.
+const LATE_MS_MAX: u64 = 6_000;
+const LATE: Late = Late { puts_one_in: 40, puts_ms_max: 1_000, cells_one_in: 10, pushes_one_in: 2, again_ms_max: LATE_MS_MAX };
+/// Between two sessions of forgetting of a core.
+const FORGET_PAUSE: Duration = Duration::from_millis(20);
+/// By then every vnode has had a session, and merges have dropped what is below its floor.
+const FORGOTTEN_MAX: Duration = Duration::from_secs(60);
 /// Simulated time after which a run that does not come forward counts as stuck.
 pub(super) const STUCK: Duration = Duration::from_secs(60);
 
@@ -105,11 +121,44 @@ pub struct Outcome {
     pub commands: u64,
     pub acknowledged: u64,
     pub crashes: u64,
+    /// Floors raised, and cells dropped below them, while things failed.
+    pub floors: u64,
+    pub forgotten: u64,
     pub faults: BTreeMap<String, u64>,
     pub errors: BTreeMap<String, u64>,
     pub fingerprint: u64,
     pub failures: Vec<String>,
     pub timeline: Vec<String>,
+}
+
+/// How fast time passes for those who forget. A session's f lies behind every clock, and behind what clients may still be waiting for.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// How far clocks lie apart at most.
+    skew_ms: u64,
+    lag_ms: u64,
+    patience: Duration,
+    /// A session takes so long.
+    dwell: Duration,
+    /// Something fails in one of so many turns.
+    fails_one_in: u64,
+    thought_us_max: u64,
+}
+
+impl Pace {
+    fn draw(prng: &mut Prng) -> Pace {
+        let (is_slow, dwell) = (prng.one_in(3), Duration::from_millis(prng.below(2) * prng.below(300)));
+        // A node that falls is away for a second or two, and without it nothing is forgotten.
+        let (fails_one_in, thought_us_max) = if prng.one_in(2) { (15, 20_000) } else { (80, 150_000) };
+        let lag_ms = if is_slow { prng.between(700, 1_500) } else { prng.between(110, 250) };
+        let (skew_ms, patience) = if is_slow { (300, REQUEST_PATIENCE) } else { (40, Duration::from_millis(400)) };
+        Pace { skew_ms, lag_ms, patience, dwell, fails_one_in, thought_us_max }
+    }
+
+    /// What was begun is over so long after (`EngineConfig`).
+    fn begun_is_over_ms(&self) -> u64 {
+        self.patience.as_millis() as u64 + 3 * self.skew_ms
+    }
 }
 
 /// A node that runs.
@@ -156,6 +205,9 @@ pub(super) struct Run {
     outcome: Outcome,
     drawn: Faults,
     cuts: Vec<Cut>,
+    pace: Pace,
+    /// Every flush is merged with all that there is.
+    is_merging_often: bool,
 }
 
 /// Runs one seed to its end.
@@ -173,6 +225,7 @@ impl Run {
     fn new(setup: &Setup) -> Run {
         let mut prng = Prng::new(setup.seed ^ 0x00C1_0573);
         let world = World::new(prng.next_u64());
+        let pace = Pace::draw(&mut prng);
         let count = prng.between(3, 5) as usize;
         let strangers = if setup.faults.moves { prng.between(1, 3) as usize } else { 0 };
         let alike = prng.one_in(2).then(|| prng.between(1, 3) as u16);
@@ -181,7 +234,7 @@ impl Run {
             let machine = world.add_machine(Faults::default());
             let cores = alike.unwrap_or_else(|| prng.between(1, 3) as u16);
             if setup.faults.clock {
-                world.set_wall_offset_ms(machine, prng.below(300) as i64 - 150);
+                world.set_wall_offset_ms(machine, prng.below(pace.skew_ms) as i64 - (pace.skew_ms / 2) as i64);
                 world.set_wall_drift_ppm(machine, prng.below(200) as i64 - 100);
             }
             nodes.push(Node {
@@ -214,7 +267,7 @@ impl Run {
         let shared = Shared {
             checkers: [RefCell::new(Checker::new(false)), RefCell::new(Checker::new(false))],
             namespaces: [Cell::new(FIRST_NAMESPACE), Cell::new(FIRST_NAMESPACE)],
-            keys: prng.between(4, 60) as u32,
+            keys: if prng.one_in(3) { prng.between(60, 250) } else { prng.between(4, 60) } as u32,
             budget: Cell::new(setup.commands),
             answered: Cell::new(0),
             stop: Cell::new(false),
@@ -223,14 +276,33 @@ impl Run {
             wall_ms: Box::new(move || machines.iter().map(|node| clock.wall_ms(*node)).min().unwrap_or_default()),
             latest_ms: Box::new(move || all.iter().map(|node| latest.wall_ms(*node)).max().unwrap_or_default()),
             falls: RefCell::default(),
+            // Larger ones fill memtables.
+            small_bytes: if prng.one_in(3) { 300 } else { 4_000 },
             large_one_in: prng.between(50, 400),
-            thought_us_max: if setup.faults.moves && prng.one_in(2) { 150_000 } else { 20_000 },
             in_cluster: true,
+            thought_us_max: pace.thought_us_max,
+            patience: pace.patience,
         };
         let outcome = Outcome { seed: setup.seed, ..Outcome::default() };
-        let is_eager = prng.one_in(2);
+        let (is_eager, is_merging_often) = (prng.one_in(2), !prng.one_in(3));
         let (operator, setup, shared) = (Rc::new(Operator::new(founding.clone())), setup.clone(), Rc::new(shared));
-        Run { world, prng, setup, nodes, specs, operator, seen_epoch: 1, is_eager, founding, shared, outcome, drawn, cuts: Vec::new() }
+        Run {
+            world,
+            prng,
+            setup,
+            nodes,
+            specs,
+            operator,
+            seen_epoch: 1,
+            is_eager,
+            founding,
+            shared,
+            outcome,
+            drawn,
+            cuts: Vec::new(),
+            pace,
+            is_merging_often,
+        }
     }
 
     pub(super) fn note(&mut self, what: impl Into<String>) {
@@ -286,6 +358,7 @@ impl Run {
         if self.has_failed() {
             return;
         }
+        (0..self.nodes.len()).for_each(|node| self.count(node));
         self.calm();
         self.shared.stop.set(true);
         let shared = self.shared.clone();
@@ -301,6 +374,9 @@ impl Run {
                 return self.fail(format!("node {}: {why}", node + 1));
             }
         }
+        if let Err(why) = self.forget_all() {
+            return self.fail(why);
+        }
         if let Some(trouble) = self.nodes.iter().filter_map(|node| node.life.as_ref()?.plan.board.trouble()).next() {
             self.fail(format!("a shard stopped: {trouble}"));
         }
@@ -313,7 +389,10 @@ impl Run {
             (node as u64 + 1, self.nodes[node].machine, self.nodes[node].cores, self.nodes[node].hash_seed);
         let mut engine = small_engine(&mut self.prng, hash_seed);
         // In a cluster the dead are forgotten by floors alone (rules G1 to G6).
-        (engine.writer, engine.forget_after_ms) = (id as u16, None);
+        (engine.writer, engine.forget_after_ms, engine.begun_is_over_ms) = (id as u16, None, Some(self.pace.begun_is_over_ms()));
+        if self.is_merging_often {
+            (engine.policy.level0_runs, engine.policy.direct_share) = (1, 0.0);
+        }
         let ready = ready.clone();
         let cluster = ClusterPlan {
             node: id,
@@ -324,6 +403,8 @@ impl Run {
             board: None,
             warn: Box::new(|_| {}),
             planted: self.setup.planted,
+            forget: Times { lag_ms: self.pace.lag_ms, pause: FORGET_PAUSE, dwell: self.pace.dwell },
+            late: Some(LATE),
         };
         Plan {
             data: PathBuf::from("/data"),
@@ -399,12 +480,23 @@ impl Run {
         let away = Duration::from_millis(if self.prng.one_in(3) { self.prng.between(500, 3_000) } else { self.prng.between(1, 300) });
         self.outcome.crashes += 1;
         self.count_meanwhile(node, operator::FELL_MEANWHILE);
+        self.count(node);
         self.world.crash_at_op(self.nodes[node].machine, u64::MAX, CrashSite::Before);
         self.nodes[node].life = None;
         self.nodes[node].back_at = Some(self.world.now().plus(away)).filter(|_| !self.nodes[node].is_dead);
         if self.nodes.iter().all(|node| node.life.is_none()) {
             self.happened("all nodes down");
         }
+    }
+
+    fn figure(&self, node: usize, name: &str) -> u64 {
+        self.nodes[node].life.as_ref().map_or(0, |life| life.plan.board.report().total(name) as u64)
+    }
+
+    /// What a life has done so far.
+    fn count(&mut self, node: usize) {
+        self.outcome.floors += self.figure(node, "forget_floors_total");
+        self.outcome.forgotten += self.figure(node, "forgotten_total");
     }
 
     // Faults.
@@ -419,7 +511,7 @@ impl Run {
         }
         let count = self.nodes.len() as u64;
         let (one, other) = (self.prng.below(count) as usize, self.prng.below(count) as usize);
-        let fate = self.prng.below(120);
+        let fate = self.prng.below(8 * self.pace.fails_one_in);
         match fate {
             0 if faults.crash => self.fall(one, fate),
             1 if faults.crash => self.fall(one, fate),
@@ -548,6 +640,64 @@ impl Run {
                 return Err(format!("replicas agree, and comparisons still find {differing} places that differ"));
             }
             self.world.run_for(Duration::from_millis(50));
+        }
+    }
+
+    /// The members as things stand, by their places among `nodes`.
+    fn members(&mut self) -> (Topology, Vec<usize>) {
+        let topology = self.stop_operator();
+        let members = topology.nodes().iter().map(|node| node.spec.id as usize - 1).collect();
+        (topology, members)
+    }
+
+    /// What is deleted now is dropped from every disk before long.
+    fn forget_all(&mut self) -> Result<(), String> {
+        let (topology, members) = self.members();
+        let (first, keys) = (address(self.nodes[members[0]].machine), self.shared.keys);
+        let before: Vec<u64> = (0..self.nodes.len()).map(|node| self.figure(node, "forgotten_total")).collect();
+        self.converse("deleting everything", move |io| delete_all(io, first, keys))?;
+        let (deleted, until) = (self.world.now(), self.world.now().plus(FORGOTTEN_MAX));
+        loop {
+            let passed = self.world.now().since(deleted).as_millis() as u64;
+            let lag_ms = |node: &usize| self.figure(*node, "forget_floor_lag_ms");
+            let without: u64 = members.iter().map(|node| self.figure(*node, "forget_vnodes_without_floor")).sum();
+            if without == 0 && members.iter().all(|node| lag_ms(node) + 500 < passed) {
+                break;
+            }
+            if self.world.now() >= until {
+                let lags: Vec<u64> = members.iter().map(lag_ms).collect();
+                return Err(format!("floors do not rise after the faults: they lie {lags:?} ms back, and {without} vnodes have none"));
+            }
+            self.world.run_for(Duration::from_millis(100));
+        }
+        self.dig(&topology, &members, &before, until)?;
+        // What comes late finds nothing that has forgotten it.
+        self.world.run_for(Duration::from_millis(LATE_MS_MAX));
+        self.await_agreement()?;
+        self.converse("looking for the dead", move |io| all_absent(io, first, keys))
+    }
+
+    /// Writes until every member has dropped something since it had dropped so much; what was deleted is absent meanwhile, whoever has
+    /// dropped it already.
+    fn dig(&mut self, topology: &Topology, members: &[usize], before: &[u64], until: Mono) -> Result<(), String> {
+        let (keys, mut round) = (self.shared.keys, 0);
+        let holds_some = |node: usize| {
+            let owners = |key| &topology.replicas(vnode_of(token_of(&key_name(key)), VNODES), RF_DEFAULT).owners[..];
+            let is_node = |owner: &u16| topology.nodes()[usize::from(*owner)].spec.id as usize == node + 1;
+            (0..keys).any(|key| owners(key).iter().any(is_node))
+        };
+        loop {
+            let is_kept = |node: &&usize| holds_some(**node) && self.figure(**node, "forgotten_total") <= before[**node];
+            let Some(kept) = members.iter().find(is_kept) else { return Ok(()) };
+            if self.world.now() >= until {
+                return Err(format!("node {} drops nothing, though all was deleted and its floors have passed that", kept + 1));
+            }
+            let asked = address(self.nodes[members[round as usize % members.len()]].machine);
+            // Merges come with writes.
+            self.converse("writing something else", move |io| fill(io, asked, round))?;
+            self.converse("looking for the dead", move |io| all_absent(io, asked, keys))?;
+            self.world.run_for(Duration::from_millis(100));
+            round += 1;
         }
     }
 

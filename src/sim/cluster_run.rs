@@ -26,6 +26,10 @@ impl Planted {
         Planted::PendingNotInQuorum,
         Planted::RepairOff,
         Planted::FlipAfterOneSource,
+        Planted::DropWithoutFence,
+        Planted::FloorLocalOnly,
+        Planted::RepairCopyBelowFloor,
+        Planted::AbsentIsVersionZero,
     ];
 
     /// As PROTOCOL.md calls it.
@@ -42,6 +46,10 @@ impl Planted {
             Planted::PendingNotInQuorum => "pending_not_in_quorum",
             Planted::RepairOff => "repair_off",
             Planted::FlipAfterOneSource => "flip_after_one_source",
+            Planted::DropWithoutFence => "drop_without_fence",
+            Planted::FloorLocalOnly => "floor_local_only",
+            Planted::RepairCopyBelowFloor => "repair_copy_below_floor",
+            Planted::AbsentIsVersionZero => "absent_is_version_zero",
         }
     }
 }
@@ -52,6 +60,10 @@ struct Summary {
     commands: u64,
     acknowledged: u64,
     crashes: u64,
+    floors: u64,
+    forgotten: u64,
+    /// Seeds in which a floor rose.
+    rising: u64,
     faults: BTreeMap<String, u64>,
     errors: BTreeMap<String, u64>,
     thin: Vec<String>,
@@ -104,8 +116,8 @@ fn planted_by_name(name: &str) -> Result<Planted, String> {
 fn tell(outcome: &Outcome, say: &mut dyn FnMut(&str)) {
     outcome.timeline.iter().for_each(|line| say(line));
     say(&format!(
-        "seed {} commands {} acknowledged {} crashes {} fingerprint {:016x}",
-        outcome.seed, outcome.commands, outcome.acknowledged, outcome.crashes, outcome.fingerprint
+        "seed {} commands {} acknowledged {} crashes {} floors {} forgotten {} fingerprint {:016x}",
+        outcome.seed, outcome.commands, outcome.acknowledged, outcome.crashes, outcome.floors, outcome.forgotten, outcome.fingerprint
     ));
 }
 
@@ -159,6 +171,9 @@ impl Summary {
         self.commands += outcome.commands;
         self.acknowledged += outcome.acknowledged;
         self.crashes += outcome.crashes;
+        self.floors += outcome.floors;
+        self.forgotten += outcome.forgotten;
+        self.rising += u64::from(outcome.floors > 0);
         for (sum, part) in [(&mut self.faults, &outcome.faults), (&mut self.errors, &outcome.errors)] {
             part.iter().for_each(|(name, count)| *sum.entry(name.clone()).or_default() += count);
         }
@@ -169,12 +184,14 @@ impl Summary {
 
     fn tell(&self, seconds: f64, say: &mut dyn FnMut(&str)) {
         say(&format!(
-            "{} seeds of clusters, {} commands ({:.0} a second), {} writes acknowledged, {} crashes",
+            "{} seeds of clusters, {} commands ({:.0} a second), {} writes acknowledged, {} crashes, {} floors raised, {} cells forgotten",
             self.seeds,
             self.commands,
             self.commands as f64 / seconds,
             self.acknowledged,
-            self.crashes
+            self.crashes,
+            self.floors,
+            self.forgotten
         ));
         for (title, counts) in [("faults", &self.faults), ("errors answered", &self.errors)] {
             let words: Vec<_> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
@@ -182,11 +199,15 @@ impl Summary {
         }
     }
 
-    /// A kind of fault that never happened was not tested.
+    /// A kind of fault that never happened was not tested, nor was forgetting where nothing was forgotten.
     fn is_complete(&self, say: &mut dyn FnMut(&str)) -> bool {
         let missing: Vec<_> = FAULTS_WANTED.iter().filter(|name| self.faults.get(**name).is_none_or(|count| *count == 0)).collect();
         missing.iter().for_each(|name| say(&format!("never happened: {name}")));
         self.thin.iter().for_each(|line| say(line));
-        missing.is_empty() && self.thin.is_empty()
+        let is_idle = self.forgotten == 0 || self.rising * 4 < self.seeds * 3;
+        if is_idle {
+            say(&format!("too little was forgotten: {} cells, and floors rose in {} of {} seeds", self.forgotten, self.rising, self.seeds));
+        }
+        missing.is_empty() && self.thin.is_empty() && !is_idle
     }
 }

@@ -5,6 +5,7 @@
 //! report: the same seed gives the same bytes.
 
 mod agree;
+mod buried;
 pub mod checker;
 pub mod cluster;
 mod cluster_run;

@@ -2,7 +2,7 @@
 //! at the end a quiet look at everything.
 
 use super::checker::Checker;
-use super::workload::{FIRST_NAMESPACE, INTERVAL_NAMESPACE, Shared, SimClient, key_name};
+use super::workload::{FIRST_NAMESPACE, INTERVAL_NAMESPACE, REQUEST_PATIENCE, Shared, SimClient, key_name};
 use super::{final_look, rot};
 use crate::base::prng::Prng;
 use crate::base::record::{core_of, token_of, vnode_of};
@@ -142,9 +142,11 @@ impl Run {
             wall_ms: Box::new(move || clock.wall_ms(node)),
             latest_ms: Box::new(move || latest.wall_ms(node)),
             falls: RefCell::default(),
+            small_bytes: 300,
             large_one_in: prng.between(50, 400),
             thought_us_max: 20_000,
             in_cluster: false,
+            patience: REQUEST_PATIENCE,
         };
         let cores = setup.cores.unwrap_or(prng.between(1, 5) as u16);
         let hash_seed = prng.next_u64();

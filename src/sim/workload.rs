@@ -19,7 +19,7 @@ use std::time::Duration;
 
 /// Keys of one batch share a hash tag, so a vnode holds them all.
 pub const BATCH_KEYS: u32 = 4;
-const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
+pub const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What all clients of a run share.
 pub struct Shared {
@@ -42,12 +42,15 @@ pub struct Shared {
     pub latest_ms: Box<dyn Fn() -> WallMs>,
     /// When the node fell or its clock was moved, and what its wall clock showed: an answer on its way was given before.
     pub falls: RefCell<Vec<(Mono, WallMs)>>,
-    /// Sizes of values: mostly small, rarely in chunks.
+    /// Sizes of values: mostly below this, rarely in chunks.
+    pub small_bytes: u64,
     pub large_one_in: u64,
     /// How long a client thinks at most, in microseconds.
     pub thought_us_max: u64,
     /// Many nodes: no conditions, and batches that are atomic a key.
     pub in_cluster: bool,
+    /// How long a request may take.
+    pub patience: Duration,
 }
 
 /// The name of a key: batch keys share a tag, some keys hold zeros.
@@ -155,7 +158,7 @@ impl SimClient {
         let hello =
             Hello { version_min: PROTOCOL_VERSION_MIN, version_max: PROTOCOL_VERSION, core: CORE_ANY, credential: b"", client_name: "sim" };
         let now = io.now();
-        let Ok(hello) = core.submit(now, now.plus(REQUEST_PATIENCE), 0, Command::Hello(hello)) else { return };
+        let Ok(hello) = core.submit(now, now.plus(self.shared.patience), 0, Command::Hello(hello)) else { return };
         let mut welcome = false;
         loop {
             if std::mem::take(&mut self.is_cut_off) {
@@ -178,7 +181,7 @@ impl SimClient {
             let out = core.output().to_vec();
             if !out.is_empty() {
                 let bytes = out.len();
-                match within(&io, io.now().plus(REQUEST_PATIENCE), io.send(socket, out)).await {
+                match within(&io, io.now().plus(self.shared.patience), io.send(socket, out)).await {
                     Some(Ok(_)) => core.mark_sent(bytes),
                     // Part of it may have left: all of it counts as sent.
                     _ => {
@@ -187,8 +190,9 @@ impl SimClient {
                     }
                 }
             }
-            let until = core.next_deadline().unwrap_or(io.now().plus(REQUEST_PATIENCE));
+            let until = core.next_deadline().unwrap_or(io.now().plus(self.shared.patience));
             match within(&io, until, io.receive(socket)).await {
+                None if !welcome => break,
                 None => core.expire(io.now(), |event| self.take(&mut asked, event)),
                 Some(Ok(chunks)) if !chunks.is_empty() => {
                     for chunk in chunks {
@@ -236,7 +240,8 @@ impl SimClient {
         let namespace = usize::from(prng.one_in(5) && !self.shared.in_cluster);
         let key = prng.below(u64::from(self.shared.keys)) as u32;
         let begun_ms = (self.shared.wall_ms)();
-        let bytes = if prng.one_in(self.shared.large_one_in) { prng.between(60_000, 150_000) } else { prng.below(300) } as usize;
+        let bytes = if prng.one_in(self.shared.large_one_in) { prng.between(60_000, 150_000) } else { prng.below(self.shared.small_bytes) }
+            as usize;
         let in_cluster = self.shared.in_cluster;
         let ttl_ms = prng.between(1, if in_cluster { 2_000 } else { 400 });
         let when = |condition| if in_cluster { Condition::Always } else { condition };
@@ -273,7 +278,7 @@ impl SimClient {
 
     fn submit(&mut self, core: &mut Core, asked: &mut BTreeMap<u64, Asked>, request: Asked, version: Option<Version>) {
         let (now, namespace) = (self.io.now(), self.shared.namespaces[request.namespace].get());
-        let deadline = now.plus(REQUEST_PATIENCE);
+        let deadline = now.plus(self.shared.patience);
         let write = WriteOptions { version, announce: version.is_none() && self.prng.one_in(4) };
         let mut give = |command: Command<'_>| core.submit(now, deadline, namespace, command);
         let given = match &request.what {
