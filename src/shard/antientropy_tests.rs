@@ -286,8 +286,8 @@ fn copies_at_or_below_the_fence_and_those_that_no_node_wrote_are_refused() {
     });
 }
 
-/// What an expired value left is completed by the value that comes with a newer deadline, however old the value is; where nothing is left of
-/// it, it stays away.
+/// What an expired value left is completed by the value that comes with a newer deadline, however old the value is; where nothing is left
+/// of it, it stays away.
 #[test]
 fn below_the_floor_a_value_comes_back_only_to_what_it_left() {
     let world = World::new(4);

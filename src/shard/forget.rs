@@ -5,8 +5,8 @@
 //! something to forget. It begins only while every replica can be reached: a fence refuses what background repair would bring, and until a
 //! session comes to its end only that session may bring it; so a fence that leads to nothing is dear.
 //!
-//! As a replica, this core keeps a `Follower` for each vnode that a leader has asked about, and answers when fence or floor is durable. Every
-//! cell that comes in, on whatever road, is judged here by what the follower says in the turn in which it is stored: a write of a
+//! As a replica, this core keeps a `Follower` for each vnode that a leader has asked about, and answers when fence or floor is durable.
+//! Every cell that comes in, on whatever road, is judged here by what the follower says in the turn in which it is stored: a write of a
 //! coordinator by `verdict`, a copy of a comparison by `admit_copy`.
 
 use super::antientropy::{list, parts_of};
@@ -193,7 +193,12 @@ impl Forgetting {
     /// Of a copy in a comparison, within a session or without.
     pub fn admit_copy(&self, engine: &Engine, scope: &Scope, session: Option<Session>, cell: Digest, held: Digest) -> (Admit, Admit) {
         let (marks, current) = self.marks(engine, (scope.namespace, scope.vnode));
-        let road = session.map_or(Road::Copy, |session| Road::Repair(session.id));
+        let road = match session {
+            Some(session) => Road::Repair(session.id),
+            // Nobody keeps the copies of sessions apart from others.
+            None if self.planted == Some(Planted::RepairCopyBelowFloor) => Road::Repair(SessionId { number: 0, leader: 0 }),
+            None => Road::Copy,
+        };
         admits_cell(cell, road, marks, current, held, self.planted)
     }
 

@@ -52,7 +52,7 @@ const VNODES: u32 = 16;
 const CLUSTER: u64 = 0xC1;
 /// What comes late.
 const LATE_MS_MAX: u64 = 6_000;
-const LATE: Late = Late { puts_one_in: 40, puts_ms_max: 1_000, cells_one_in: 10, pushes_one_in: 2, again_ms_max: LATE_MS_MAX };
+const LATE: Late = Late { puts_one_in: 40, puts_ms_max: 1_000, cells_one_in: 10, pushes_one_in: 1, again_ms_max: LATE_MS_MAX };
 /// Between two sessions of forgetting of a core.
 const FORGET_PAUSE: Duration = Duration::from_millis(20);
 /// By then every vnode has had a session, and merges have dropped what is below its floor.
@@ -594,8 +594,8 @@ impl Run {
         self.converse("looking for the dead", move |io| all_absent(io, first, keys))
     }
 
-    /// Writes until every node has dropped something since it had dropped so much; what was deleted is absent meanwhile, whoever has dropped
-    /// it already.
+    /// Writes until every node has dropped something since it had dropped so much; what was deleted is absent meanwhile, whoever has
+    /// dropped it already.
     fn dig(&mut self, before: &[u64], until: Mono) -> Result<(), String> {
         let (keys, mut round) = (self.shared.keys, 0);
         let topology = self.founding.clone();
