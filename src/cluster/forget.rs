@@ -159,7 +159,7 @@ pub fn admits_cell(
     let part = |version, held| admits(version, road, marks, session, held, planted);
     let is_tie = cell.value == held.value && !cell.is_gone && held.is_gone;
     let expiry = part(cell.expiry, held.expiry);
-    let is_forgotten = cell.is_gone && cell.value <= marks.floor && held.value == Version::ZERO && expiry == Admit::Store;
+    let is_forgotten = cell.is_gone && cell.value <= marks.floor && held.value == Version::ZERO && expiry != Admit::RefuseFenced;
     let value = match () {
         () if is_tie => Admit::Store,
         () if is_forgotten => Admit::AckHeld,

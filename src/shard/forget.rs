@@ -75,7 +75,9 @@ pub struct Ours {
 pub enum Verdict<'c> {
     /// It may be stored, but for parts that are here.
     Take(Record<'c>),
-    /// It is refused, unless all of it is here.
+    /// All of it is here, or was forgotten here.
+    IsHere,
+    /// It is refused, unless memory knows that all of it is here.
     UnlessHeld,
     /// What lies on disk decides.
     Look,
@@ -183,7 +185,7 @@ impl Forgetting {
         let ours = Digest { value: cell.version, is_gone: cell.body == Body::Tombstone, expiry: cell.expiry.version };
         let admitted = admits_cell(ours, road.into(), marks, session, held, self.planted);
         match (is_all, admitted) {
-            (_, (Admit::AckHeld, Admit::AckHeld)) => Verdict::UnlessHeld,
+            (_, (Admit::AckHeld, Admit::AckHeld)) => Verdict::IsHere,
             (true, (Admit::RefuseFenced, _) | (_, Admit::RefuseFenced)) => Verdict::UnlessHeld,
             (false, (Admit::RefuseFenced, _) | (_, Admit::RefuseFenced)) => Verdict::Look,
             _ => parts_of(*cell, admitted).map_or(Verdict::UnlessHeld, Verdict::Take),

@@ -175,9 +175,14 @@ impl Shard {
         };
         let key = self.key(place.namespace, place.key);
         let pair = (place.namespace, self.engine.vnode_of(key));
-        let (fence, kept) = match cluster.forget.verdict(&self.engine, pair, road, cell, held, is_all) {
-            Verdict::Take(kept) => (Fence::Open, kept),
-            Verdict::UnlessHeld => (Fence::UnlessHeld, *cell),
+        let verdict = cluster.forget.verdict(&self.engine, pair, road, cell, held, is_all);
+        let (fence, kept, held) = match verdict {
+            Verdict::Take(kept) => (Fence::Open, kept, held),
+            // A tombstone that was forgotten here is here in its absence.
+            Verdict::IsHere => {
+                (Fence::UnlessHeld, *cell, held.map(|held| if held.version < cell.version { held_of(cell, held.seq) } else { held }))
+            }
+            Verdict::UnlessHeld => (Fence::UnlessHeld, *cell, held),
             Verdict::Look => return None,
         };
         let topology = cluster.topology();
