@@ -368,7 +368,8 @@ impl Shard {
 
     fn show_peer(&self, ticket: &Ticket, asked: AsAsked, cell: Option<Cell<'_>>, seq: Seq, deadline: Mono) {
         let mut scratch = Vec::new();
-        let message = Replica::read_answer(asked.full, cell.ok_or(asked.absent), asked.now_ms, &mut scratch);
+        let shown = Replica::shown(cell, asked.now_ms, || asked.absent);
+        let message = Replica::read_answer(asked.full, shown, asked.now_ms, &mut scratch);
         self.answer_peer(ticket, seq, deadline, &message);
     }
 
@@ -628,7 +629,8 @@ impl Shard {
                     return false;
                 }
                 let seq = super::execute::shown_after(durability, settled);
-                let asked = if cell.is_some() { asked } else { AsAsked { absent: self.absent(place), ..asked } };
+                let is_live = cell.is_some_and(|cell| cell.is_live(asked.now_ms));
+                let asked = if is_live { asked } else { AsAsked { absent: self.absent(place), ..asked } };
                 self.show_peer(&ticket, asked, cell.copied(), seq, deadline);
                 true
             });
