@@ -60,7 +60,7 @@ pub enum Planted {
     DropWithoutFence,
     /// The leader of a session asks nobody but itself.
     FloorLocalOnly,
-    /// A copy of a session is taken whatever the fence and the floor.
+    /// A copy of a comparison is taken whatever the fence and the floor.
     RepairCopyBelowFloor,
     /// An absent key has no version in answers.
     AbsentIsVersionZero,

@@ -11,14 +11,14 @@
 //! A fence and a floor are durable before anything is answered: `PersistFence` and `PersistFloor` are effects, and what follows comes out
 //! of `on_fence_durable` and `on_floor_durable`.
 //!
-//! **What an expired value left** (a remnant: a tombstone with the value's own version) is not dead as a deleted one is. Value and deadline
-//! of a cell are two registers with versions of their own; a remnant's value register still holds the value's version, and gives way to
-//! the value, because under a newer deadline the value lives. So an EXPIRE or PERSIST carries the value along, and each part is judged by its
-//! own version (`admits_cell`): the deadline may be new while the value lies at or below the fence. Then the value has to be here, or what is
-//! left of it, which it completes; where it is neither, the whole is refused, and the client told `Unknown`, for to acknowledge a deadline
-//! without its value would promise a value that this replica cannot show. Lest some replicas take such a deadline and others, which have
-//! forgotten the value, cannot, remnants are forgotten one session later than tombstones, when everything that was begun while the
-//! value was alive has a version below the fence, and so was compared (`engine::store_marks`).
+//! **What an expired value left** (a remnant: a tombstone with the value's own version) is not dead as a deleted one is. Value and
+//! deadline of a cell are two registers with versions of their own; a remnant's value register still holds the value's version, and gives
+//! way to the value, because under a newer deadline the value lives. So an EXPIRE or PERSIST carries the value along, and each part is
+//! judged by its own version (`admits_cell`): the deadline may be new while the value lies at or below the fence. Then the value has to be
+//! here, or what is left of it, which it completes; where it is neither, the whole is refused, and the client told `Unknown`, for to
+//! acknowledge a deadline without its value would promise a value that this replica cannot show. Lest some replicas take such a deadline
+//! and others, which have forgotten the value, cannot, remnants are forgotten later than tombstones, when everything that was begun while
+//! the value was alive has a version below the fence, and so was compared (`engine::store_marks`).
 //!
 //! Where the rules live: G1 and G1a `admits`, G2 `Leader::next_peer`, G3 `Follower::on_floor`, G4 `Marks::absent`, G5 `Leader::void`,
 //! G6 nothing but `on_floor_durable` and `Marks::inherit` (M2) raises a floor.
@@ -159,7 +159,7 @@ pub fn admits_cell(
     let part = |version, held| admits(version, road, marks, session, held, planted);
     let is_tie = cell.value == held.value && !cell.is_gone && held.is_gone;
     let expiry = part(cell.expiry, held.expiry);
-    let is_forgotten = cell.is_gone && cell.value <= marks.floor && held.value == Version::ZERO && expiry == Admit::Store;
+    let is_forgotten = cell.is_gone && cell.value <= marks.floor && held.value == Version::ZERO && expiry != Admit::RefuseFenced;
     let value = match () {
         () if is_tie => Admit::Store,
         () if is_forgotten => Admit::AckHeld,

@@ -68,6 +68,8 @@ fn an_old_value_does_not_come_in_with_a_new_deadline() {
     assert_eq!(admits_cell(cell, Road::Copy, marks, None, gone, None), (Admit::Store, Admit::AckHeld));
     // Only the deadline is new, and the tombstone below the floor was forgotten here; but above the floor it was not.
     assert_eq!(admits_cell(gone, Road::WriteBack, marks, None, Digest::default(), None), (Admit::AckHeld, Admit::Store));
+    let deadline = Digest { expiry: gone.expiry, ..Digest::default() };
+    assert_eq!(admits_cell(gone, Road::WriteBack, marks, None, deadline, None), (Admit::AckHeld, Admit::AckHeld), "and once more");
     let above = Digest { value: put(15), ..gone };
     assert_eq!(admits_cell(above, Road::WriteBack, marks, None, Digest::default(), None), (Admit::RefuseFenced, Admit::Store));
     let old = Digest { expiry: put(5), ..gone };

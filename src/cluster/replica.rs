@@ -161,6 +161,18 @@ impl Replica<'_> {
         }
     }
 
+    /// What a replica shows of a place: the dead at or below the floor are the same as absent, whether a merge has dropped them or not (G4).
+    /// So replicas of which one has dropped them and another has not agree. `absent` gives the floor.
+    pub fn shown(cell: Option<Cell<'_>>, now_ms: WallMs, absent: impl FnOnce() -> Version) -> Result<Cell<'_>, Version> {
+        match cell {
+            Some(cell) if cell.is_live(now_ms) => Ok(cell),
+            cell => {
+                let floor = absent();
+                cell.filter(|cell| cell.newest() > floor).ok_or(floor)
+            }
+        }
+    }
+
     fn serves(&self, head: Head, place: &Place<'_>) -> Result<(), Refusal> {
         let epoch = self.topology.epoch();
         let vnode = vnode_of(token_of(place.key), self.topology.vnodes());
@@ -201,5 +213,17 @@ mod tests {
             assert_eq!(joined, held(5, 9, false, 8), "the value is here, and the newest deadline");
         }
         assert_eq!(held(6, 6, true, 0).join(held(5, 8, false, 2)), held(6, 8, true, 2));
+    }
+
+    #[test]
+    fn the_dead_below_the_floor_are_shown_as_absent() {
+        let (old, floor, new) = (Version::put(4, 1), Version::put(5, 0), Version::put(6, 1));
+        let shown = |cell| Replica::shown(Some(cell), 100, || floor);
+        let expired = Cell::value(old, b"v").with_deadline(100);
+        assert_eq!(Replica::shown(None, 100, || floor), Err(floor));
+        assert_eq!((shown(Cell::tombstone(old)), shown(expired), shown(Cell::expire(old, 0))), (Err(floor), Err(floor), Err(floor)));
+        for cell in [Cell::value(old, b"v"), Cell::tombstone(new), Cell { expiry: Cell::expire(new, 100).expiry, ..expired }] {
+            assert_eq!(shown(cell), Ok(cell));
+        }
     }
 }

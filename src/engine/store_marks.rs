@@ -3,9 +3,9 @@
 //! drop what is dead at or below it, and writes at or below it are refused. The fence is only kept here: which road may pass it decides
 //! who asks (`cluster::forget`).
 //!
-//! **What expired values left** goes by a floor of its own (`merge`): an earlier floor of the vnode, which it had so long ago that everything
-//! begun before lies below today's. So it takes more than one session to forget it. That floor is in memory only: after a restart the next
-//! sessions find one again, and until then less is dropped.
+//! **What expired values left** goes by a floor of its own (`merge`): an earlier floor of the vnode, which it had so long ago that
+//! everything begun before lies below today's. So it takes more than one session to forget it. That floor is in memory only: after a
+//! restart the next sessions find one again, and until then less is dropped.
 
 use super::EngineError;
 use super::format::manifest::{Edit, VnodeRecord};

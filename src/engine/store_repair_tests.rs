@@ -335,9 +335,13 @@ fn each_part_of_a_write_is_held_against_the_floor() {
             batch.push_at(&place, &cell);
             let written = engine.write(&batch);
             assert!(written.is_ok() || matches!(written, Err(EngineError::Superseded)));
-            outcomes.push((written.is_ok(), engine.store_copies(&[(&place[..], cell)]).is_ok()));
+            outcomes.push(written.is_ok());
         }
-        assert_eq!(outcomes, [(false, false), (false, false), (true, true), (true, true), (false, true)]);
+        assert_eq!(outcomes, [false, false, true, true, false]);
+        // Who knows what is held has judged parts one by one (`cluster::forget`): a value may complete what it left, an RMW what it read.
+        for cell in [Cell { expiry, ..Cell::value(old, b"with what it left") }, Cell { expiry, ..Cell::value(old_rmw, b"v") }] {
+            engine.store_copies(&[(&place[..], cell)]).unwrap();
+        }
     });
     result.expect("no crash");
 }

@@ -596,7 +596,7 @@ impl Requests {
             if full && matches!(cell, Some(Record { body: Body::Chunked { .. }, .. })) {
                 return false;
             }
-            let cell = cell.copied().ok_or_else(|| shard.absent(&place));
+            let cell = crate::cluster::replica::Replica::shown(cell.copied(), now_ms, || shard.absent(&place));
             let seq = super::execute::shown_after(durability, settled);
             let mut scratch = Vec::new();
             let message = crate::cluster::replica::Replica::read_answer(full, cell, now_ms, &mut scratch);

@@ -5,8 +5,8 @@
 //! something to forget. It begins only while every replica can be reached: a fence refuses what background repair would bring, and until a
 //! session comes to its end only that session may bring it; so a fence that leads to nothing is dear.
 //!
-//! As a replica, this core keeps a `Follower` for each vnode that a leader has asked about, and answers when fence or floor is durable. Every
-//! cell that comes in, on whatever road, is judged here by what the follower says in the turn in which it is stored: a write of a
+//! As a replica, this core keeps a `Follower` for each vnode that a leader has asked about, and answers when fence or floor is durable.
+//! Every cell that comes in, on whatever road, is judged here by what the follower says in the turn in which it is stored: a write of a
 //! coordinator by `verdict`, a copy of a comparison by `admit_copy`.
 
 use super::antientropy::{list, parts_of};
@@ -75,7 +75,9 @@ pub struct Ours {
 pub enum Verdict<'c> {
     /// It may be stored, but for parts that are here.
     Take(Record<'c>),
-    /// It is refused, unless all of it is here.
+    /// All of it is here, or was forgotten here.
+    IsHere,
+    /// It is refused, unless memory knows that all of it is here.
     UnlessHeld,
     /// What lies on disk decides.
     Look,
@@ -189,7 +191,7 @@ impl Forgetting {
         let ours = Digest { value: cell.version, is_gone: cell.body == Body::Tombstone, expiry: cell.expiry.version };
         let admitted = admits_cell(ours, road.into(), marks, session, held, self.planted);
         match (is_all, admitted) {
-            (_, (Admit::AckHeld, Admit::AckHeld)) => Verdict::UnlessHeld,
+            (_, (Admit::AckHeld, Admit::AckHeld)) => Verdict::IsHere,
             (true, (Admit::RefuseFenced, _) | (_, Admit::RefuseFenced)) => Verdict::UnlessHeld,
             (false, (Admit::RefuseFenced, _) | (_, Admit::RefuseFenced)) => Verdict::Look,
             _ => parts_of(*cell, admitted).map_or(Verdict::UnlessHeld, Verdict::Take),
@@ -199,7 +201,12 @@ impl Forgetting {
     /// Of a copy in a comparison, within a session or without.
     pub fn admit_copy(&self, engine: &Engine, scope: &Scope, session: Option<Session>, cell: Digest, held: Digest) -> (Admit, Admit) {
         let (marks, current) = self.marks(engine, (scope.namespace, scope.vnode));
-        let road = session.map_or(Road::Copy, |session| Road::Repair(session.id));
+        let road = match session {
+            Some(session) => Road::Repair(session.id),
+            // Nobody keeps the copies of sessions apart from others.
+            None if self.planted == Some(Planted::RepairCopyBelowFloor) => Road::Repair(SessionId { number: 0, leader: 0 }),
+            None => Road::Copy,
+        };
         admits_cell(cell, road, marks, current, held, self.planted)
     }
 

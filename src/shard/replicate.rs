@@ -182,9 +182,14 @@ impl Shard {
             return refused(why);
         }
         let pair = (place.namespace, self.engine.vnode_of(key));
-        let (fence, kept) = match cluster.forget.verdict(&self.engine, pair, road, cell, held, is_all) {
-            Verdict::Take(kept) => (Fence::Open, kept),
-            Verdict::UnlessHeld => (Fence::UnlessHeld, *cell),
+        let verdict = cluster.forget.verdict(&self.engine, pair, road, cell, held, is_all);
+        let (fence, kept, held) = match verdict {
+            Verdict::Take(kept) => (Fence::Open, kept, held),
+            // A tombstone that was forgotten here is here in its absence.
+            Verdict::IsHere => {
+                (Fence::UnlessHeld, *cell, held.map(|held| if held.version < cell.version { held_of(cell, held.seq) } else { held }))
+            }
+            Verdict::UnlessHeld => (Fence::UnlessHeld, *cell, held),
             Verdict::Look => return None,
         };
         let topology = cluster.topology();
@@ -373,7 +378,8 @@ impl Shard {
 
     fn show_peer(&self, ticket: &Ticket, asked: AsAsked, cell: Option<Cell<'_>>, seq: Seq, deadline: Mono) {
         let mut scratch = Vec::new();
-        let message = Replica::read_answer(asked.full, cell.ok_or(asked.absent), asked.now_ms, &mut scratch);
+        let shown = Replica::shown(cell, asked.now_ms, || asked.absent);
+        let message = Replica::read_answer(asked.full, shown, asked.now_ms, &mut scratch);
         self.answer_peer(ticket, seq, deadline, &message);
     }
 
@@ -635,7 +641,8 @@ impl Shard {
                     return false;
                 }
                 let seq = super::execute::shown_after(durability, settled);
-                let asked = if cell.is_some() { asked } else { AsAsked { absent: self.absent(place), ..asked } };
+                let is_live = cell.is_some_and(|cell| cell.is_live(asked.now_ms));
+                let asked = if is_live { asked } else { AsAsked { absent: self.absent(place), ..asked } };
                 self.show_peer(&ticket, asked, cell.copied(), seq, deadline);
                 true
             });

@@ -54,7 +54,7 @@ const VNODES: u32 = 16;
 const CLUSTER: u64 = 0xC1;
 /// What comes late.
 const LATE_MS_MAX: u64 = 6_000;
-const LATE: Late = Late { puts_one_in: 40, puts_ms_max: 1_000, cells_one_in: 10, pushes_one_in: 2, again_ms_max: LATE_MS_MAX };
+const LATE: Late = Late { puts_one_in: 40, puts_ms_max: 1_000, cells_one_in: 10, pushes_one_in: 1, again_ms_max: LATE_MS_MAX };
 /// Between two sessions of forgetting of a core.
 const FORGET_PAUSE: Duration = Duration::from_millis(20);
 /// By then every vnode has had a session, and merges have dropped what is below its floor.
