@@ -63,7 +63,7 @@ step format 60 cargo fmt --all --check
 step clippy 600 cargo clippy --locked --workspace --all-targets --features ringkv/tokio -- -D warnings
 step client 300 cargo check --locked --no-default-features --features client
 step tokio 300 cargo check --locked --no-default-features --features tokio --examples
-step tests 1500 cargo test --locked --workspace --no-fail-fast --features ringkv/tokio
+step tests 2100 cargo test --locked --workspace --no-fail-fast --features ringkv/tokio
 # Whole nodes once more, on the driver for hosts that forbid io_uring.
 step tests-epoll 900 env RINGKV_IO=epoll cargo test --locked --workspace --no-fail-fast --features ringkv/tokio \
     --test node --test session --test client --test cli --test control --test hostile --test tokio_node --test cluster

@@ -161,8 +161,8 @@ impl Replica<'_> {
         }
     }
 
-    /// What a replica shows of a place: the dead at or below the floor are the same as absent, whether a merge has dropped them or not (G4).
-    /// So replicas of which one has dropped them and another has not agree. `absent` gives the floor.
+    /// What a replica shows of a place: the dead at or below the floor are the same as absent, whether a merge has dropped them or not
+    /// (G4). So replicas of which one has dropped them and another has not agree. `absent` gives the floor.
     pub fn shown(cell: Option<Cell<'_>>, now_ms: WallMs, absent: impl FnOnce() -> Version) -> Result<Cell<'_>, Version> {
         match cell {
             Some(cell) if cell.is_live(now_ms) => Ok(cell),

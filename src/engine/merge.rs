@@ -155,7 +155,7 @@ impl Judge {
 /// along; a replica that had forgotten the value could not take it, and others that had not would keep it. So what is left of it stays
 /// until the floor has also passed everything that could have been begun while the value was alive: `remnants` is an earlier floor, as of
 /// which deadline and versions had passed on every replica, so long ago that what was begun before is below today's floor.
-fn may_forget(cell: &Cell<'_>, floor: Version, remnants: Version) -> bool {
+pub(super) fn may_forget(cell: &Cell<'_>, floor: Version, remnants: Version) -> bool {
     let newest = cell.newest();
     let is_by_itself = cell.body == Body::Silent || cell.expiry == Expiry { version: cell.version, deadline_ms: 0 };
     let deadline_ms = cell.expiry.deadline_ms.min((1 << (64 - HLC_COUNTER_BITS)) - 1);

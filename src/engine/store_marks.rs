@@ -9,8 +9,9 @@
 
 use super::EngineError;
 use super::format::manifest::{Edit, VnodeRecord};
+use super::merge::may_forget;
 use super::store::{Core, Engine};
-use crate::base::record::{NamespaceId, Version};
+use crate::base::record::{Body, Cell, NamespaceId, Version};
 use crate::base::time::{WallMs, hlc_ms};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -84,6 +85,13 @@ impl Engine {
     pub fn marks(&self, namespace: NamespaceId, vnode: u32) -> VnodeMarks {
         let record = self.core.tables.manifest().state().vnodes.get(namespace, vnode);
         VnodeMarks { fence: record.fence, floor: record.floor }
+    }
+
+    /// Whether a merge may drop what is held at a place, or has just decided to while the table still shows it: nothing that comes in may
+    /// be judged by it, nor build on it.
+    pub fn may_forget(&self, namespace: NamespaceId, vnode: u32, held: &Cell<'_>) -> bool {
+        let is_live = !matches!(held.body, Body::Tombstone | Body::Silent) && !held.is_expired(self.core.io.wall_ms());
+        !is_live && may_forget(held, self.marks(namespace, vnode).floor, self.core.remnant_floor(namespace, vnode))
     }
 
     /// The highest fence of any vnode: above it nothing is refused.

@@ -217,11 +217,13 @@ pub async fn store(
             continue;
         };
         let read = engine.read_at(&copy.place).await?;
-        checked.push((copy, cell, read.cell().map(|held| Digest::of(&held, now_ms)).unwrap_or_default()));
+        checked.push((copy, cell, read));
     }
     let mut admitted = Vec::new();
-    for (copy, cell, held) in checked {
-        let verdict = judge(Digest::of(&cell, now_ms), held);
+    for (copy, cell, read) in checked {
+        // Asked now: floors may have risen since it was read.
+        let held = read.cell().filter(|held| !engine.may_forget(scope.namespace, scope.vnode, held));
+        let verdict = judge(parts(&cell), held.as_ref().map(parts).unwrap_or_default());
         refused += u32::from(verdict.0 == Admit::RefuseFenced || verdict.1 == Admit::RefuseFenced);
         admitted.extend(parts_of(cell, verdict).map(|cell| (&copy.place[..], cell)));
     }
@@ -234,6 +236,11 @@ pub async fn store(
     }
     engine.wait_durable(seq).await?;
     Ok(refused)
+}
+
+/// What `forget::admits_cell` is asked with: a tombstone is one also where it is what an expired value left, which the value completes.
+pub(super) fn parts(cell: &Cell<'_>) -> Digest {
+    Digest { value: cell.version, is_gone: cell.body == Body::Tombstone, expiry: cell.expiry.version }
 }
 
 /// The copy says of its cell what the cell says.

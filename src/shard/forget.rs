@@ -9,7 +9,7 @@
 //! Every cell that comes in, on whatever road, is judged here by what the follower says in the turn in which it is stored: a write of a
 //! coordinator by `verdict`, a copy of a comparison by `admit_copy`.
 
-use super::antientropy::{list, parts_of};
+use super::antientropy::{list, parts, parts_of};
 use super::cluster::Cluster;
 use super::peers::At;
 use super::repair::{CREDIT_EVERY, Comparison, credit};
@@ -188,8 +188,7 @@ impl Forgetting {
         }
         let (marks, session) = self.marks(engine, pair);
         let held = held.map(|held| Digest { value: held.version, is_gone: held.is_gone, expiry: held.expiry }).unwrap_or_default();
-        let ours = Digest { value: cell.version, is_gone: cell.body == Body::Tombstone, expiry: cell.expiry.version };
-        let admitted = admits_cell(ours, road.into(), marks, session, held, self.planted);
+        let admitted = admits_cell(parts(cell), road.into(), marks, session, held, self.planted);
         match (is_all, admitted) {
             (_, (Admit::AckHeld, Admit::AckHeld)) => Verdict::IsHere,
             (true, (Admit::RefuseFenced, _) | (_, Admit::RefuseFenced)) => Verdict::UnlessHeld,

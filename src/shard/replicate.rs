@@ -16,7 +16,7 @@ use crate::cluster::coordinator::Outcome;
 use crate::cluster::gossip::CLUSTER_UNKNOWN;
 use crate::cluster::replica::{Act, Fence, Held, Replica, Side};
 use crate::cluster::topology_codec;
-use crate::engine::{Batch, EngineError, Seq};
+use crate::engine::{Batch, EngineError, KeyRef, Seq};
 use crate::io::{Class, Parcel, Socket};
 use crate::limits::{
     CHUNK_BYTES, CORE_CONNECTIONS_MAX, DEADLINE_MS_MAX, GOSSIP_CLOCK_MS_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX, KEY_BYTES_MAX,
@@ -151,7 +151,7 @@ impl Shard {
         later: impl FnOnce() -> (Ticket, Mono),
     ) -> Option<(Message<'static>, Seq)> {
         let place = incoming.place;
-        let held = self.engine.held(self.key(place.namespace, place.key), place.kind, place.element, held_of);
+        let held = self.known_of(self.key(place.namespace, place.key), place.kind, place.element);
         match self.store_judged(cluster, incoming, held, false) {
             Some(answer) => Some(answer),
             None if !self.admit.begin() => Some((Message::Refused { why: Refusal::Overloaded }, 0)),
@@ -161,6 +161,13 @@ impl Shard {
                 None
             }
         }
+    }
+
+    /// What memory knows of a place, but for what may be forgotten any moment.
+    fn known_of(&self, key: KeyRef<'_>, kind: Kind, element: &[u8]) -> Option<Held> {
+        let vnode = self.engine.vnode_of(key);
+        let kept = |cell: &Cell<'_>, seq| (!self.engine.may_forget(key.namespace, vnode, cell)).then(|| held_of(cell, seq));
+        self.engine.held(key, kind, element, kept).flatten()
     }
 
     /// `held`: what is known of the place; all that there is where `is_all`. None: that is not enough.
@@ -234,10 +241,11 @@ impl Shard {
             drop(permit);
             let (answer, seq) = match found {
                 Ok(found) => {
-                    let on_disk = found.cell().map(|cell| held_of(&cell, found.settled));
+                    let of = shard.key(namespace, &key);
+                    let is_kept = |cell: &Cell<'_>| !shard.engine.may_forget(namespace, shard.engine.vnode_of(of), cell);
+                    let on_disk = found.cell().filter(is_kept).map(|cell| held_of(&cell, found.settled));
                     // What was stored meanwhile is in memory.
-                    let in_memory = shard.engine.held(shard.key(namespace, &key), kind, &element, held_of);
-                    let held = on_disk.into_iter().chain(in_memory).reduce(Held::join);
+                    let held = on_disk.into_iter().chain(shard.known_of(of, kind, &element)).reduce(Held::join);
                     let incoming = Incoming { head, place: &place, road, cell: &cell.as_cell() };
                     let answer = shard.store_judged(&cluster, &incoming, held, true);
                     answer.unwrap_or((Message::Refused { why: Refusal::Fenced }, 0))
