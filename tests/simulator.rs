@@ -70,7 +70,8 @@ mod of_a_cluster {
         // With nothing that moves: who takes a vnode over compares, too.
         let faults = FaultSet { moves: false, ..FaultSet::ALL };
         let without = |seed| run(&Setup { seed, planted: Some(Planted::RepairOff), commands: COMMANDS, faults });
-        let failed = (1..=20).find_map(|seed| without(seed).failures.first().cloned());
-        assert!(failed.as_ref().is_some_and(|why| why.starts_with("replicas differ")), "{failed:?}");
+        // Nor is anything forgotten then: a seed whose replicas happen to agree fails for that.
+        let failed: Vec<String> = (1..=20).filter_map(|seed| without(seed).failures.first().cloned()).collect();
+        assert!(failed.iter().any(|why| why.starts_with("replicas differ")), "{failed:?}");
     }
 }

@@ -206,7 +206,6 @@ pub async fn store(
     trees: &Trees,
     scope: &Scope,
     copies: &[CellCopy],
-    now_ms: WallMs,
     judge: impl Fn(Digest, Digest) -> (Admit, Admit),
 ) -> Result<u32, EngineError> {
     let (mut checked, mut refused) = (Vec::new(), 0);

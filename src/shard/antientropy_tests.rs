@@ -29,7 +29,9 @@ impl Side {
     async fn open(io: &Io, data: &str) -> Side {
         let node = NodeConfig { cores: 1, vnodes: VNODES, identity: None, core_of: |_, _| 0 };
         let store = NodeStore::open(io, Path::new(data), node).await.unwrap();
-        let config = EngineConfig { memtable_bytes: 256 << 10, ..EngineConfig::new(0, 2 << 20, 7) };
+        // What expired values left stays for an hour.
+        let begun_is_over_ms = Some(3_600_000);
+        let config = EngineConfig { memtable_bytes: 256 << 10, begun_is_over_ms, ..EngineConfig::new(0, 2 << 20, 7) };
         let (engine, _) = Engine::open(io, &store, config).await.unwrap();
         store.commit(io).await.unwrap();
         let trees = Trees::new(SEED, VNODES, 1 << 20);
@@ -78,9 +80,9 @@ impl Side {
         self.trees.with(1, VNODE, |tree| tree.hash(0, 0)).unwrap()
     }
 
-    async fn take(&self, io: &Io, cells: &[crate::cluster::repair::CellCopy]) -> u32 {
+    async fn take(&self, cells: &[crate::cluster::repair::CellCopy]) -> u32 {
         let judge = |cell, held| admits_cell(cell, Road::Copy, marks(&self.engine, 1, VNODE), None, held, None);
-        store(&self.engine, &self.trees, &SCOPE, cells, io.wall_ms(), judge).await.unwrap()
+        store(&self.engine, &self.trees, &SCOPE, cells, judge).await.unwrap()
     }
 
     async fn answer(&self, io: &Io, ask: Ask) -> Answer {
@@ -91,7 +93,7 @@ impl Side {
                 let (looked_at, cells) = read(&self.engine, &places, io.wall_ms()).await.unwrap();
                 then.read(looked_at, cells)
             }
-            Serve::Store(cells, then) => then.stored(self.take(io, &cells).await),
+            Serve::Store(cells, then) => then.stored(self.take(&cells).await),
         }
     }
 }
@@ -136,7 +138,7 @@ async fn compare_for(io: &Io, ours: &Side, theirs: &Side, effects_max: u32) -> O
                 exchange.on_listed(io.now(), listing, &mut effects);
             }
             Effect::Copy { store, read: places } => {
-                let refused = ours.take(io, &store).await;
+                let refused = ours.take(&store).await;
                 let (looked_at, cells) = read(&ours.engine, &places, io.wall_ms()).await.unwrap();
                 ours.trees.with(1, VNODE, |tree| exchange.on_copied(io.now(), tree, refused, looked_at, cells, &mut effects));
             }
@@ -267,22 +269,22 @@ fn copies_at_or_below_the_fence_and_those_that_no_node_wrote_are_refused() {
         let mut by_age: Vec<Version> = copies.iter().map(|copy| copy.digest.value).collect();
         by_age.sort_unstable();
         theirs.engine.set_fence(1, VNODE, by_age[14]).await.unwrap();
-        assert_eq!(theirs.take(&io, &copies).await, 15);
+        assert_eq!(theirs.take(&copies).await, 15);
         assert_eq!(cells(&theirs, &io).await.len(), 5);
-        assert_eq!(theirs.take(&io, &copies).await, 15, "what is held is no refusal");
+        assert_eq!(theirs.take(&copies).await, 15, "what is held is no refusal");
         // A new deadline of an old value: only the deadline is stored.
         let key = &keys[0];
         ours.write(&io, key, &Cell::expire(ours.engine.stamp(io.wall_ms()), io.wall_ms() + 3_600_000)).await;
         let place = vec![KeyRef { namespace: 1, token: token_of(key), key }.place(Kind::Head, b"")];
         let (_, expiring) = read(&ours.engine, &place, io.wall_ms()).await.unwrap();
-        assert_eq!(theirs.take(&io, &expiring).await, 1);
+        assert_eq!(theirs.take(&expiring).await, 1);
         let held = cells(&theirs, &io).await.into_iter().find(|(at, ..)| *at == place[0]).unwrap();
         assert_eq!((held.1, held.2), (Version::ZERO, expiring[0].digest.expiry));
         copies[0].digest.value = Version::MAX;
         copies[1].cell = b"nonsense".to_vec();
         copies[2].place[0] ^= 1;
         copies[3].place = b"x".to_vec();
-        assert_eq!(theirs.take(&io, &copies[..4]).await, 4);
+        assert_eq!(theirs.take(&copies[..4]).await, 4);
     });
 }
 
@@ -308,7 +310,7 @@ fn below_the_floor_a_value_comes_back_only_to_what_it_left() {
         let places =
             keys[..2].iter().map(|key| KeyRef { namespace: 1, token: token_of(key), key }.place(Kind::Head, b"")).collect::<Vec<_>>();
         let (_, copies) = read(&ours.engine, &places, io.wall_ms()).await.unwrap();
-        assert_eq!(theirs.take(&io, &copies).await, 1, "of one only the deadline is taken");
+        assert_eq!(theirs.take(&copies).await, 1, "of one only the deadline is taken");
         for (key, version) in [(&keys[0], old), (&keys[1], Version::ZERO)] {
             let found = theirs.engine.read(KeyRef { namespace: 1, token: token_of(key), key }).await.unwrap();
             let cell = found.cell().unwrap();

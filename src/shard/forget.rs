@@ -15,7 +15,7 @@ use super::peers::At;
 use super::repair::{CREDIT_EVERY, Comparison, credit};
 use super::{Shard, Ticket};
 use crate::base::metrics::{Meaning, Report, counter, gauge, peak};
-use crate::base::record::{Body, Cell as Record, NamespaceId, Version, core_of};
+use crate::base::record::{Cell as Record, NamespaceId, Version, core_of};
 use crate::base::time::{Mono, WallMs, hlc_ms};
 use crate::cluster::coordinator;
 use crate::cluster::forget::{

@@ -315,7 +315,7 @@ impl Shard {
             }
             cluster.forget.admit_copy(&self.engine, scope, session, cell, held)
         };
-        let refused = store(&self.engine, &cluster.repair.trees, scope, copies, self.io.wall_ms(), judge).await?;
+        let refused = store(&self.engine, &cluster.repair.trees, scope, copies, judge).await?;
         add(&cluster.repair.received, copies.len().saturating_sub(refused as usize));
         add(&cluster.repair.refused, refused as usize);
         Ok(refused)

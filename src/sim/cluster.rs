@@ -682,7 +682,7 @@ impl Run {
     fn dig(&mut self, topology: &Topology, members: &[usize], before: &[u64], until: Mono) -> Result<(), String> {
         let (keys, mut round) = (self.shared.keys, 0);
         let holds_some = |node: usize| {
-            let owners = |key| &topology.replicas(vnode_of(token_of(&key_name(key)), VNODES), RF_DEFAULT).owners[..];
+            let owners = |key| topology.replicas(vnode_of(token_of(&key_name(key)), VNODES), RF_DEFAULT).owners;
             let is_node = |owner: &u16| topology.nodes()[usize::from(*owner)].spec.id as usize == node + 1;
             (0..keys).any(|key| owners(key).iter().any(is_node))
         };
