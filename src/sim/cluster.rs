@@ -221,6 +221,31 @@ pub(super) fn address(machine: MachineId) -> SocketAddr {
     SocketAddr::new(World::ip(machine), PORT)
 }
 
+/// What the clients of a run share.
+fn shared_of(setup: &Setup, world: &World, nodes: &[Node], pace: Pace, prng: &mut Prng) -> Shared {
+    let machines: Vec<MachineId> = nodes.iter().map(|node| node.machine).collect();
+    let (clock, latest, all) = (world.clone(), world.clone(), machines.clone());
+    Shared {
+        checkers: [RefCell::new(Checker::new(false)), RefCell::new(Checker::new(false))],
+        namespaces: [Cell::new(FIRST_NAMESPACE), Cell::new(FIRST_NAMESPACE)],
+        keys: if prng.one_in(3) { prng.between(60, 250) } else { prng.between(4, 60) } as u32,
+        budget: Cell::new(setup.commands),
+        answered: Cell::new(0),
+        stop: Cell::new(false),
+        at_work: Cell::new(0),
+        errors: RefCell::default(),
+        wall_ms: Box::new(move || machines.iter().map(|node| clock.wall_ms(*node)).min().unwrap_or_default()),
+        latest_ms: Box::new(move || all.iter().map(|node| latest.wall_ms(*node)).max().unwrap_or_default()),
+        falls: RefCell::default(),
+        // Larger ones fill memtables.
+        small_bytes: if prng.one_in(3) { 300 } else { 4_000 },
+        large_one_in: prng.between(50, 400),
+        in_cluster: true,
+        thought_us_max: pace.thought_us_max,
+        patience: pace.patience,
+    }
+}
+
 impl Run {
     fn new(setup: &Setup) -> Run {
         let mut prng = Prng::new(setup.seed ^ 0x00C1_0573);
@@ -262,27 +287,7 @@ impl Run {
             drawn.chunk_one_in = prng.between(2, 20);
             drawn.reset_one_in = if prng.one_in(2) { 3_000 } else { 0 };
         }
-        let machines: Vec<MachineId> = nodes.iter().map(|node| node.machine).collect();
-        let (clock, latest, all) = (world.clone(), world.clone(), machines.clone());
-        let shared = Shared {
-            checkers: [RefCell::new(Checker::new(false)), RefCell::new(Checker::new(false))],
-            namespaces: [Cell::new(FIRST_NAMESPACE), Cell::new(FIRST_NAMESPACE)],
-            keys: if prng.one_in(3) { prng.between(60, 250) } else { prng.between(4, 60) } as u32,
-            budget: Cell::new(setup.commands),
-            answered: Cell::new(0),
-            stop: Cell::new(false),
-            at_work: Cell::new(0),
-            errors: RefCell::default(),
-            wall_ms: Box::new(move || machines.iter().map(|node| clock.wall_ms(*node)).min().unwrap_or_default()),
-            latest_ms: Box::new(move || all.iter().map(|node| latest.wall_ms(*node)).max().unwrap_or_default()),
-            falls: RefCell::default(),
-            // Larger ones fill memtables.
-            small_bytes: if prng.one_in(3) { 300 } else { 4_000 },
-            large_one_in: prng.between(50, 400),
-            in_cluster: true,
-            thought_us_max: pace.thought_us_max,
-            patience: pace.patience,
-        };
+        let shared = shared_of(setup, &world, &nodes, pace, &mut prng);
         let outcome = Outcome { seed: setup.seed, ..Outcome::default() };
         let (is_eager, is_merging_often) = (prng.one_in(2), !prng.one_in(3));
         let (operator, setup, shared) = (Rc::new(Operator::new(founding.clone())), setup.clone(), Rc::new(shared));
