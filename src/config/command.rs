@@ -174,7 +174,7 @@ fn core_count() -> clap::builder::RangedI64ValueParser<u16> {
 }
 
 /// A run of the simulator.
-#[derive(Args, Clone, Debug, PartialEq, Eq)]
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct SimRun {
     /// Run this one seed, and say what happened
     #[arg(long, value_name = "N", conflicts_with = "seeds")]

@@ -20,6 +20,7 @@ use super::checker::{Checker, Span};
 use super::final_look::Quiet;
 use super::operator::{self, Operator};
 use super::scenario::small_engine;
+use super::seeds::Outcome;
 use super::workload::{FIRST_NAMESPACE, REQUEST_PATIENCE, Shared, SimClient, key_name, reads_value};
 use crate::base::prng::Prng;
 use crate::base::record::{token_of, vnode_of};
@@ -40,7 +41,6 @@ use crate::shard::start::{self, Plan, StartFailure};
 use crate::shard::stats::Board;
 use crate::wire::command::{Command, Durability};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -89,6 +89,10 @@ pub const FAULTS_WANTED: &[&str] = &[
     operator::MOVERS_CUT,
 ];
 
+/// What runs count while things fail: floors raised, and cells dropped below them.
+pub const FLOORS: &str = "floors raised";
+pub const FORGOTTEN: &str = "cells forgotten";
+
 /// What is asked of a run.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -112,23 +116,6 @@ pub struct FaultSet {
 
 impl FaultSet {
     pub const ALL: FaultSet = FaultSet { crash: true, cut: true, network: true, slow: true, clock: true, moves: true };
-}
-
-/// What came of it.
-#[derive(Clone, Debug, Default)]
-pub struct Outcome {
-    pub seed: u64,
-    pub commands: u64,
-    pub acknowledged: u64,
-    pub crashes: u64,
-    /// Floors raised, and cells dropped below them, while things failed.
-    pub floors: u64,
-    pub forgotten: u64,
-    pub faults: BTreeMap<String, u64>,
-    pub errors: BTreeMap<String, u64>,
-    pub fingerprint: u64,
-    pub failures: Vec<String>,
-    pub timeline: Vec<String>,
 }
 
 /// How fast time passes for those who forget. A session's f lies behind every clock, and behind what clients may still be waiting for.
@@ -249,6 +236,9 @@ fn shared_of(setup: &Setup, world: &World, nodes: &[Node], pace: Pace, prng: &mu
 impl Run {
     fn new(setup: &Setup) -> Run {
         let mut prng = Prng::new(setup.seed ^ 0x00C1_0573);
+        // Where vnodes move much else happens more rarely.
+        let mut setup = setup.clone();
+        setup.faults.moves &= prng.one_in(2);
         let world = World::new(prng.next_u64());
         let pace = Pace::draw(&mut prng);
         let count = prng.between(3, 5) as usize;
@@ -287,10 +277,10 @@ impl Run {
             drawn.chunk_one_in = prng.between(2, 20);
             drawn.reset_one_in = if prng.one_in(2) { 3_000 } else { 0 };
         }
-        let shared = shared_of(setup, &world, &nodes, pace, &mut prng);
+        let shared = shared_of(&setup, &world, &nodes, pace, &mut prng);
         let outcome = Outcome { seed: setup.seed, ..Outcome::default() };
         let (is_eager, is_merging_often) = (prng.one_in(2), !prng.one_in(3));
-        let (operator, setup, shared) = (Rc::new(Operator::new(founding.clone())), setup.clone(), Rc::new(shared));
+        let (operator, shared) = (Rc::new(Operator::new(founding.clone())), Rc::new(shared));
         Run {
             world,
             prng,
@@ -500,8 +490,9 @@ impl Run {
 
     /// What a life has done so far.
     fn count(&mut self, node: usize) {
-        self.outcome.floors += self.figure(node, "forget_floors_total");
-        self.outcome.forgotten += self.figure(node, "forgotten_total");
+        for (what, figure) in [(FLOORS, "forget_floors_total"), (FORGOTTEN, "forgotten_total")] {
+            *self.outcome.counts.entry(what).or_default() += self.figure(node, figure);
+        }
     }
 
     // Faults.

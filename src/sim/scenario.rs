@@ -2,6 +2,7 @@
 //! at the end a quiet look at everything.
 
 use super::checker::Checker;
+use super::seeds::Outcome;
 use super::workload::{FIRST_NAMESPACE, INTERVAL_NAMESPACE, REQUEST_PATIENCE, Shared, SimClient, key_name};
 use super::{final_look, rot};
 use crate::base::prng::Prng;
@@ -16,7 +17,6 @@ use crate::shard::start::{self, Plan, StartFailure};
 use crate::shard::stats::Board;
 use crate::wire::command::Durability;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -68,26 +68,6 @@ pub struct FaultSet {
 
 impl FaultSet {
     pub const ALL: FaultSet = FaultSet { slow: true, errors: true, full: true, network: true, clock: true, rot: true };
-}
-
-/// What came of it.
-#[derive(Clone, Debug, Default)]
-pub struct Outcome {
-    pub seed: u64,
-    pub commands: u64,
-    pub acknowledged: u64,
-    pub crashes: u64,
-    pub flushes: u64,
-    pub compactions: u64,
-    /// Fault kinds that happened, and how often.
-    pub faults: BTreeMap<String, u64>,
-    pub crash_sites: BTreeMap<String, u64>,
-    /// Errors that clients were answered with.
-    pub errors: BTreeMap<String, u64>,
-    pub fingerprint: u64,
-    pub failures: Vec<String>,
-    /// What was done to the node, in order.
-    pub timeline: Vec<String>,
 }
 
 /// A run under way.
@@ -497,8 +477,9 @@ impl Run {
     /// Adds up what the shards published.
     fn count(&mut self, life: &Life) {
         let report = life.plan.board.report();
-        self.outcome.flushes += report.total("flushes_total") as u64;
-        self.outcome.compactions += report.total("compactions_total") as u64;
+        for (what, figure) in [("flushes", "flushes_total"), ("compactions", "compactions_total")] {
+            *self.outcome.counts.entry(what).or_default() += report.total(figure) as u64;
+        }
     }
 
     fn finish(mut self) -> Outcome {

@@ -7,6 +7,7 @@ pub mod frame;
 pub mod fuzz;
 pub mod native;
 pub mod peer;
+mod peer_body;
 pub mod peer_hello;
 pub mod peer_moves;
 pub mod peer_repair;

@@ -1,5 +1,5 @@
-//! Deciding topologies and moving vnodes between nodes: the messages of `cluster::decide`, `cluster::takeover` and `cluster::steward`, and
-//! their bytes. `cluster` says what they mean; here is only what they hold.
+//! Deciding topologies and moving vnodes between nodes: the messages of `cluster::decide` and `cluster::takeover`, and their
+//! bytes. `cluster` says what they mean; here is only what they hold.
 //!
 //! The bodies stand where the others between nodes do (`wire::peer`: header in front, checksum behind), and begin as they do, with epoch
 //! and deadline. Integers are little-endian, versions 16 bytes big-endian, a topology stands behind a varint length, lists behind a varint
@@ -27,6 +27,7 @@
 use super::command::ErrorCode;
 use super::native::{WireError, bad, too_large};
 use super::peer::Head;
+use super::peer_body::{Cursor, malformed, take_apart};
 use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::base::record::{NamespaceId, Version};
 use crate::limits::{NAMESPACES_MAX, PEER_FRAME_BYTES_MAX, VNODES_MAX, WORDS_BYTES_MAX};
@@ -280,57 +281,34 @@ fn put_move(out: &mut Vec<u8>, one: Move) {
 /// # Errors
 /// `UnknownKind`, `TooLarge` (a topology or a list over its bound), `BadRequest`.
 pub fn decode_body(kind: u16, bytes: &[u8]) -> Result<(Head, MoveMessage), WireError> {
-    let mut body = Cursor(Reader::new(bytes));
-    let head = Head { epoch: body.u64()?, deadline_ms: body.u32()? };
-    let message = match kind {
-        kind::PROMISE | kind::ACCEPT => {
-            let (epoch, ballot) = body.decision()?;
-            let question = if kind == kind::ACCEPT { Question::Accept { topology: body.topology()? } } else { Question::Promise };
-            MoveMessage::Decide(Ask { epoch, ballot, question })
-        }
-        kind::PROMISED | kind::ACCEPTED | kind::OUTBID | kind::NEWER | kind::BEHIND | kind::NO_TOPOLOGY => {
-            let (epoch, ballot) = body.decision()?;
-            MoveMessage::Decided(Answer { epoch, ballot, reply: body.reply(kind)? })
-        }
-        kind::ASK_MARKS => MoveMessage::AskMarks(body.moves(MARKS_VNODES_MAX)?),
-        kind::MARKS => MoveMessage::Marks(body.list(MARKS_VNODES_MAX, |body| {
-            let of = body.one_move()?;
-            let namespaces = body.list(NAMESPACES_MAX, |body| Ok((body.u32()?, body.version()?, body.version()?)))?;
-            Ok(MarksOf { of, namespaces })
-        })?),
-        kind::ASK_TAKEN => MoveMessage::AskTaken,
-        kind::TAKEN => MoveMessage::Taken(body.moves(VNODES_MAX as usize)?),
-        kind::WORDS => MoveMessage::Words(body.text()?),
-        kind::DONE => MoveMessage::Said(Ok(body.text()?)),
-        kind::NOT_DONE => MoveMessage::Said(Err(body.text()?)),
-        _ => return Err(WireError { code: ErrorCode::UnknownKind, what: "no such kind of message between nodes" }),
-    };
-    if !body.0.is_empty() {
-        return Err(bad("bytes left over"));
-    }
-    Ok((head, message))
-}
-
-/// A cursor over a body.
-struct Cursor<'a>(Reader<'a>);
-
-fn malformed(what: Malformed) -> WireError {
-    bad(what.0)
+    take_apart(bytes, |body| {
+        Ok(match kind {
+            kind::PROMISE | kind::ACCEPT => {
+                let (epoch, ballot) = body.decision()?;
+                let question = if kind == kind::ACCEPT { Question::Accept { topology: body.topology()? } } else { Question::Promise };
+                MoveMessage::Decide(Ask { epoch, ballot, question })
+            }
+            kind::PROMISED | kind::ACCEPTED | kind::OUTBID | kind::NEWER | kind::BEHIND | kind::NO_TOPOLOGY => {
+                let (epoch, ballot) = body.decision()?;
+                MoveMessage::Decided(Answer { epoch, ballot, reply: body.reply(kind)? })
+            }
+            kind::ASK_MARKS => MoveMessage::AskMarks(body.moves(MARKS_VNODES_MAX)?),
+            kind::MARKS => MoveMessage::Marks(body.counted(MARKS_VNODES_MAX, |body| {
+                let of = body.one_move()?;
+                let namespaces = body.counted(NAMESPACES_MAX, |body| Ok((body.u32()?, body.version()?, body.version()?)))?;
+                Ok(MarksOf { of, namespaces })
+            })?),
+            kind::ASK_TAKEN => MoveMessage::AskTaken,
+            kind::TAKEN => MoveMessage::Taken(body.moves(VNODES_MAX as usize)?),
+            kind::WORDS => MoveMessage::Words(body.text()?),
+            kind::DONE => MoveMessage::Said(Ok(body.text()?)),
+            kind::NOT_DONE => MoveMessage::Said(Err(body.text()?)),
+            _ => return Err(WireError { code: ErrorCode::UnknownKind, what: "no such kind of message between nodes" }),
+        })
+    })
 }
 
 impl Cursor<'_> {
-    fn u32(&mut self) -> Result<u32, WireError> {
-        self.0.u32().map_err(malformed)
-    }
-
-    fn u64(&mut self) -> Result<u64, WireError> {
-        self.0.u64().map_err(malformed)
-    }
-
-    fn version(&mut self) -> Result<Version, WireError> {
-        self.0.array().map(Version::from_bytes).map_err(malformed)
-    }
-
     fn ballot(&mut self) -> Result<Ballot, WireError> {
         read_ballot(&mut self.0).map_err(malformed)
     }
@@ -340,25 +318,20 @@ impl Cursor<'_> {
     }
 
     fn topology(&mut self) -> Result<Vec<u8>, WireError> {
-        let bytes = self.0.bytes().map_err(malformed)?;
-        if bytes.len() > TOPOLOGY_BYTES_MAX { Err(too_large("a topology larger than any")) } else { Ok(bytes.to_vec()) }
+        Ok(self.bytes(TOPOLOGY_BYTES_MAX, "a topology larger than any")?.to_vec())
     }
 
     fn text(&mut self) -> Result<String, WireError> {
-        let bytes = self.0.bytes().map_err(malformed)?;
-        if bytes.len() > WORDS_BYTES_MAX {
-            return Err(too_large("a text longer than any"));
-        }
+        let bytes = self.bytes(WORDS_BYTES_MAX, "a text longer than any")?;
         str::from_utf8(bytes).map(str::to_owned).map_err(|_| bad("a text that is not UTF-8"))
     }
 
     fn reply(&mut self, kind: u16) -> Result<Reply, WireError> {
         Ok(match kind {
-            kind::PROMISED => match self.0.u8().map_err(malformed)? {
-                0 => Reply::Promised { accepted: None },
-                1 => Reply::Promised { accepted: Some(Accepted { ballot: self.ballot()?, topology: self.topology()? }) },
-                _ => return Err(bad("neither yes nor no")),
-            },
+            kind::PROMISED if self.flag()? => {
+                Reply::Promised { accepted: Some(Accepted { ballot: self.ballot()?, topology: self.topology()? }) }
+            }
+            kind::PROMISED => Reply::Promised { accepted: None },
             kind::ACCEPTED => Reply::Accepted,
             kind::OUTBID => Reply::Outbid { promised: self.ballot()? },
             kind::NEWER => Reply::Newer { epoch: self.u64()? },
@@ -367,8 +340,8 @@ impl Cursor<'_> {
         })
     }
 
-    fn list<T>(&mut self, most: usize, mut item: impl FnMut(&mut Self) -> Result<T, WireError>) -> Result<Vec<T>, WireError> {
-        let count = self.0.varint().map_err(malformed)?;
+    fn counted<T>(&mut self, most: usize, mut item: impl FnMut(&mut Self) -> Result<T, WireError>) -> Result<Vec<T>, WireError> {
+        let count = self.varint()?;
         if count > most as u64 {
             return Err(too_large("a list longer than any"));
         }
@@ -381,7 +354,7 @@ impl Cursor<'_> {
     }
 
     fn moves(&mut self, most: usize) -> Result<Vec<Move>, WireError> {
-        self.list(most, Cursor::one_move)
+        self.counted(most, Cursor::one_move)
     }
 }
 
@@ -419,6 +392,7 @@ pub fn examples() -> Vec<MoveMessage> {
 mod tests {
     use super::super::frame::FrameReader;
     use super::super::peer::{AnyMessage, decode_any, encode_move};
+    use super::super::peer_body::no_changed_bit_gets_through;
     use super::*;
 
     const HEAD: Head = Head { epoch: 3, deadline_ms: 900 };
@@ -430,14 +404,8 @@ mod tests {
             encode_move(&mut whole, 42, HEAD, &message);
             let mut reader = FrameReader::new(PEER_FRAME_BYTES_MAX);
             let frame = reader.feed(&whole).next().expect("a frame").expect("whole");
-            assert_eq!(decode_any(&frame), Ok((HEAD, AnyMessage::Move(message.clone()))));
-            for bit in 32..whole.len() * 8 {
-                let mut changed = whole.clone();
-                changed[bit / 8] ^= 1 << (bit % 8);
-                let mut reader = FrameReader::new(PEER_FRAME_BYTES_MAX);
-                let frame = reader.feed(&changed).next().expect("a frame").expect("whole");
-                assert!(decode_any(&frame).is_err(), "bit {bit} of {message:?}");
-            }
+            assert_eq!(decode_any(&frame), Ok((HEAD, AnyMessage::Move(message))));
+            no_changed_bit_gets_through(&whole, |frame| decode_any(frame).is_ok());
         }
     }
 

@@ -27,6 +27,7 @@
 use super::command::ErrorCode;
 use super::native::{WireError, bad, too_large};
 use super::peer::Head;
+use super::peer_body::{Cursor, malformed, take_apart};
 use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::base::record::{Body, Cell, NamespaceId, Token, Version};
 use crate::base::time::WallMs;
@@ -431,54 +432,17 @@ impl Level {
 /// # Errors
 /// `UnknownKind`, `TooLarge` (a place, a cell or a list over its bound), `BadRequest`.
 pub fn decode_body(kind: u16, bytes: &[u8]) -> Result<(Head, RepairMessage), WireError> {
-    let mut body = Cursor(Reader::new(bytes));
-    let head = Head { epoch: body.u64()?, deadline_ms: body.u32()? };
-    let message = match kind {
-        kind::OPEN | kind::LEVEL | kind::PAGE | kind::PUSH => RepairMessage::Ask(body.ask(kind)?),
-        kind::OPENED | kind::DIFFERING | kind::DIFF | kind::STORED | kind::REFUSED => RepairMessage::Answer(body.answer(kind)?),
-        kind::FENCE | kind::FLOOR | kind::FENCED | kind::FLOORED | kind::NO_PART => RepairMessage::Forget(body.forget(kind)?),
-        _ => return Err(WireError { code: ErrorCode::UnknownKind, what: "no such kind of message of repair" }),
-    };
-    if !body.0.is_empty() {
-        return Err(bad("bytes left over"));
-    }
-    Ok((head, message))
+    take_apart(bytes, |body| {
+        Ok(match kind {
+            kind::OPEN | kind::LEVEL | kind::PAGE | kind::PUSH => RepairMessage::Ask(body.ask(kind)?),
+            kind::OPENED | kind::DIFFERING | kind::DIFF | kind::STORED | kind::REFUSED => RepairMessage::Answer(body.answer(kind)?),
+            kind::FENCE | kind::FLOOR | kind::FENCED | kind::FLOORED | kind::NO_PART => RepairMessage::Forget(body.forget(kind)?),
+            _ => return Err(WireError { code: ErrorCode::UnknownKind, what: "no such kind of message of repair" }),
+        })
+    })
 }
 
-/// A cursor over a body.
-struct Cursor<'a>(Reader<'a>);
-
-fn malformed(what: Malformed) -> WireError {
-    bad(what.0)
-}
-
-impl<'a> Cursor<'a> {
-    fn u8(&mut self) -> Result<u8, WireError> {
-        self.0.u8().map_err(malformed)
-    }
-
-    fn u32(&mut self) -> Result<u32, WireError> {
-        self.0.u32().map_err(malformed)
-    }
-
-    fn u64(&mut self) -> Result<u64, WireError> {
-        self.0.u64().map_err(malformed)
-    }
-
-    fn version(&mut self) -> Result<Version, WireError> {
-        self.0.array().map(Version::from_bytes).map_err(malformed)
-    }
-
-    fn flag(&mut self) -> Result<bool, WireError> {
-        let flag = self.u8()?;
-        if flag > 1 { Err(bad("neither yes nor no")) } else { Ok(flag == 1) }
-    }
-
-    fn bytes(&mut self, max: usize, what: &'static str) -> Result<&'a [u8], WireError> {
-        let bytes = self.0.bytes().map_err(malformed)?;
-        if bytes.len() > max { Err(too_large(what)) } else { Ok(bytes) }
-    }
-
+impl Cursor<'_> {
     fn place(&mut self) -> Result<Place, WireError> {
         Ok(self.bytes(PLACE_BYTES_MAX, "a place longer than any")?.to_vec())
     }
@@ -489,7 +453,7 @@ impl<'a> Cursor<'a> {
 
     /// A list, each of whose items costs some bytes of a page; one may lie beyond.
     fn list<T>(&mut self, mut item: impl FnMut(&mut Self) -> Result<(T, usize), WireError>) -> Result<Vec<T>, WireError> {
-        let count = self.0.varint().map_err(malformed)?;
+        let count = self.varint()?;
         let (mut items, mut cost) = (Vec::new(), 0);
         for _ in 0..count {
             if cost >= REPAIR_PAGE_BYTES {
@@ -552,7 +516,7 @@ impl<'a> Cursor<'a> {
     }
 
     fn differing(&mut self) -> Result<Vec<u32>, WireError> {
-        let count = self.0.varint().map_err(malformed)?;
+        let count = self.varint()?;
         if count > LEVEL_NODES_MAX as u64 {
             return Err(too_large("more nodes of a level than are asked for at once"));
         }

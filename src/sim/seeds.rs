@@ -1,0 +1,314 @@
+//! Many seeds of one kind of run: what `ringkv sim` does with one node (`scenario`) and with clusters (`cluster`) alike. A failing seed is
+//! made smaller: fewer kinds of faults, fewer commands, as long as it still fails.
+
+use crate::config::{SimRun, exit};
+use crate::io::host;
+use std::collections::BTreeMap;
+
+/// Runs that the search for a smaller one may take.
+const SMALLER_RUNS_MAX: u32 = 24;
+/// It does not look below so many commands.
+const STEP_MIN: u64 = 50;
+/// Commands that every seed has at least.
+const COMMANDS_MIN: u64 = 2_000;
+
+/// What came of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    pub seed: u64,
+    pub commands: u64,
+    pub acknowledged: u64,
+    pub crashes: u64,
+    /// What else a kind of run counts.
+    pub counts: BTreeMap<&'static str, u64>,
+    /// Fault kinds that happened, and how often.
+    pub faults: BTreeMap<String, u64>,
+    pub crash_sites: BTreeMap<String, u64>,
+    /// Errors that clients were answered with.
+    pub errors: BTreeMap<String, u64>,
+    pub fingerprint: u64,
+    pub failures: Vec<String>,
+    /// What was done, in order.
+    pub timeline: Vec<String>,
+}
+
+/// What is asked of a run: one seed of a kind.
+pub trait Setup: Clone {
+    /// What asks for this kind behind `ringkv sim`, and what such seeds are called.
+    const FLAGS: &'static str;
+    const WHAT: &'static str;
+    /// Seeds when nothing is said.
+    const SEEDS: u64;
+    /// Crashes that every seed has at least.
+    const CRASHES_MIN: u64;
+    /// Counted in every run (`Outcome::counts`), and how often at least in each seed.
+    const COUNTS: &'static [(&'static str, u64)];
+
+    /// Err: there is no planted bug of that name; the names that there are.
+    fn new(seed: u64, asked: &SimRun) -> Result<Self, Vec<&'static str>>;
+    fn seed(&self) -> u64;
+    fn run(&self) -> Outcome;
+    fn planted(&self) -> Option<&'static str>;
+    fn commands(&mut self) -> &mut u64;
+    /// The kinds of faults that are on, for people.
+    fn faults(&self) -> String;
+    /// With one more kind of faults off, for each that is on.
+    fn calmer(&self) -> Vec<Self>;
+    /// What so many seeds have not shown and should have.
+    fn lacks(asked: &SimRun, all: &Summary) -> Vec<String>;
+}
+
+/// The planted bug that is asked for, if one is.
+pub fn planted<P: Copy>(all: &[P], name: fn(P) -> &'static str, asked: &SimRun) -> Result<Option<P>, Vec<&'static str>> {
+    let Some(wanted) = &asked.planted else { return Ok(None) };
+    let found = all.iter().copied().find(|planted| name(*planted) == wanted);
+    found.map(Some).ok_or_else(|| all.iter().map(|planted| name(*planted)).collect())
+}
+
+/// A set of kinds of faults with one more of them off, for each that is on.
+pub fn without<F: Copy + PartialEq>(faults: F, switches: &[fn(&mut F)]) -> impl Iterator<Item = F> {
+    let off = move |switch: &fn(&mut F)| {
+        let mut calmer = faults;
+        switch(&mut calmer);
+        calmer
+    };
+    switches.iter().map(off).filter(move |calmer| *calmer != faults)
+}
+
+/// What happened over many seeds.
+#[derive(Default)]
+pub struct Summary {
+    pub seeds: u64,
+    pub commands: u64,
+    pub acknowledged: u64,
+    pub crashes: u64,
+    /// Of each of `Setup::COUNTS`: how often, and in how many seeds.
+    pub counts: BTreeMap<&'static str, (u64, u64)>,
+    pub faults: BTreeMap<String, u64>,
+    pub crash_sites: BTreeMap<String, u64>,
+    pub errors: BTreeMap<String, u64>,
+    thin: Vec<String>,
+}
+
+/// Runs what the command line asks for; the exit code.
+pub fn run<S: Setup>(asked: &SimRun, say: &mut dyn FnMut(&str)) -> i32 {
+    let (first, count) = match asked.seed {
+        Some(seed) => (seed, 1),
+        None => (asked.first.unwrap_or(1), asked.seeds.unwrap_or(S::SEEDS)),
+    };
+    let started = host::mono();
+    let mut summary = Summary::default();
+    for seed in first..first.saturating_add(count) {
+        let setup = match S::new(seed, asked) {
+            Ok(setup) => setup,
+            Err(names) => {
+                let asked = asked.planted.as_deref().unwrap_or_default();
+                say(&format!("no planted bug{} is called {asked}; there are {}", S::WHAT, names.join(", ")));
+                return exit::CONFIG;
+            }
+        };
+        let outcome = setup.run();
+        if asked.seed.is_some() {
+            tell::<S>(&outcome, say);
+        }
+        if !outcome.failures.is_empty() {
+            return failed(&setup, &outcome, seed - first + 1, say);
+        }
+        summary.add::<S>(&outcome);
+    }
+    summary.tell::<S>(host::mono().since(started).as_secs_f64(), say);
+    match &asked.planted {
+        Some(planted) => {
+            say(&format!("the planted bug {planted} was not found in {count} seeds"));
+            exit::FAILED
+        }
+        None if asked.seed.is_none() && !summary.is_complete::<S>(asked, say) => exit::FAILED,
+        None => exit::CLEAN,
+    }
+}
+
+fn tell<S: Setup>(outcome: &Outcome, say: &mut dyn FnMut(&str)) {
+    outcome.timeline.iter().for_each(|line| say(line));
+    let Outcome { seed, commands, acknowledged, crashes, fingerprint, .. } = outcome;
+    let counts: String = S::COUNTS.iter().map(|(name, _)| format!(" {name} {}", of(outcome, name))).collect();
+    say(&format!("seed {seed} commands {commands} acknowledged {acknowledged} crashes {crashes}{counts} fingerprint {fingerprint:016x}"));
+}
+
+fn of(outcome: &Outcome, name: &str) -> u64 {
+    outcome.counts.get(name).copied().unwrap_or_default()
+}
+
+fn failed<S: Setup>(setup: &S, outcome: &Outcome, after: u64, say: &mut dyn FnMut(&str)) -> i32 {
+    let (seed, why) = (setup.seed(), &outcome.failures[0]);
+    if let Some(planted) = setup.planted() {
+        say(&format!("found {planted} after {after} seeds (seed {seed}): {why}"));
+        return exit::CLEAN;
+    }
+    say(&format!("seed {seed} failed: {why}"));
+    let (mut small, outcome) = smallest(setup, outcome);
+    let commands = *small.commands();
+    say(&format!("smallest: {commands} commands, faults {}", small.faults()));
+    outcome.timeline.iter().for_each(|line| say(line));
+    outcome.failures.iter().for_each(|line| say(&format!("  {line}")));
+    say(&format!("again: ringkv sim{} --seed {seed}", S::FLAGS));
+    exit::FAILED
+}
+
+/// The smallest failing run found, and what it did.
+fn smallest<S: Setup>(setup: &S, outcome: &Outcome) -> (S, Outcome) {
+    let (mut best, mut outcome, mut left) = (setup.clone(), outcome.clone(), SMALLER_RUNS_MAX);
+    let mut fails = |candidate: &S| {
+        let tried = if left > 0 { candidate.run() } else { Outcome::default() };
+        left = left.saturating_sub(1);
+        Some(tried).filter(|tried| !tried.failures.is_empty())
+    };
+    'calmer: loop {
+        for candidate in best.calmer() {
+            if let Some(failed) = fails(&candidate) {
+                (best, outcome) = (candidate, failed);
+                continue 'calmer;
+            }
+        }
+        break;
+    }
+    let mut step = *best.commands() / 2;
+    while step >= STEP_MIN {
+        let mut candidate = best.clone();
+        *candidate.commands() -= step;
+        match fails(&candidate) {
+            Some(failed) => (best, outcome) = (candidate, failed),
+            None => step /= 2,
+        }
+        step = step.min(*best.commands() / 2);
+    }
+    (best, outcome)
+}
+
+impl Summary {
+    fn add<S: Setup>(&mut self, outcome: &Outcome) {
+        self.seeds += 1;
+        self.commands += outcome.commands;
+        self.acknowledged += outcome.acknowledged;
+        self.crashes += outcome.crashes;
+        let sums =
+            [(&mut self.faults, &outcome.faults), (&mut self.crash_sites, &outcome.crash_sites), (&mut self.errors, &outcome.errors)];
+        for (sum, part) in sums {
+            part.iter().for_each(|(name, count)| *sum.entry(name.clone()).or_default() += count);
+        }
+        let mut least = vec![("commands", outcome.commands, COMMANDS_MIN), ("crashes", outcome.crashes, S::CRASHES_MIN)];
+        for (name, wanted) in S::COUNTS {
+            let had = of(outcome, name);
+            let (sum, seeds) = self.counts.entry(name).or_default();
+            (*sum, *seeds) = (*sum + had, *seeds + u64::from(had > 0));
+            least.push((name, had, *wanted));
+        }
+        for (what, had, wanted) in least.into_iter().filter(|(_, had, wanted)| had < wanted) {
+            self.thin.push(format!("seed {}: {had} {what}, fewer than {wanted}", outcome.seed));
+        }
+    }
+
+    fn tell<S: Setup>(&self, seconds: f64, say: &mut dyn FnMut(&str)) {
+        let Summary { seeds, commands, acknowledged, crashes, .. } = self;
+        let speed = *commands as f64 / seconds;
+        let counts: String = self.counts.iter().map(|(name, (sum, _))| format!(", {sum} {name}")).collect();
+        say(&format!(
+            "{seeds} seeds{}, {commands} commands ({speed:.0} a second), {acknowledged} writes acknowledged, {crashes} crashes{counts}",
+            S::WHAT
+        ));
+        for (title, counts) in [("faults", &self.faults), ("crash sites", &self.crash_sites), ("errors answered", &self.errors)] {
+            let words: Vec<_> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+            if !words.is_empty() {
+                say(&format!("{title}: {}", words.join(", ")));
+            }
+        }
+    }
+
+    /// A kind of fault that never happened was not tested.
+    fn is_complete<S: Setup>(&self, asked: &SimRun, say: &mut dyn FnMut(&str)) -> bool {
+        let lacks = S::lacks(asked, self);
+        lacks.iter().chain(&self.thin).for_each(|line| say(line));
+        lacks.is_empty() && self.thin.is_empty()
+    }
+
+    /// Those of the wanted kinds of faults that never happened.
+    pub fn missing<'w>(&self, wanted: impl IntoIterator<Item = &'w &'static str>) -> Vec<String> {
+        let happened = |name: &str| self.faults.iter().any(|(what, count)| *count > 0 && what.trim_end() == name);
+        wanted.into_iter().filter(|name| !happened(name)).map(|name| format!("never happened: {name}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails with at least so many commands and with the first kind of faults on.
+    #[derive(Clone, Debug, PartialEq)]
+    struct Fake {
+        commands: u64,
+        faults: [bool; 3],
+    }
+
+    impl Setup for Fake {
+        const FLAGS: &'static str = " --fake";
+        const WHAT: &'static str = " of fakes";
+        const SEEDS: u64 = 3;
+        const CRASHES_MIN: u64 = 0;
+        const COUNTS: &'static [(&'static str, u64)] = &[("turns", 2)];
+
+        fn new(_seed: u64, asked: &SimRun) -> Result<Fake, Vec<&'static str>> {
+            let fake = Fake { commands: asked.first.unwrap_or(1_000), faults: [true; 3] };
+            if asked.planted.is_some() { Err(vec!["one", "two"]) } else { Ok(fake) }
+        }
+        fn seed(&self) -> u64 {
+            7
+        }
+        fn run(&self) -> Outcome {
+            let fails = self.commands >= 300 && self.commands < 2_000 && self.faults[0];
+            let counts = BTreeMap::from([("turns", self.commands % 10)]);
+            let failures = if fails { vec![format!("{} commands", self.commands)] } else { Vec::new() };
+            Outcome { commands: self.commands, counts, failures, ..Outcome::default() }
+        }
+        fn planted(&self) -> Option<&'static str> {
+            None
+        }
+        fn commands(&mut self) -> &mut u64 {
+            &mut self.commands
+        }
+        fn faults(&self) -> String {
+            format!("{:?}", self.faults)
+        }
+        fn calmer(&self) -> Vec<Fake> {
+            let without = |at: usize| Fake { faults: std::array::from_fn(|kind| kind != at && self.faults[kind]), ..self.clone() };
+            (0..3).filter(|&at| self.faults[at]).map(without).collect()
+        }
+        fn lacks(_asked: &SimRun, all: &Summary) -> Vec<String> {
+            all.missing(&["flood"])
+        }
+    }
+
+    fn said(asked: &SimRun) -> (i32, Vec<String>) {
+        let mut lines = Vec::new();
+        let code = run::<Fake>(asked, &mut |line| lines.push(line.to_owned()));
+        (code, lines)
+    }
+
+    #[test]
+    fn a_failing_seed_is_made_as_small_as_it_still_fails() {
+        let (code, lines) = said(&SimRun::default());
+        assert_eq!(code, exit::FAILED);
+        let smallest = lines.iter().find(|line| line.starts_with("smallest")).unwrap();
+        let commands: u64 = smallest.split_whitespace().nth(1).unwrap().parse().unwrap();
+        assert!((300..300 + STEP_MIN).contains(&commands) && smallest.ends_with("[true, false, false]"), "{smallest}");
+        assert_eq!(lines.last().unwrap(), "again: ringkv sim --fake --seed 7");
+    }
+
+    #[test]
+    fn what_was_not_seen_and_what_was_thin_fails_many_seeds_and_a_strange_bug_is_told() {
+        let (code, lines) = said(&SimRun { first: Some(2_011), ..SimRun::default() });
+        assert_eq!(code, exit::FAILED);
+        assert!(lines.contains(&"never happened: flood".to_owned()), "{lines:?}");
+        assert!(lines.contains(&"seed 0: 1 turns, fewer than 2".to_owned()), "{lines:?}");
+        let (code, lines) = said(&SimRun { planted: Some("three".to_owned()), ..SimRun::default() });
+        assert_eq!((code, &lines[..]), (exit::CONFIG, &["no planted bug of fakes is called three; there are one, two".to_owned()][..]));
+    }
+}
