@@ -473,8 +473,7 @@ def knobs():
         node.stop()
         got = (alone, idle, get_rate / 1e3, get_cost, put_rate / 1e3, put_cost)
         result("knobs", name, "", "get at 2k/s p50 %.0f µs, idle %.1f %% CPU, get %.0fk/s %.2f µs, put %.0fk/s %.2f µs" % got, None)
-    shutil.rmtree(os.path.join(WORK, "bench-knobs",
-           "bench-cluster-0", "bench-cluster-1", "bench-cluster-2", "bench-cluster-3"), ignore_errors=True)
+    shutil.rmtree(os.path.join(WORK, "bench-knobs"), ignore_errors=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------------------
@@ -626,7 +625,8 @@ def cluster():
 
 ROWS = {row.__name__: row for row in (cluster, machine, cpu, hop, million, durable, memory, disk, overwrite, knobs)}
 BY_NAME = ("overwrite", "knobs", "cluster")
-FOLDERS = ("bench-cpu", "bench-hop", "bench-million", "bench-durable", "bench-disk", "bench-rocksdb", "bench-overwrite", "bench-memory", "bench-knobs")
+FOLDERS = ("bench-cpu", "bench-hop", "bench-million", "bench-durable", "bench-disk", "bench-rocksdb", "bench-overwrite", "bench-memory", "bench-knobs",
+           "bench-cluster-0", "bench-cluster-1", "bench-cluster-2", "bench-cluster-3")
 
 
 def main():

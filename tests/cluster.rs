@@ -468,15 +468,16 @@ fn a_node_joins_under_load_another_leaves_and_a_dead_one_is_replaced() {
     // Who left serves clients still, and falls without being missed.
     cluster.kill(2);
     let last = written.load(Ordering::Relaxed) as u32;
-    let mut ends = vec![cluster.client(0, Level::All), cluster.client(3, Level::Quorum)];
-    for client in &mut ends {
+    let all_is_there = |client: &mut Client| {
         for number in 0..2_000u32 {
             let found = client.get(&key(number)).expect("a get").expect("it was put").value;
             let found = u32::from_le_bytes(found.try_into().expect("four bytes"));
             let wanted = if number < 500 { (0..last).rev().find(|put| put % 500 == number).unwrap_or(number) } else { number };
             assert_eq!(found, wanted, "key {number}");
         }
-    }
+    };
+    let mut ends = [cluster.client(0, Level::All), cluster.client(3, Level::Quorum)];
+    ends.iter_mut().for_each(all_is_there);
     // The second one dies, and a node that stood by takes its place.
     cluster.kill(1);
     let fifth = launch_joining(&cluster, 5, &["--standby"]);
@@ -486,6 +487,12 @@ fn a_node_joins_under_load_another_leaves_and_a_dead_one_is_replaced() {
     assert!(becomes(PATIENCE * 2, || is_settled(&mut first, 3)), "no replacement: {}", status(&mut first));
     let mut client = Client::connect(ClientConfig { levels: LevelsAsked::both(Level::All), ..fifth.config() }).expect("a client");
     assert!(becomes(PATIENCE, || client.get(&key(1_999)).is_ok_and(|found| found.is_some())));
+    all_is_there(&mut client);
+    // The last founder goes: what the two who came have taken over has to be all.
+    cluster.kill(0);
+    let mut client = Client::connect(ClientConfig { levels: LevelsAsked::both(Level::Quorum), ..fifth.config() }).expect("a client");
+    assert!(becomes(PATIENCE, || client.get(&key(1_999)).is_ok_and(|found| found.is_some())));
+    all_is_there(&mut client);
 }
 
 #[test]

@@ -46,6 +46,10 @@ pub struct TakeOver {
     told: BTreeMap<u64, BTreeMap<NamespaceId, Marks>>,
     /// What was compared to its end since, with whom.
     joined: BTreeSet<(u64, NamespaceId)>,
+    /// What was tried and came to nothing since the last that did not: its turn comes behind all others'.
+    failed: BTreeSet<(u64, NamespaceId)>,
+    /// How often anything was.
+    failures: u32,
 }
 
 impl TakeOver {
@@ -53,7 +57,7 @@ impl TakeOver {
     pub fn new(of: Move, old: Vec<u64>, is_void: bool, planted: Option<Planted>) -> TakeOver {
         let need = if planted == Some(Planted::FlipAfterOneSource) { 1 } else { majority(old.len()) };
         let stage = if is_void { Stage::Closed } else { Stage::Void };
-        TakeOver { of, old, need, stage, told: BTreeMap::new(), joined: BTreeSet::new() }
+        TakeOver { of, old, need, stage, told: BTreeMap::new(), joined: BTreeSet::new(), failed: BTreeSet::new(), failures: 0 }
     }
 
     pub fn of(&self) -> Move {
@@ -91,12 +95,7 @@ impl TakeOver {
         }
     }
 
-    /// Puts, hints and write-backs at or below are refused.
-    pub fn fence(&self, namespace: NamespaceId) -> Version {
-        self.marks(namespace).0
-    }
-
-    /// The highest marks that were told, of a namespace.
+    /// The highest marks that were told, of a namespace: what a put, hint or write-back is judged by.
     pub fn marks(&self, namespace: NamespaceId) -> Marks {
         let all = self.told.values().filter_map(|told| told.get(&namespace));
         all.fold((Version::ZERO, Version::ZERO), |(fence, floor), marks| (fence.max(marks.0), floor.max(marks.1)))
@@ -113,7 +112,21 @@ impl TakeOver {
             return None;
         }
         let pairs = self.told.iter().flat_map(|(node, told)| told.keys().map(|namespace| (*node, *namespace)));
-        pairs.filter(|pair| !self.joined.contains(pair)).find(|(node, _)| is_there(*node))
+        let due: Vec<(u64, NamespaceId)> = pairs.filter(|pair| !self.joined.contains(pair) && is_there(pair.0)).collect();
+        due.iter().find(|pair| !self.failed.contains(pair)).or(due.first()).copied()
+    }
+
+    /// A comparison was cut off, or what it gave was refused here. Where every one has been, all are tried again.
+    pub fn failed(&mut self, node: u64, namespace: NamespaceId) {
+        self.failures += 1;
+        if !self.failed.insert((node, namespace)) {
+            self.failed = BTreeSet::from([(node, namespace)]);
+        }
+    }
+
+    /// A core takes over first what has given the least trouble.
+    pub fn failures(&self) -> u32 {
+        self.failures
     }
 
     /// Everything of a namespace was compared with an old owner, from the first token to the last, and nothing that it gave was refused.
@@ -206,7 +219,7 @@ mod tests {
         assert_eq!((take.stage(), take.is_open(), take.next(|_| true)), (Stage::Closed, false, None), "one, a stranger, another move");
         take.told(2, &marks(&[(1, 8, 6), (2, 3, 0)]));
         assert!(take.is_open());
-        assert_eq!((take.fence(1), take.marks(1), take.marks(2)), (version(9), (version(9), version(6)), (version(3), version(0))));
+        assert_eq!((take.marks(1), take.marks(2)), ((version(9), version(6)), (version(3), version(0))));
         assert_eq!((take.next(|_| true), take.next(|node| node == 2)), (Some((1, 1)), Some((2, 1))));
         take.joined(1, 1);
         take.joined(2, 1);
@@ -227,6 +240,21 @@ mod tests {
             take.joined(node, namespace);
         }
         assert_eq!(take.stage(), Stage::Joined);
+    }
+
+    #[test]
+    fn one_that_cannot_be_compared_with_holds_nobody_up() {
+        let mut take = TakeOver::new(OF, vec![1, 2, 3], true, None);
+        [1, 2, 3].into_iter().for_each(|node| take.told(node, &marks(&[(1, 0, 0)])));
+        for expected in [1, 2, 3, 1] {
+            let (node, namespace) = take.next(|_| true).unwrap();
+            assert_eq!(node, expected);
+            take.failed(node, namespace);
+        }
+        take.joined(2, 1);
+        assert_eq!(take.next(|_| true), Some((3, 1)), "it failed least lately");
+        take.joined(3, 1);
+        assert_eq!((take.stage(), take.failures()), (Stage::Joined, 4));
     }
 
     #[test]

@@ -119,6 +119,8 @@ pub enum Refused {
         id: u64,
     },
     NobodyLeft,
+    /// One owner would be left of several: it may lack what the others have, and nobody brings it.
+    OneLeft,
     TooManyNodes,
     Node {
         why: &'static str,
@@ -138,6 +140,9 @@ impl std::fmt::Display for Refused {
             Refused::WriterTaken { id, by } => write!(f, "the low 16 bits of node id {id} are those of node {by}; give it another id"),
             Refused::AddressTaken { address } => write!(f, "address {address} belongs to another node"),
             Refused::UnknownNode { id } => write!(f, "there is no node {id}"),
+            Refused::OneLeft => f.write_str(
+                "one node alone would be left with data that several hold, and it may lack some of it; replace the node instead",
+            ),
             Refused::NobodyLeft => f.write_str("no node would be left to hold the data"),
             Refused::TooManyNodes => write!(f, "a cluster has at most {NODES_MAX} nodes"),
             Refused::Node { why } => f.write_str(why),
@@ -330,6 +335,10 @@ impl Topology {
     /// Places anew, from `owners`, and marks what is then elsewhere as moving.
     fn move_towards(&mut self, owners: &[Owners]) -> Result<(), Refused> {
         let placed = place(&self.seats()?, owners);
+        let held = |list: &Owners| prefix(list, RF_MAX).len();
+        if placed.iter().zip(&self.owners).any(|(after, before)| held(after) == 1 && held(before) > 1) {
+            return Err(Refused::OneLeft);
+        }
         let moves = (0u32..).zip(placed).filter(|(vnode, list)| *list != self.owners[*vnode as usize]);
         self.pending = moves.collect();
         for (vnode, _) in &self.pending {

@@ -17,7 +17,7 @@ pub enum Words {
     /// What a change would move.
     Plan(Asked),
     Change(Asked),
-    /// Compare all replicas now.
+    /// Compare this node's replicas anew.
     Repair,
 }
 

@@ -68,6 +68,9 @@ pub(super) fn resolve(settings: &Settings, native: SocketAddr, admin: SocketAddr
     if rack.len() > RACK_BYTES_MAX {
         return Err(Refusal::config(format!("rack `{rack}` is longer than {RACK_BYTES_MAX} bytes")));
     }
+    if rack.contains(char::is_whitespace) {
+        return Err(Refusal::config(format!("rack `{rack}` has a space in its name")));
+    }
     let weight = settings.weight.unwrap_or(cores as u32);
     if weight == 0 || weight > WEIGHT_MAX {
         return Err(Refusal::config(format!("weight must lie between 1 and {WEIGHT_MAX}, and {weight} does not")));

@@ -277,8 +277,8 @@ enum Verb {
         #[command(flatten)]
         target: Target,
     },
-    /// Say something to the cluster, by any of its nodes: status, join ID, leave ID, replace DEAD NEW, weight ID N, cancel, repair; and
-    /// plan before one of these says what it would move
+    /// Say something to the cluster, by any of its nodes: status; join NEW, leave ID, replace DEAD NEW, weight ID N (NEW: an id or
+    /// HOST:PORT), and plan before one of these says what it would move; cancel what is moving; repair: this node compares anew
     Cluster {
         /// As in `status`, `plan leave 3`, `replace 2 5`
         #[arg(required = true)]

@@ -77,7 +77,7 @@ impl Source for RunSource {
             }
             self.current = None;
             let Some(input) = self.tables.pop_front() else { return Ok(false) };
-            self.current = Some((input.table.iter(&input.start, None), input.record));
+            self.current = Some((input.table.iter(&input.start, None).reading_ahead(), input.record));
         }
     }
     fn place(&self) -> &[u8] {

@@ -90,8 +90,13 @@ impl Engine {
     /// Whether a merge may drop what is held at a place, or has just decided to while the table still shows it: nothing that comes in may
     /// be judged by it, nor build on it.
     pub fn may_forget(&self, namespace: NamespaceId, vnode: u32, held: &Cell<'_>) -> bool {
-        let is_live = !matches!(held.body, Body::Tombstone | Body::Silent) && !held.is_expired(self.core.io.wall_ms());
-        !is_live && may_forget(held, self.marks(namespace, vnode).floor, self.core.remnant_floor(namespace, vnode))
+        if !self.core.has_floors.get() {
+            return false;
+        }
+        let has_deadline = held.expiry.deadline_ms != 0;
+        let is_expired = has_deadline && held.is_expired(self.core.io.wall_ms());
+        let is_dead = is_expired || matches!(held.body, Body::Tombstone | Body::Silent);
+        is_dead && may_forget(held, self.marks(namespace, vnode).floor, self.core.remnant_floor(namespace, vnode))
     }
 
     /// The highest fence of any vnode: above it nothing is refused.

@@ -22,8 +22,9 @@ use std::task::Poll;
 const READ_BYTES_MIN: u64 = 16 * 1024;
 /// The largest. From then on the next read is under way while this one's entries are taken.
 const READ_BYTES_MAX: u64 = 128 * 1024;
-/// Reads under way beyond the one whose entries are taken. It begins with one; each time that it had not ended when it was needed there is
-/// one more, so that the run that gives a merge most of its entries is read as fast as they are taken, and the others hold little memory.
+/// Reads under way beyond the one whose entries are taken, for those that read ahead. It begins with one; each time that it had not ended
+/// when it was needed there is one more, so that the run that gives a merge most of its entries is read as fast as they are taken, and the
+/// others hold little memory.
 const READS_AHEAD_MAX: usize = 6;
 /// Blocks that are known ahead for each read under way, at least.
 const BLOCKS_AHEAD: usize = 40;
@@ -51,6 +52,7 @@ pub struct TableIter {
     /// The reads after that, under way, and how many there should be.
     ahead: VecDeque<Read>,
     depth: usize,
+    depth_max: usize,
     /// The block it stands in.
     block: Option<BlockRef>,
     /// Its content, in the chunk; where it is packed there, it is in `unpacked`.
@@ -76,6 +78,7 @@ impl Table {
             chunk: None,
             ahead: VecDeque::new(),
             depth: 1,
+            depth_max: 1,
             block: None,
             content: 0..0,
             unpacked: Vec::new(),
@@ -96,6 +99,12 @@ impl Table {
 }
 
 impl TableIter {
+    /// For a reader that will read on to the end, and of which there are few: it may have more reads under way where it has to wait for
+    /// them.
+    pub fn reading_ahead(self) -> TableIter {
+        TableIter { depth_max: READS_AHEAD_MAX, ..self }
+    }
+
     /// The next place and cell, both encoded; None at the end.
     ///
     /// # Errors
@@ -243,7 +252,7 @@ impl TableIter {
         });
         let looked = begin(&mut read.reading).await;
         if was_ahead && looked.is_none() {
-            self.depth = (self.depth + 1).min(READS_AHEAD_MAX);
+            self.depth = (self.depth + 1).min(self.depth_max);
             self.fill_refs()?;
         }
         let mut end = self.ahead.back().map_or(read.end, |last| last.end);

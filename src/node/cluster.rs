@@ -62,7 +62,7 @@ impl Membership {
         let (identity, vnodes, founding) = match cluster.founders.is_empty() {
             true => join::settle(config, cluster, backend, &key, warn)?,
             false => {
-                let (identity, vnodes) = settle(config, cluster, backend)?;
+                let (identity, vnodes) = settle(config, cluster, &key, backend)?;
                 (identity, vnodes, founding_topology(config, cluster, identity, vnodes)?)
             }
         };
@@ -150,7 +150,7 @@ fn cluster_id(cluster: &ClusterConfig, vnodes: u32, cores: u16) -> u64 {
 }
 
 /// Who this node is, and the number of vnodes.
-fn settle(config: &Config, cluster: &ClusterConfig, backend: Backend) -> Result<(Identity, u32), Failure> {
+fn settle(config: &Config, cluster: &ClusterConfig, key: &Key, backend: Backend) -> Result<(Identity, u32), Failure> {
     let path = config.data.join("LAYOUT");
     let damaged = |why: String| Failure::new(exit::DATA_DAMAGED, format!("{}: {why}", path.display()));
     match host::read(&path) {
@@ -169,6 +169,7 @@ fn settle(config: &Config, cluster: &ClusterConfig, backend: Backend) -> Result<
             // Founders say their ids.
             let node = cluster.node_id.unwrap_or(1);
             let identity = Identity { cluster: cluster_id(cluster, vnodes, config.cores.len() as u16), node };
+            join::is_founded(cluster, identity, key, backend)?;
             make_folder(config, identity, vnodes, backend)?;
             Ok((identity, vnodes))
         }

@@ -2,12 +2,16 @@
 //! changes to one that is, since its own word would reach nobody.
 
 use super::cluster::Cluster;
+use super::mailbox::Mail;
+use super::moves::is_under_way;
 use super::peers::At;
 use super::{Shard, Ticket};
-use crate::cluster::topology::{NodeSpec, Proposal};
+use crate::base::time::Mono;
+use crate::cluster::takeover::Move;
+use crate::cluster::topology::{Change, NodeSpec, Proposal, Topology};
 use crate::cluster::topology_codec;
 use crate::cluster::words::{self, Asked, Candidate, Words};
-use crate::io::Class;
+use crate::io::{Class, SocketAddr};
 use crate::limits::{RF_DEFAULT, WORDS_BYTES_MAX};
 use crate::wire::command::{ErrorCode, Reply};
 use crate::wire::peer::Refusal;
@@ -23,11 +27,11 @@ const ASK_IN_EVERY: Duration = Duration::from_millis(500);
 
 impl Shard {
     /// Answers a client's words.
-    pub(super) async fn answer_words(self: &Rc<Shard>, ticket: &Ticket, words: &str) {
+    pub(super) async fn answer_words(self: &Rc<Shard>, ticket: &Ticket, words: &str, deadline: Mono) {
         let Some(cluster) = self.cluster.clone() else {
             return self.fail(ticket, ErrorCode::Failed, "this node is in no cluster");
         };
-        match self.say_words(&cluster, words).await {
+        match self.say_words(&cluster, words, deadline).await {
             Ok(text) => self.answer(ticket, &Reply::Text(&text)),
             Err(why) => self.fail(ticket, ErrorCode::Failed, &why),
         }
@@ -43,7 +47,7 @@ impl Shard {
         }
         let (shard, cluster) = (self.clone(), cluster.clone());
         drop(self.io.spawn(Class::Foreground, async move {
-            let mut said = shard.say_words(&cluster, &words).await;
+            let mut said = shard.say_words(&cluster, &words, shard.io.now().plus(HANDED_MAX)).await;
             let (Ok(text) | Err(text)) = &mut said;
             while text.len() > WORDS_BYTES_MAX {
                 text.pop();
@@ -54,7 +58,7 @@ impl Shard {
         }));
     }
 
-    async fn say_words(self: &Rc<Shard>, cluster: &Rc<Cluster>, text: &str) -> Result<String, String> {
+    async fn say_words(self: &Rc<Shard>, cluster: &Rc<Cluster>, text: &str, deadline: Mono) -> Result<String, String> {
         let topology = cluster.topology();
         match words::parse(text)? {
             Words::Status => Ok(words::status(&topology, RF_DEFAULT, cluster.me, |node| cluster.is_alive(node))),
@@ -67,23 +71,30 @@ impl Shard {
                 }))
             }
             Words::Repair => {
-                cluster.repair.forgive();
+                self.compare_anew(cluster);
+                let others = (0..self.mailbox.cores()).filter(|&core| core != usize::from(self.core()));
+                let others = others.filter(|&core| self.mailbox.has_room_for_connections(core));
+                others.for_each(|core| self.mailbox.send(core, Mail::CompareAnew));
                 Ok(format!(
-                    "comparisons are always on; {} places differed when pairs were compared last",
+                    "this node's comparisons, which are always on, begin anew with everybody; {} places differed when pairs were compared \
+                     last",
                     self.node.figure("repair_differing")
                 ))
             }
             Words::Plan(asked) => {
-                let change = asked.change(|candidate| cluster.candidate(candidate))?;
+                let change = cluster.change(asked)?;
                 let proposal = Proposal { cluster: topology.cluster(), vnodes: topology.vnodes(), epoch: topology.epoch(), change };
                 let plan = topology.plan(&proposal, RF_DEFAULT).map_err(|refused| refused.to_string())?;
                 Ok(words::plan(&plan))
             }
-            Words::Change(_) if topology.index_of(cluster.me).is_none() => self.hand_on(cluster, text).await,
+            Words::Change(_) if topology.index_of(cluster.me).is_none() => self.hand_on(cluster, text, deadline).await,
             Words::Change(asked) => {
                 let is_cancel = asked == Asked::Cancel;
-                let change = asked.change(|candidate| cluster.candidate(candidate))?;
-                let after = self.propose(cluster, change).await?;
+                let change = cluster.change(asked)?;
+                // Nothing else is cancelled than what was under way when it was asked for.
+                let meant: Vec<Move> = topology.moving().map(|vnode| Move { vnode, since: topology.epoch_of(vnode) }).collect();
+                let is_meant = |ours: &Topology| !is_cancel || meant.iter().any(|of| is_under_way(ours, of)) || meant.is_empty();
+                let after = self.propose(cluster, |ours| is_meant(ours).then(|| change.clone()), deadline).await?;
                 let moving = after.moving().len();
                 Ok(match moving {
                     _ if is_cancel => format!("epoch {}: what has not moved stays where it is", after.epoch()),
@@ -99,7 +110,7 @@ impl Shard {
         while !self.io.is_shutting_down() && !self.is_closing() && cluster.topology().index_of(cluster.me).is_none() {
             // Gossip knows the ports that were bound.
             if let Some(spec) = cluster.known_specs().into_iter().find(|spec| spec.id == cluster.me) {
-                match self.hand_on(cluster, &words::join_words(&spec)).await {
+                match self.hand_on(cluster, &words::join_words(&spec), self.io.now().plus(HANDED_MAX)).await {
                     Ok(said) => self.node.warn(&format!("this node joins the cluster: {said}")),
                     Err(why) => self.notice(0, "not let in", || format!("this node is not let into the cluster yet: {why}")),
                 }
@@ -108,9 +119,14 @@ impl Shard {
         }
     }
 
+    /// What other nodes refused they may take now, and all pairs are compared again.
+    pub(super) fn compare_anew(&self, cluster: &Cluster) {
+        cluster.repair.forgive();
+    }
+
     /// Has a member carry words out.
-    pub(super) async fn hand_on(self: &Rc<Shard>, cluster: &Rc<Cluster>, words: &str) -> Result<String, String> {
-        let deadline = self.io.now().plus(HANDED_MAX);
+    async fn hand_on(self: &Rc<Shard>, cluster: &Rc<Cluster>, words: &str, deadline: Mono) -> Result<String, String> {
+        let deadline = deadline.min(self.io.now().plus(HANDED_MAX));
         let Some(node) = self.any_other(cluster) else { return Err("no member of the cluster can be reached".to_owned()) };
         let question = MoveMessage::Words(words.to_owned());
         match cluster.requests.ask_move(self, cluster, At { node, core: 0 }, &question, deadline).await {
@@ -121,6 +137,17 @@ impl Shard {
 }
 
 impl Cluster {
+    /// The change that is asked for. Everybody will try to reach a new node where it is said to be, so that has to be an address.
+    fn change(&self, asked: Asked) -> Result<Change, String> {
+        let change = asked.change(|candidate| self.candidate(candidate))?;
+        if let Change::Join(spec) | Change::Replace { new: spec, .. } = &change
+            && let Some(bad) = [&spec.native, &spec.gossip].into_iter().find(|address| address.parse::<SocketAddr>().is_err())
+        {
+            return Err(format!("`{bad}` is no address of a machine and a port"));
+        }
+        Ok(change)
+    }
+
     /// A node that gossip knows and the topology does not.
     fn candidate(&self, candidate: &Candidate) -> Option<NodeSpec> {
         self.known_specs().into_iter().find(|spec| match candidate {

@@ -141,18 +141,18 @@ fn plain_write(shard: &Shard, ticket: &Ticket, request: &Request<'_>, token: Tok
     if !shard.may_write(bytes) {
         return Step::WaitTurn { bytes };
     }
-    write_blindly(shard, ticket, request, token);
+    write_blindly(shard, ticket, request, token, shard.deadline(request.deadline_ms));
     Step::Done
 }
 
 /// A put or a delete that needs no look at what is there, and whose turn has come.
-pub fn write_blindly(shard: &Shard, ticket: &Ticket, request: &Request<'_>, token: Token) {
+pub fn write_blindly(shard: &Shard, ticket: &Ticket, request: &Request<'_>, token: Token, deadline: Mono) {
     let (key, options) = match &request.command {
         Command::Put(put) => (put.key, put.write),
         Command::Delete(delete) => (delete.key, delete.write),
         _ => unreachable!("the writes of one key"),
     };
-    let Some(write) = Write::begin(shard, ticket, request, options.version) else { return };
+    let Some(write) = Write::begin(shard, ticket, request, options.version, deadline) else { return };
     let key = KeyRef { namespace: request.namespace, token, key };
     match &request.command {
         Command::Put(put) => write.put(key, put),
@@ -166,7 +166,7 @@ fn multi_put(shard: &Shard, ticket: &Ticket, request: &Request<'_>, put: &MultiP
     if put.write.announce || (!shard.locks.is_empty() && put.items.iter().any(|item| held(item.key))) || !shard.may_write(bytes()) {
         return Step::Wait;
     }
-    if let Some(write) = Write::begin(shard, ticket, request, put.write.version) {
+    if let Some(write) = Write::begin(shard, ticket, request, put.write.version, shard.deadline(request.deadline_ms)) {
         write.multi_put(put);
     }
     Step::Done
@@ -195,7 +195,8 @@ pub struct Write<'a> {
 
 impl<'a> Write<'a> {
     /// Stamps a write, or takes the version of an earlier try. None: it was refused, and answered.
-    pub fn begin(shard: &'a Shard, ticket: &'a Ticket, request: &Request<'_>, again: Option<Version>) -> Option<Write<'a>> {
+    /// It is answered by `deadline`.
+    pub fn begin(shard: &'a Shard, ticket: &'a Ticket, request: &Request<'_>, again: Option<Version>, deadline: Mono) -> Option<Write<'a>> {
         let Some(namespace) = shard.namespace(request.namespace) else {
             shard.fail(ticket, ErrorCode::NoSuchNamespace, "no namespace of that number");
             return None;
@@ -214,7 +215,7 @@ impl<'a> Write<'a> {
                 version
             }
         };
-        Some(Write { shard, ticket, namespace, deadline: shard.deadline(request.deadline_ms), version })
+        Some(Write { shard, ticket, namespace, deadline, version })
     }
 
     fn batch(&self) -> Batch {

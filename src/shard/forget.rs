@@ -24,6 +24,7 @@ use crate::cluster::forget::{
 };
 use crate::cluster::merkle::Digest;
 use crate::cluster::repair::{Effect, Scope};
+use crate::cluster::repair_plan::Pair as Compared;
 use crate::cluster::replica::Held;
 use crate::engine::Engine;
 use crate::io::Class;
@@ -38,6 +39,8 @@ use std::time::Duration;
 
 /// A vnode whose session came to nothing is due again after this part of the lag.
 const AGAIN_PART: u64 = 8;
+/// And after so long at most, if it had begun.
+const AGAIN_FENCED_MS_MAX: u64 = 2_000;
 /// What a session's comparisons may send before they are slowed to the pace of repair: all, where replicas hold the same.
 const BURST_BYTES: usize = 256 * 1024;
 
@@ -154,17 +157,18 @@ impl Forgetting {
         *self.due.borrow_mut() = led.map(|(pair, _)| (*pair, before.get(pair).copied().unwrap_or_default())).collect();
     }
 
-    /// Marks of a vnode are durable that were not set in a session: those of its old owners (M2).
-    pub fn inherited(&self, namespace: NamespaceId, vnode: u32, fence: Version) {
+    /// Marks of a vnode are about to be durable that were not set in a session: those of its old owners (M2).
+    pub fn inherit(&self, namespace: NamespaceId, vnode: u32, fence: Version) {
         self.followers.borrow_mut().remove(&(namespace, vnode));
         self.highest.set(self.highest.get().max(fence));
     }
 
-    /// What is in force, which may not be durable yet.
+    /// What is in force: it may not be durable yet, and what is durable may not have been told to the follower yet.
     fn marks(&self, engine: &Engine, pair: Pair) -> (Marks, Option<SessionId>) {
+        let durable = super::antientropy::marks(engine, pair.0, pair.1);
         match self.followers.borrow().get(&pair) {
-            Some(follower) => (follower.marks(), follower.session()),
-            None => (super::antientropy::marks(engine, pair.0, pair.1), None),
+            Some(follower) => (durable.inherit([follower.marks()], None), follower.session()),
+            None => (durable, None),
         }
     }
 
@@ -173,20 +177,22 @@ impl Forgetting {
         super::antientropy::marks(engine, namespace, vnode).absent(self.planted)
     }
 
-    /// Of a cell that a coordinator sends; `held`: what is known of its place, all of it where `is_all`.
+    /// Of a cell that a coordinator sends; `held`: what is known of its place, all of it where `is_all`. `told`: what the old owners of a
+    /// vnode that is being taken over have told, whose own marks are not here yet.
     pub fn verdict<'c>(
         &self,
         engine: &Engine,
         pair: Pair,
-        road: peer::Road,
-        cell: &Record<'c>,
+        told: Marks,
+        (road, cell): (peer::Road, &Record<'c>),
         held: Option<Held>,
         is_all: bool,
     ) -> Verdict<'c> {
-        if oldest_of(cell) > self.highest.get() {
+        if oldest_of(cell) > self.highest.get().max(told.fence) {
             return Verdict::Take(*cell);
         }
         let (marks, session) = self.marks(engine, pair);
+        let marks = marks.inherit([told], None);
         let held = held.map(|held| Digest { value: held.version, is_gone: held.is_gone, expiry: held.expiry }).unwrap_or_default();
         let admitted = admits_cell(parts(cell), road.into(), marks, session, held, self.planted);
         match (is_all, admitted) {
@@ -198,8 +204,19 @@ impl Forgetting {
     }
 
     /// Of a copy in a comparison, within a session or without.
-    pub fn admit_copy(&self, engine: &Engine, scope: &Scope, session: Option<Session>, cell: Digest, held: Digest) -> (Admit, Admit) {
-        let (marks, current) = self.marks(engine, (scope.namespace, scope.vnode));
+    /// `is_taken_over`: the vnode is, and what its old owners hold is to be held here, too, whatever fence an earlier try has left.
+    pub fn admit_copy(
+        &self,
+        engine: &Engine,
+        scope: &Scope,
+        session: Option<Session>,
+        is_taken_over: bool,
+        (cell, held): (Digest, Digest),
+    ) -> (Admit, Admit) {
+        let (mut marks, current) = self.marks(engine, (scope.namespace, scope.vnode));
+        if is_taken_over {
+            marks.fence = marks.floor;
+        }
         let road = match session {
             Some(session) => Road::Repair(session.id),
             // Nobody keeps the copies of sessions apart from others.
@@ -235,7 +252,9 @@ impl Forgetting {
         self.last.set(Some(pair));
         let again_ms = match is_done {
             Some(true) => self.times.lag_ms,
-            _ => (self.times.lag_ms / AGAIN_PART).max(1),
+            // Its fence stands, and nothing but a session brings what lies below it.
+            Some(false) => (self.times.lag_ms / AGAIN_PART).clamp(1, AGAIN_FENCED_MS_MAX),
+            None => (self.times.lag_ms / AGAIN_PART).max(1),
         };
         match is_done {
             Some(true) => add_one(&self.done),
@@ -291,11 +310,28 @@ async fn lead(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
         }
         let Some(pair) = forget.next(shard.io.now()) else { continue };
         let is_done = match Sitting::begin(shard, cluster, pair) {
-            Some(sitting) => Some(sitting.run().await),
+            Some(_) if !is_compared(shard, cluster, pair).await => None,
+            // Meanwhile a replica may have gone.
+            Some(_) => match Sitting::begin(shard, cluster, pair) {
+                Some(sitting) => Some(sitting.run().await),
+                None => None,
+            },
             None => None,
         };
         forget.ended(shard.io.now(), pair, is_done);
     }
+}
+
+/// Compares a vnode with every other replica, to the end: a node that was away lacks what it missed, and from the fence on only the session
+/// could bring it. False: with one it was cut off.
+async fn is_compared(shard: &Rc<Shard>, cluster: &Rc<Cluster>, (namespace, vnode): Pair) -> bool {
+    for peer in cluster.party(namespace, vnode).into_iter().filter(|peer| *peer != cluster.me) {
+        let Some(comparison) = Comparison::new(shard, cluster, Compared { namespace, vnode, peer }) else { return false };
+        if comparison.run(None).await.is_err() {
+            return false;
+        }
+    }
+    true
 }
 
 fn is_floor(effect: &LeaderEffect) -> bool {

@@ -41,6 +41,8 @@ pub enum Mail {
     Topology(Arc<Topology>),
     /// The namespaces as they are now.
     Namespaces(Arc<NamespaceTable>),
+    /// An operator wants replicas compared anew.
+    CompareAnew,
     /// The data folder is open: open your part of it.
     Open(Arc<NodeStore>),
     /// The sender has read its share of the old cores' logs; from core 0: all have.

@@ -13,6 +13,7 @@ use super::{Shard, Ticket};
 use crate::base::record::{NamespaceId, Version, core_of};
 use crate::base::time::Mono;
 use crate::cluster::decide::{self, Acceptor, Answer, Ask, Effect, Outcome, Proposer, Register, Step};
+use crate::cluster::forget::Marks;
 use crate::cluster::repair_plan::Pair;
 use crate::cluster::takeover::{self, MarksOf, Move, Stage, TakeOver, ready, steward, takers};
 use crate::cluster::topology::{Change, Proposal, Topology};
@@ -70,15 +71,23 @@ impl Moves {
         takes.is_empty() || takes.get(&vnode).is_none_or(TakeOver::is_open)
     }
 
-    /// Whether a cell may be stored, as far as the vnode's move is concerned.
-    pub fn may_store(&self, epoch: u64, vnode: u32, namespace: NamespaceId, newest: Version) -> Result<(), Refusal> {
+    /// What the old owners of a vnode that is being taken over have told of a namespace: what a coordinator sends is judged by it. A
+    /// majority of them has; before that nothing is taken, and this is an error.
+    pub fn told(&self, epoch: u64, vnode: u32, namespace: NamespaceId) -> Result<Marks, Refusal> {
         let takes = self.takes.borrow();
         match takes.get(&vnode) {
-            None => Ok(()),
+            None => Ok(Marks::default()),
             Some(take) if !take.is_open() => Err(Refusal::Behind { epoch }),
-            Some(take) if newest <= take.fence(namespace) => Err(Refusal::Fenced),
-            Some(_) => Ok(()),
+            Some(take) => {
+                let (fence, floor) = take.marks(namespace);
+                Ok(Marks { fence, floor })
+            }
         }
+    }
+
+    /// The vnode is being taken over, and not all is here yet.
+    pub fn is_joining(&self, vnode: u32) -> bool {
+        self.takes.borrow().get(&vnode).is_some_and(|take| take.stage() < Stage::Joined)
     }
 
     /// Vnodes that this core has yet to take over, and those that it has and that have yet to flip.
@@ -170,6 +179,13 @@ async fn make_void(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
     if cluster.moves.to_tidy.get() && cluster.topology().moving().len() == 0 {
         cluster.moves.to_tidy.set(false);
         let topology = cluster.topology();
+        // Tables alone tell which vnodes there are. Where all vnodes are the node's own there is nothing to look for.
+        if (0..topology.vnodes()).all(|vnode| owns(&topology, vnode, cluster.me)) {
+            return;
+        }
+        if shard.engine.flush().await.is_err() {
+            return cluster.moves.to_tidy.set(true);
+        }
         let strangers: BTreeSet<u32> = shard.engine.vnodes_with_data().into_iter().map(|(_, vnode)| vnode).collect();
         let is_ours = |vnode: &u32| owns(&topology, *vnode, cluster.me);
         let strangers: Vec<u32> = strangers.into_iter().filter(|vnode| !is_ours(vnode)).collect();
@@ -226,7 +242,9 @@ async fn join_some(shard: &Rc<Shard>, cluster: &Rc<Cluster>) -> bool {
     let due: Vec<(Move, u64, NamespaceId)> = {
         let takes = cluster.moves.takes.borrow();
         let next = |take: &TakeOver| take.next(|node| cluster.is_alive(node)).map(|(node, namespace)| (take.of(), node, namespace));
-        takes.values().filter_map(next).take(AT_ONCE).collect()
+        let mut takes: Vec<&TakeOver> = takes.values().collect();
+        takes.sort_by_key(|take| take.failures());
+        takes.into_iter().filter_map(next).take(AT_ONCE).collect()
     };
     let begin = |(of, node, namespace)| {
         let (shard, cluster) = (shard.clone(), cluster.clone());
@@ -243,14 +261,12 @@ async fn join_some(shard: &Rc<Shard>, cluster: &Rc<Cluster>) -> bool {
 /// False: it was cut off, or something that the old owner gave was refused.
 async fn join(shard: &Rc<Shard>, cluster: &Rc<Cluster>, of: Move, peer: u64, namespace: NamespaceId) -> bool {
     let pair = Pair { namespace, vnode: of.vnode, peer };
-    let Some(mut comparison) = Comparison::new(shard, cluster, pair).filter(|comparison| comparison.scope.epoch == of.since) else {
-        return false;
-    };
-    comparison.bytes_a_second = MOVE_BYTES_A_SECOND;
-    let whole = comparison.run(None).await.is_ok() && comparison.refused.get() == 0;
-    if whole {
-        cluster.moves.with(of, |take| take.joined(peer, namespace));
+    let mut whole = false;
+    if let Some(mut comparison) = Comparison::new(shard, cluster, pair).filter(|comparison| comparison.scope.epoch == of.since) {
+        comparison.bytes_a_second = MOVE_BYTES_A_SECOND;
+        whole = comparison.run(None).await.is_ok() && comparison.refused.get() == 0;
     }
+    cluster.moves.with(of, |take| if whole { take.joined(peer, namespace) } else { take.failed(peer, namespace) });
     whole
 }
 
@@ -262,8 +278,8 @@ async fn inherit_marks(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
         let told: Vec<(NamespaceId, (Version, Version))> = told.unwrap_or_default();
         let mut is_durable = true;
         for (namespace, (fence, floor)) in told.into_iter().filter(|(_, (fence, _))| *fence > Version::ZERO) {
+            cluster.forget.inherit(namespace, of.vnode, fence);
             is_durable &= shard.engine.inherit_marks(namespace, of.vnode, VnodeMarks { fence, floor }).await.is_ok();
-            cluster.forget.inherited(namespace, of.vnode, fence);
             cluster.repair.trees.mark_all(namespace, of.vnode);
         }
         if is_durable {
@@ -287,10 +303,19 @@ async fn keep_flipping(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
         if vnodes.is_empty() || waits {
             continue;
         }
-        // Where another was faster, the next look sees what there is to do.
-        let _ = shard.propose(cluster, Change::MoveDone { vnodes }).await;
+        let moves: Vec<Move> = vnodes.into_iter().map(|vnode| Move { vnode, since: topology.epoch_of(vnode) }).collect();
+        // What was taken over was so in that move: by the time that the change is decided a vnode may be in another, which nobody has
+        // taken over. Where another node was faster, the next look sees what there is to do.
+        let still = |ours: &Topology| -> Vec<u32> { moves.iter().filter(|of| is_under_way(ours, of)).map(|of| of.vnode).collect() };
+        let done = |ours: &Topology| Some(Change::MoveDone { vnodes: still(ours) }).filter(|_| !still(ours).is_empty());
+        let _ = shard.propose(cluster, done, shard.io.now().plus(DECIDE_MAX)).await;
         flipped = shard.io.now();
     }
+}
+
+/// This very move of the vnode has not ended.
+pub(super) fn is_under_way(topology: &Topology, of: &Move) -> bool {
+    topology.epoch_of(of.vnode) == of.since && topology.moving().any(|vnode| vnode == of.vnode)
 }
 
 /// What each node has taken over, by its own word.
@@ -404,15 +429,22 @@ impl Shard {
         }
     }
 
-    /// Core 0: has a change decided, and tells everybody. Where another change came first, this one is made for what it left, if it can be.
+    /// Core 0: has a change decided, and tells everybody. Where another change came first, this one is made for what it left: `change` says
+    /// what it is for a topology, none where there is nothing left to change.
     ///
     /// # Errors
     /// A sentence.
-    pub(super) async fn propose(self: &Rc<Shard>, cluster: &Rc<Cluster>, change: Change) -> Result<Arc<Topology>, String> {
-        let deadline = self.io.now().plus(DECIDE_MAX);
+    pub(super) async fn propose(
+        self: &Rc<Shard>,
+        cluster: &Rc<Cluster>,
+        change: impl Fn(&Topology) -> Option<Change>,
+        deadline: Mono,
+    ) -> Result<Arc<Topology>, String> {
+        let deadline = deadline.min(self.io.now().plus(DECIDE_MAX));
         loop {
             let ours = cluster.topology();
-            let proposal = Proposal { cluster: ours.cluster(), vnodes: ours.vnodes(), epoch: ours.epoch(), change: change.clone() };
+            let Some(change) = change(&ours) else { return Ok(ours) };
+            let proposal = Proposal { cluster: ours.cluster(), vnodes: ours.vnodes(), epoch: ours.epoch(), change };
             let next = ours.apply(&proposal).map_err(|refused| refused.to_string())?;
             let mut bytes = Vec::new();
             topology_codec::encode(&next, &mut bytes);

@@ -29,6 +29,10 @@ const TURN: Duration = Duration::from_millis(1);
 const SAVED: Duration = Duration::from_millis(4);
 /// Bytes a second that are let in from the line where the engine takes all: what has gathered there is not to come in one burst.
 const RATE_MAX: f64 = 256e6;
+/// The whole line is looked through for passed deadlines no more often.
+const LATE_EVERY: Duration = Duration::from_millis(50);
+/// Writes that are let in without a pause for others.
+const AT_ONCE: usize = 256;
 /// What a cell takes beside its key and value, about.
 const CELL_BYTES: usize = 64;
 
@@ -37,8 +41,9 @@ const CELL_BYTES: usize = 64;
 pub struct Pace {
     bucket: Cell<Bucket>,
     line: RefCell<VecDeque<Waits>>,
-    /// No request in the line has an earlier deadline; `look_late` finds out whether one has it still.
+    /// No request in the line has an earlier deadline; `look_late` finds out whether one has it still, and when it did so last.
     earliest: Cell<Mono>,
+    looked_late: Cell<Mono>,
     /// Somebody has joined the line.
     joined: Signal,
     waited: Cell<u64>,
@@ -62,6 +67,8 @@ enum Waits {
     /// A task that waits for it.
     Task(Rc<Place>),
     Write(Later),
+    /// Nobody any more.
+    Gone,
 }
 
 /// A write that waits for nothing but its turn, to be carried out in memory.
@@ -75,7 +82,7 @@ pub struct Later {
     /// As `cost` says.
     pub bytes: usize,
     pub kept: Option<Kept>,
-    /// Writes of one key keep their order.
+    /// Nothing that waits for the key's lock comes before it.
     pub guard: KeyGuard,
 }
 
@@ -156,49 +163,59 @@ impl Pace {
         self.push(Waits::Write(later));
     }
 
-    /// Lets in those whose turn has come; `carry_out` gets what waited in the line itself.
-    fn let_in(&self, carry_out: &mut impl FnMut(Later)) {
-        while let Some(first) = self.first() {
-            match first {
-                Waits::Task(place) => {
+    /// Lets in some of those whose turn has come; `carry_out` gets what waited in the line itself. False: there is nobody more.
+    fn let_in(&self, carry_out: &mut impl FnMut(Later)) -> bool {
+        for _ in 0..AT_ONCE {
+            match self.first() {
+                None => return false,
+                Some(Waits::Task(place)) => {
                     place.is_let_in.set(true);
                     place.waker.take().into_iter().for_each(Waker::wake);
                 }
-                Waits::Write(later) => carry_out(later),
+                Some(Waits::Write(later)) => carry_out(later),
+                Some(Waits::Gone) => {}
             }
         }
+        true
     }
 
     /// Takes the first out of the line, where there is credit for it.
     fn first(&self) -> Option<Waits> {
         let mut line = self.line.borrow_mut();
+        let now = self.bucket.get().looked;
         let bytes = match line.front()? {
             Waits::Task(place) if place.is_gone.get() => return line.pop_front(),
             Waits::Task(place) => place.bytes,
+            Waits::Write(later) if later.deadline <= now => return line.pop_front(),
             Waits::Write(later) => later.bytes,
+            Waits::Gone => return line.pop_front(),
         };
         if self.take(bytes) { line.pop_front() } else { None }
     }
 
-    /// Takes those out of the line whose deadline has passed. The line is gone through only once the earliest one has.
-    fn look_late(&self, now: Mono, carry_out: &mut impl FnMut(Later)) {
-        if now < self.earliest.get() {
-            return;
+    /// Takes those out of the line whose deadline has passed, some at a time; false: there may be more. The whole line is gone through only
+    /// once the earliest deadline has passed, and once in a while; who is first leaves it at once in any case.
+    fn look_late(&self, now: Mono, carry_out: &mut impl FnMut(Later)) -> bool {
+        if now < self.earliest.get() || now.since(self.looked_late.get()) < LATE_EVERY && self.looked_late.get() != Mono::default() {
+            return true;
         }
-        let late: Vec<Later> = {
-            let mut line = self.line.borrow_mut();
-            let mut late = Vec::new();
-            for waits in std::mem::take(&mut *line) {
-                match waits {
-                    Waits::Write(later) if later.deadline <= now => late.push(later),
-                    other => line.push_back(other),
-                }
+        let (mut late, mut earliest, mut all) = (Vec::new(), Mono(u64::MAX), true);
+        self.line.borrow_mut().retain_mut(|waits| {
+            let Waits::Write(later) = waits else { return true };
+            if later.deadline > now || late.len() == AT_ONCE {
+                all &= later.deadline > now;
+                earliest = earliest.min(later.deadline);
+                return true;
             }
-            let deadlines = line.iter().filter_map(|waits| if let Waits::Write(later) = waits { Some(later.deadline) } else { None });
-            self.earliest.set(deadlines.min().unwrap_or(Mono(u64::MAX)));
-            late
-        };
+            if let Waits::Write(later) = std::mem::replace(waits, Waits::Gone) {
+                late.push(later);
+            }
+            false
+        });
+        self.earliest.set(earliest);
+        self.looked_late.set(if all { now } else { Mono::default() });
         late.into_iter().for_each(carry_out);
+        all
     }
 
     /// Lets those who wait in, at the engine's pace, until it is `over`; then all that still wait. `carry_out` gets a write in its turn, or
@@ -210,13 +227,18 @@ impl Pace {
             let rate = engine.write_rate().unwrap_or(RATE_MAX).min(RATE_MAX);
             if !self.is_over.get() {
                 self.refill(now, Some(rate), engine.is_behind());
-                self.look_late(now, &mut carry_out);
-                self.let_in(&mut carry_out);
+                while !self.look_late(now, &mut carry_out) | self.let_in(&mut carry_out) {
+                    turn_is_over();
+                    io.yield_now().await;
+                }
                 turn_is_over();
                 io.sleep(TURN).await;
             }
         }
-        self.let_in(&mut carry_out);
+        while self.let_in(&mut carry_out) {
+            turn_is_over();
+            io.yield_now().await;
+        }
         turn_is_over();
     }
 
@@ -326,14 +348,29 @@ mod tests {
         let given = |ms: u64| {
             let mut given = Vec::new();
             pace.refill(at(ms), Some(1e6), false);
-            pace.look_late(at(ms), &mut |later| given.push(later.token));
-            pace.let_in(&mut |later| given.push(later.token));
+            assert!(pace.look_late(at(ms), &mut |later| given.push(later.token)), "few");
+            assert!(!pace.let_in(&mut |later| given.push(later.token)), "nobody more");
             given
         };
         assert_eq!(given(1), [1]);
         assert!(!locks.is_held(1) && locks.is_held(2), "a write in the line holds its key");
         assert_eq!(given(21), [3, 2, 4], "one whose deadline has passed first, then the others in their order");
         assert!(turn.place.is_let_in.get() && locks.is_empty());
+        // Of many whose deadlines pass only some are told at once, and the line is not gone through each time.
+        pace.refill(at(100), Some(1.0), false);
+        pace.bucket.set(Bucket { credit: -1.0, ..pace.bucket.get() });
+        let count = 3 * AT_ONCE as u64;
+        pace.defer(later(9_999, at(900_000)));
+        (0..count).for_each(|token| pace.defer(later(token, at(200 + token / 4))));
+        let told = |ms| {
+            let mut told = 0;
+            (pace.look_late(at(ms), &mut |_| told += 1), told)
+        };
+        assert_eq!((told(199), told(200)), ((true, 0), (true, 4)));
+        assert_eq!((told(201), told(249)), ((true, 0), (true, 0)), "not yet again");
+        assert_eq!(told(250), (true, 4 * 50));
+        assert_eq!((told(900), told(900)), ((false, AT_ONCE), (false, AT_ONCE)));
+        assert_eq!(told(900), (true, count as usize - 4 - 200 - 2 * AT_ONCE));
     }
 
     #[test]

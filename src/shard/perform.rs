@@ -145,7 +145,7 @@ impl Task<'_> {
             Command::NamespaceChange(change) => self.change_namespace(change).await,
             Command::Snapshot { name } => self.snapshot(name).await,
             Command::Cluster { words } => {
-                self.shard.answer_words(self.ticket, words).await;
+                self.shard.answer_words(self.ticket, words, self.deadline).await;
                 Ok(())
             }
             Command::Hello(_) | Command::Ping | Command::Info | Command::NamespaceList | Command::NamespaceDetails => {
@@ -204,7 +204,7 @@ impl Task<'_> {
         self.shard.answer_when(self.ticket, shown_after(self.durability(), settled), self.deadline, reply, None);
     }
 
-    /// Waits until flushes and merges keep up with another write. The key stays locked meanwhile, so writes of one key keep their order.
+    /// Waits until flushes and merges keep up with another write. The key stays locked meanwhile.
     async fn turn_comes(&self) {
         if let Some(turn) = &self.turn {
             let _ = within(&self.shard.io, self.deadline, turn.come()).await;
@@ -394,7 +394,7 @@ impl Task<'_> {
                 return Ok(());
             }
         }
-        let Some(write) = Write::begin(shard, self.ticket, self.request, options.version) else { return Ok(()) };
+        let Some(write) = Write::begin(shard, self.ticket, self.request, options.version, self.deadline) else { return Ok(()) };
         self.tell_version(&write, options).await?;
         store(&write, key);
         Ok(())
@@ -438,7 +438,7 @@ impl Task<'_> {
         if self.too_late() {
             return Ok(());
         }
-        if let Some(write) = Write::begin(shard, self.ticket, self.request, put.write.version) {
+        if let Some(write) = Write::begin(shard, self.ticket, self.request, put.write.version, self.deadline) {
             self.tell_version(&write, put.write).await?;
             write.multi_put(put);
         }
@@ -471,7 +471,7 @@ impl Task<'_> {
             self.show(found.settled, &Reply::Absent);
             return Ok(());
         }
-        let Some(write) = Write::begin(shard, self.ticket, self.request, options.version) else { return Ok(()) };
+        let Some(write) = Write::begin(shard, self.ticket, self.request, options.version, self.deadline) else { return Ok(()) };
         self.tell_version(&write, options).await?;
         let deadline_ms = if ttl_ms == 0 { 0 } else { write.deadline_ms(ttl_ms) };
         write.expire(key, deadline_ms);

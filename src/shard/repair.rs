@@ -73,6 +73,11 @@ impl Repair {
         }
     }
 
+    /// Room for cells of another node while they wait to be stored; none: not now.
+    pub fn room_for(&self, bytes: usize) -> Option<Lease> {
+        self.taken.try_take(bytes)
+    }
+
     /// A link to the node came up.
     pub fn is_back(&self, node: u64) {
         self.plan.borrow_mut().is_back(node);
@@ -313,7 +318,7 @@ impl Shard {
             if has_moved || self.engine.with_clock(is_ahead) {
                 return (Admit::RefuseFenced, Admit::RefuseFenced);
             }
-            cluster.forget.admit_copy(&self.engine, scope, session, cell, held)
+            cluster.forget.admit_copy(&self.engine, scope, session, cluster.moves.is_joining(scope.vnode), (cell, held))
         };
         let refused = store(&self.engine, &cluster.repair.trees, scope, copies, judge).await?;
         add(&cluster.repair.received, copies.len().saturating_sub(refused as usize));
@@ -345,7 +350,7 @@ impl Shard {
         };
         let bytes =
             if let Serve::Store(cells, _) = &served { cells.iter().map(|copy| copy.place.len() + copy.cell.len()).sum() } else { 0 };
-        let Some(lease) = cluster.repair.taken.try_take(bytes).filter(|_| self.admit.begin()) else {
+        let Some(lease) = cluster.repair.room_for(bytes).filter(|_| self.admit.begin()) else {
             return self.refuse_peer(&ticket, Refusal::Overloaded);
         };
         let deadline = self.deadline(head.deadline_ms);

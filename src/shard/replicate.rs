@@ -3,6 +3,7 @@
 //! `cluster::replica` judges; here is what it needs of storage. Answers are encoded at once and wait in `commits` until the log has what
 //! they say. What memory cannot answer is read in a task.
 
+use super::budget::Lease;
 use super::cluster::Cluster;
 use super::conn::Conn;
 use super::coordinate::RequestId;
@@ -52,6 +53,11 @@ pub struct Incoming<'a> {
     pub place: &'a Place<'a>,
     pub road: Road,
     pub cell: &'a Cell<'a>,
+}
+
+/// What a cell holds, beside its versions.
+fn cell_bytes(cell: &Cell<'_>) -> usize {
+    if let Body::Bytes(value) = cell.body { value.len() } else { 0 }
 }
 
 fn held_of(cell: &Cell<'_>, seq: Seq) -> Held {
@@ -154,10 +160,13 @@ impl Shard {
         let held = self.known_of(self.key(place.namespace, place.key), place.kind, place.element);
         match self.store_judged(cluster, incoming, held, false) {
             Some(answer) => Some(answer),
-            None if !self.admit.begin() => Some((Message::Refused { why: Refusal::Overloaded }, 0)),
             None => {
+                let Some(lease) = cluster.repair.room_for(place.key.len() + cell_bytes(incoming.cell)).filter(|_| self.admit.begin())
+                else {
+                    return Some((Message::Refused { why: Refusal::Overloaded }, 0));
+                };
                 let (ticket, deadline) = later();
-                self.store_when_read(incoming, ticket, deadline);
+                self.store_when_read(incoming, ticket, deadline, lease);
                 None
             }
         }
@@ -185,11 +194,12 @@ impl Shard {
             return refused(Refusal::Behind { epoch: cluster.epoch() });
         };
         let key = self.key(place.namespace, place.key);
-        if let Err(why) = cluster.moves.may_store(cluster.epoch(), self.engine.vnode_of(key), place.namespace, cell.newest()) {
-            return refused(why);
-        }
         let pair = (place.namespace, self.engine.vnode_of(key));
-        let verdict = cluster.forget.verdict(&self.engine, pair, road, cell, held, is_all);
+        let told = match cluster.moves.told(cluster.epoch(), pair.1, pair.0) {
+            Ok(told) => told,
+            Err(why) => return refused(why),
+        };
+        let verdict = cluster.forget.verdict(&self.engine, pair, told, (road, cell), held, is_all);
         let (fence, kept, held) = match verdict {
             Verdict::Take(kept) => (Fence::Open, kept, held),
             // A tombstone that was forgotten here is here in its absence.
@@ -229,12 +239,13 @@ impl Shard {
     }
 
     /// Judges a cell by what the disk holds, too; and answers.
-    fn store_when_read(self: &Rc<Shard>, incoming: &Incoming<'_>, ticket: Ticket, deadline: Mono) {
+    fn store_when_read(self: &Rc<Shard>, incoming: &Incoming<'_>, ticket: Ticket, deadline: Mono, lease: Lease) {
         let Some(cluster) = self.cluster.clone() else { return };
         let (shard, &Incoming { head, place, road, cell }) = (self.clone(), incoming);
         let (namespace, kind, cell) = (place.namespace, place.kind, OwnedCell::new(cell));
         let (key, element) = (place.key.to_vec(), place.element.to_vec());
         drop(self.io.spawn(Class::Replication, async move {
+            let _lease = lease;
             let place = Place { namespace, key: &key, kind, element: &element };
             let permit = shard.admit.read(CHUNK_BYTES).await;
             let found = shard.engine.read_element(shard.key(namespace, &key), kind, &element).await;

@@ -156,7 +156,7 @@ impl Shard {
             self.fail(&ticket, ErrorCode::DeadlinePassed, TOO_LATE);
         } else {
             let request = decode_request(form, &body).expect("decoded once before");
-            execute::write_blindly(self, &ticket, &request, token);
+            execute::write_blindly(self, &ticket, &request, token, deadline);
         }
         drop((kept, guard));
     }

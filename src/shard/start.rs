@@ -595,6 +595,7 @@ fn take_mail(shard: &Rc<Shard>) -> MailEnd {
                 Mail::Learn(topology) => shard.adopt_topology(topology),
                 Mail::Topology(topology) => shard.learn_topology(&topology),
                 Mail::Namespaces(table) => shard.set_namespaces(table),
+                Mail::CompareAnew => shard.cluster.iter().for_each(|cluster| shard.compare_anew(cluster)),
                 Mail::Opened(Err(_)) => end = MailEnd::Failed,
                 Mail::Open(_) | Mail::LogsRead | Mail::Opened(Ok(())) | Mail::Serve => {}
             }

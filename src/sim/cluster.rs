@@ -673,17 +673,17 @@ impl Run {
         self.converse("looking for the dead", move |io| all_absent(io, first, keys))
     }
 
-    /// Writes until every member has dropped something since it had dropped so much; what was deleted is absent meanwhile, whoever has
-    /// dropped it already.
+    /// Writes until every member has dropped a tombstone of each of its keys since it had dropped so much; what was deleted is absent
+    /// meanwhile, whoever has dropped it already.
     fn dig(&mut self, topology: &Topology, members: &[usize], before: &[u64], until: Mono) -> Result<(), String> {
         let (keys, mut round) = (self.shared.keys, 0);
-        let holds_some = |node: usize| {
+        let held = |node: usize| {
             let owners = |key| topology.replicas(vnode_of(token_of(&key_name(key)), VNODES), RF_DEFAULT).owners;
             let is_node = |owner: &u16| topology.nodes()[usize::from(*owner)].spec.id as usize == node + 1;
-            (0..keys).any(|key| owners(key).iter().any(is_node))
+            (0..keys).filter(|key| owners(*key).iter().any(is_node)).count() as u64
         };
         loop {
-            let is_kept = |node: &&usize| holds_some(**node) && self.figure(**node, "forgotten_total") <= before[**node];
+            let is_kept = |node: &&usize| self.figure(**node, "forgotten_total") < before[**node] + held(**node);
             let Some(kept) = members.iter().find(is_kept) else { return Ok(()) };
             if self.world.now() >= until {
                 return Err(format!("node {} drops nothing, though all was deleted and its floors have passed that", kept + 1));

@@ -98,7 +98,7 @@ pub fn run<S: Setup>(asked: &SimRun, say: &mut dyn FnMut(&str)) -> i32 {
     };
     let started = host::mono();
     let mut summary = Summary::default();
-    for seed in first..first.saturating_add(count) {
+    for seed in (0..count).map(|number| first.wrapping_add(number)) {
         let setup = match S::new(seed, asked) {
             Ok(setup) => setup,
             Err(names) => {
@@ -112,7 +112,7 @@ pub fn run<S: Setup>(asked: &SimRun, say: &mut dyn FnMut(&str)) -> i32 {
             tell::<S>(&outcome, say);
         }
         if !outcome.failures.is_empty() {
-            return failed(&setup, &outcome, seed - first + 1, say);
+            return failed(&setup, &outcome, seed.wrapping_sub(first) + 1, say);
         }
         summary.add::<S>(&outcome);
     }

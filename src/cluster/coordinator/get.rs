@@ -238,7 +238,7 @@ impl Get {
                 self.acked.add(at);
                 self.settle(turn);
             }
-            Phase::Over if self.answered && self.have.present && !digest.covers(&self.have) => {
+            Phase::Over if self.answered && self.repairs() && self.have.present && !digest.covers(&self.have) => {
                 turn.out.push(Effect::Repair { to: self.start.roster.nodes[at] });
             }
             _ => {}
@@ -389,13 +389,19 @@ impl Get {
             return;
         }
         let holding = answering.filter(|at| self.holds(at));
-        if roster.is_met(need, holding) || self.start.planted == Some(Planted::ReadNoWriteback) {
-            answering.without(holding).iter().for_each(|at| turn.out.push(Effect::Repair { to: roster.nodes[at] }));
+        if roster.is_met(need, holding) || !self.repairs() {
+            let stale = answering.without(holding).filter(|_| self.repairs());
+            stale.iter().for_each(|at| turn.out.push(Effect::Repair { to: roster.nodes[at] }));
             return self.end(turn, Outcome::Read);
         }
         self.phase = Phase::WritingBack;
         self.acked = holding;
         roster.everybody().without(self.gone).without(holding).iter().for_each(|at| self.write_back(turn, at));
+    }
+
+    /// What a get has seen it brings to those that lack it.
+    fn repairs(&self) -> bool {
+        self.start.planted != Some(Planted::ReadNoWriteback)
     }
 
     fn write_back(&self, turn: &mut Turn<'_>, at: usize) {

@@ -28,7 +28,7 @@ pub(super) fn settle(
 ) -> Result<(Identity, u32, Topology), Failure> {
     let path = config.data.join("LAYOUT");
     let refuse = |why: String| Failure::new(exit::CONFIG, why);
-    let told = ask(&cluster.seeds, key, backend)?;
+    let told = ask(&cluster.seeds, ROUNDS, key, backend)?;
     match host::read(&path) {
         Ok(bytes) => {
             let layout = parse_layout(&bytes).map_err(|bad| Failure::new(exit::DATA_DAMAGED, format!("{}: {bad:?}", path.display())))?;
@@ -65,26 +65,49 @@ pub(super) fn settle(
     }
 }
 
-/// The topology of whichever node answers first; why the last did not.
-fn ask(seeds: &[SocketAddr], key: &Key, backend: Backend) -> Result<Result<Topology, String>, Failure> {
-    let (seeds, key) = (seeds.to_vec(), key.clone());
-    run_briefly(backend, |io| async move {
-        let mut last = "nobody was asked".to_owned();
-        for round in 0..ROUNDS {
+/// The newest topology that any of these nodes has, asked so many times while none answers; why the last did not.
+fn ask(nodes: &[SocketAddr], rounds: u32, key: &Key, backend: Backend) -> Result<Result<Topology, String>, Failure> {
+    let (nodes, key) = (nodes.to_vec(), key.clone());
+    run_briefly(backend, move |io| async move {
+        let (mut newest, mut last) = (None::<Topology>, "nobody was asked".to_owned());
+        for round in 0..rounds {
             if round > 0 {
                 io.sleep(PAUSE).await;
             }
-            for &seed in &seeds {
+            for &node in &nodes {
                 let until = io.now().plus(VISIT_MAX);
-                match crate::shard::session::within(&io, until, visit::fetch_topology(&io, seed, &key, host::wall_ms())).await {
-                    Some(Ok(topology)) => return Ok(topology),
+                match crate::shard::session::within(&io, until, visit::fetch_topology(&io, node, &key, host::wall_ms())).await {
+                    Some(Ok(topology)) if newest.as_ref().is_none_or(|known| known.epoch() < topology.epoch()) => newest = Some(topology),
+                    Some(Ok(_)) => {}
                     Some(Err(why)) => last = why,
-                    None => last = format!("{seed}: no answer in time"),
+                    None => last = format!("{node}: no answer in time"),
                 }
             }
+            if newest.is_some() {
+                break;
+            }
         }
-        Err(last)
+        newest.ok_or(last)
     })
+}
+
+/// A founder's folder is to be made: refused where the cluster has gone on without it, since then what it held is lost, and with it what it
+/// has promised (rule M3). A cluster in which nothing has moved yet looks the same from outside as one that is being founded.
+pub(super) fn is_founded(cluster: &ClusterConfig, id: Identity, key: &Key, backend: Backend) -> Result<(), Failure> {
+    let others: Vec<SocketAddr> = cluster.founders.iter().filter(|founder| founder.node != id.node).map(|founder| founder.native).collect();
+    match ask(&others, 1, key, backend)? {
+        Ok(topology) if topology.cluster() == id.cluster && topology.epoch() > 1 => Err(Failure::new(
+            exit::CONFIG,
+            format!(
+                "node-id {}: the data folder is empty, and the cluster is at epoch {}, so what this node held is lost: start it under \
+                 another id with --join and --standby, and say: ringkv cluster replace {} NEW",
+                id.node,
+                topology.epoch(),
+                id.node
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Whether a node with an empty folder may have this id. A member's is taken, by the member or by what it held: a node that lost its disk
