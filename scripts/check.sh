@@ -93,10 +93,11 @@ if ! command -v systemd-analyze >/dev/null; then
 else
     step units 120 scripts/check_units.sh "$node"
 fi
-step simulator 900 cargo run --locked --release --quiet -- sim --seeds "${RINGKV_SEEDS:-200}"
+# With the assertions of a debug build, and nothing to build.
+step simulator 900 "$node" sim --seeds "${RINGKV_SEEDS:-200}"
 # The same seeds each time, and as many that nobody has seen; a failing one prints how to repeat it.
-step clusters 600 cargo run --locked --release --quiet -- sim --cluster --seeds "${RINGKV_CLUSTER_SEEDS:-100}"
-step clusters-new 600 cargo run --locked --release --quiet -- sim --cluster --seeds "${RINGKV_CLUSTER_SEEDS:-100}" --first "$(date +%s)"
+step clusters 600 "$node" sim --cluster --seeds "${RINGKV_CLUSTER_SEEDS:-100}"
+step clusters-new 600 "$node" sim --cluster --seeds "${RINGKV_CLUSTER_SEEDS:-100}" --first "$(date +%s)"
 
 [ "$skipped" -eq 0 ] || echo "$skipped skipped"
 echo "$passed passed, $failed failed"

@@ -34,6 +34,8 @@ pub fn pin_to_cpu(cpu: usize) -> io::Result<()> {
 
 /// A thread that somebody may wait for.
 pub type Thread<T> = std::thread::JoinHandle<T>;
+/// Threads that end before what they borrow.
+pub use std::thread::scope;
 
 /// Starts a named thread.
 pub fn spawn_thread<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> io::Result<Thread<T>> {

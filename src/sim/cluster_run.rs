@@ -58,6 +58,10 @@ impl seeds::Setup for Setup {
         Ok(Setup { seed, planted, commands: COMMANDS, faults: FaultSet::ALL })
     }
 
+    fn with_seed(&self, seed: u64) -> Setup {
+        Setup { seed, ..self.clone() }
+    }
+
     fn seed(&self) -> u64 {
         self.seed
     }

@@ -4,6 +4,7 @@
 use crate::config::{SimRun, exit};
 use crate::io::host;
 use std::collections::BTreeMap;
+use std::sync::{Mutex, mpsc};
 
 /// Runs that the search for a smaller one may take.
 const SMALLER_RUNS_MAX: u32 = 24;
@@ -33,7 +34,7 @@ pub struct Outcome {
 }
 
 /// What is asked of a run: one seed of a kind.
-pub trait Setup: Clone {
+pub trait Setup: Clone + Send {
     /// What asks for this kind behind `ringkv sim`, and what such seeds are called.
     const FLAGS: &'static str;
     const WHAT: &'static str;
@@ -46,6 +47,7 @@ pub trait Setup: Clone {
 
     /// Err: there is no planted bug of that name; the names that there are.
     fn new(seed: u64, asked: &SimRun) -> Result<Self, Vec<&'static str>>;
+    fn with_seed(&self, seed: u64) -> Self;
     fn seed(&self) -> u64;
     fn run(&self) -> Outcome;
     fn planted(&self) -> Option<&'static str>;
@@ -96,25 +98,27 @@ pub fn run<S: Setup>(asked: &SimRun, say: &mut dyn FnMut(&str)) -> i32 {
         Some(seed) => (seed, 1),
         None => (asked.first.unwrap_or(1), asked.seeds.unwrap_or(S::SEEDS)),
     };
+    let setup = match S::new(first, asked) {
+        Ok(setup) => setup,
+        Err(names) => {
+            let asked = asked.planted.as_deref().unwrap_or_default();
+            say(&format!("no planted bug{} is called {asked}; there are {}", S::WHAT, names.join(", ")));
+            return exit::CONFIG;
+        }
+    };
     let started = host::mono();
+    let jobs = asked.jobs.map_or_else(|| host::allowed_cpus().len(), usize::from);
     let mut summary = Summary::default();
-    for seed in (0..count).map(|number| first.wrapping_add(number)) {
-        let setup = match S::new(seed, asked) {
-            Ok(setup) => setup,
-            Err(names) => {
-                let asked = asked.planted.as_deref().unwrap_or_default();
-                say(&format!("no planted bug{} is called {asked}; there are {}", S::WHAT, names.join(", ")));
-                return exit::CONFIG;
-            }
-        };
-        let outcome = setup.run();
+    let setups = (0..count).map(move |number| setup.with_seed(first.wrapping_add(number)));
+    let fails = in_order(setups, jobs, |setup, outcome| {
         if asked.seed.is_some() {
             tell::<S>(&outcome, say);
         }
-        if !outcome.failures.is_empty() {
-            return failed(&setup, &outcome, seed.wrapping_sub(first) + 1, say);
-        }
         summary.add::<S>(&outcome);
+        (!outcome.failures.is_empty()).then_some((setup, outcome))
+    });
+    if let Some((setup, outcome)) = fails {
+        return failed(&setup, &outcome, summary.seeds, say);
     }
     summary.tell::<S>(host::mono().since(started).as_secs_f64(), say);
     match &asked.planted {
@@ -125,6 +129,41 @@ pub fn run<S: Setup>(asked: &SimRun, say: &mut dyn FnMut(&str)) -> i32 {
         None if asked.seed.is_none() && !summary.is_complete::<S>(asked, say) => exit::FAILED,
         None => exit::CLEAN,
     }
+}
+
+/// Runs setups on so many threads and hands what came of them on, in their order, until that says what to end with.
+fn in_order<S: Setup, E>(setups: impl Iterator<Item = S> + Send, jobs: usize, mut take: impl FnMut(S, Outcome) -> Option<E>) -> Option<E> {
+    let setups = Mutex::new(setups.enumerate());
+    // What is made ahead of the one that is waited for is bounded by the channel, since seeds take about as long as each other.
+    let (ended, outcomes) = mpsc::sync_channel(jobs);
+    host::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            let (setups, ended) = (&setups, ended.clone());
+            scope.spawn(move || {
+                let next = || setups.lock().expect("no thread panics while it takes a seed").next();
+                while let Some((number, setup)) = next() {
+                    let outcome = setup.run();
+                    if ended.send((number, setup, outcome)).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(ended);
+        let (mut early, mut wanted) = (BTreeMap::new(), 0);
+        while let Ok((number, setup, outcome)) = outcomes.recv() {
+            early.insert(number, (setup, outcome));
+            while let Some((setup, outcome)) = early.remove(&wanted) {
+                wanted += 1;
+                if let Some(end) = take(setup, outcome) {
+                    // Whoever sends now finds nobody, and ends.
+                    drop(outcomes);
+                    return Some(end);
+                }
+            }
+        }
+        None
+    })
 }
 
 fn tell<S: Setup>(outcome: &Outcome, say: &mut dyn FnMut(&str)) {
@@ -244,6 +283,7 @@ mod tests {
     /// Fails with at least so many commands and with the first kind of faults on.
     #[derive(Clone, Debug, PartialEq)]
     struct Fake {
+        seed: u64,
         commands: u64,
         faults: [bool; 3],
     }
@@ -256,17 +296,20 @@ mod tests {
         const COUNTS: &'static [(&'static str, u64)] = &[("turns", 2)];
 
         fn new(_seed: u64, asked: &SimRun) -> Result<Fake, Vec<&'static str>> {
-            let fake = Fake { commands: asked.first.unwrap_or(1_000), faults: [true; 3] };
+            let fake = Fake { seed: 7, commands: asked.first.unwrap_or(1_000), faults: [true; 3] };
             if asked.planted.is_some() { Err(vec!["one", "two"]) } else { Ok(fake) }
         }
+        fn with_seed(&self, seed: u64) -> Fake {
+            Fake { seed, ..self.clone() }
+        }
         fn seed(&self) -> u64 {
-            7
+            self.seed
         }
         fn run(&self) -> Outcome {
             let fails = self.commands >= 300 && self.commands < 2_000 && self.faults[0];
             let counts = BTreeMap::from([("turns", self.commands % 10)]);
             let failures = if fails { vec![format!("{} commands", self.commands)] } else { Vec::new() };
-            Outcome { commands: self.commands, counts, failures, ..Outcome::default() }
+            Outcome { seed: self.seed, commands: self.commands, counts, failures, ..Outcome::default() }
         }
         fn planted(&self) -> Option<&'static str> {
             None
@@ -299,7 +342,21 @@ mod tests {
         let smallest = lines.iter().find(|line| line.starts_with("smallest")).unwrap();
         let commands: u64 = smallest.split_whitespace().nth(1).unwrap().parse().unwrap();
         assert!((300..300 + STEP_MIN).contains(&commands) && smallest.ends_with("[true, false, false]"), "{smallest}");
-        assert_eq!(lines.last().unwrap(), "again: ringkv sim --fake --seed 7");
+        assert_eq!(lines.last().unwrap(), "again: ringkv sim --fake --seed 1");
+    }
+
+    #[test]
+    fn seeds_are_told_in_their_order_however_many_run_at_once() {
+        let fakes = || (0..100).map(|seed| Fake { seed, commands: 0, faults: [true; 3] });
+        for jobs in [1, 2, 7] {
+            let mut taken = Vec::new();
+            let all = in_order(fakes(), jobs, |fake, outcome| {
+                taken.push((fake.seed, outcome.seed));
+                None::<()>
+            });
+            assert_eq!((all, &taken[..]), (None, &(0..100).map(|seed| (seed, seed)).collect::<Vec<_>>()[..]), "{jobs} at once");
+            assert_eq!(in_order(fakes(), jobs, |fake, _| (fake.seed == 40).then_some(fake.seed)), Some(40));
+        }
     }
 
     #[test]
@@ -307,7 +364,7 @@ mod tests {
         let (code, lines) = said(&SimRun { first: Some(2_011), ..SimRun::default() });
         assert_eq!(code, exit::FAILED);
         assert!(lines.contains(&"never happened: flood".to_owned()), "{lines:?}");
-        assert!(lines.contains(&"seed 0: 1 turns, fewer than 2".to_owned()), "{lines:?}");
+        assert!(lines.contains(&"seed 2011: 1 turns, fewer than 2".to_owned()), "{lines:?}");
         let (code, lines) = said(&SimRun { planted: Some("three".to_owned()), ..SimRun::default() });
         assert_eq!((code, &lines[..]), (exit::CONFIG, &["no planted bug of fakes is called three; there are one, two".to_owned()][..]));
     }
