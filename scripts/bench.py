@@ -6,7 +6,6 @@ settings that its users run it with, named in the table. A peer that is not inst
 import json
 import os
 import re
-import selectors
 import shutil
 import socket
 import statistics
@@ -16,7 +15,8 @@ import time
 
 import measure
 from measure import (
-    KEY_BYTES, MIB, NODE_CPU, SCALE, VALUE_BYTES, WORK, Missing, Node, bounded, cpu_seconds, load, result, run_rows, say, scaled,
+    KEY_BYTES, MIB, NODE_CPU, SCALE, VALUE_BYTES, WORK, Missing, Node, Sampler, bounded, cpu_seconds, disk_usage, load, result, run_rows, say,
+    scaled,
 )
 
 PASSES = 3
@@ -422,6 +422,46 @@ def overwrite():
 
 
 # ----------------------------------------------------------------------------------------------------------------------------------
+# share: what a node holds of a large cluster's data.
+
+
+def share():
+    """The seed's share of a node: far more data than memory, filled, read, overwritten, and started again after kill -9."""
+    count = scaled(40_000_000, 100_000)
+    raw = count * (KEY_BYTES + VALUE_BYTES)
+    shutil.rmtree(os.path.join(WORK, "bench-share"), ignore_errors=True)
+    free = shutil.disk_usage(WORK).free
+    if free < 1.45 * raw:
+        raise Missing("the disk has %.0f GB free, and this needs %.0f" % (free / 1e9, 1.45 * raw / 1e9))
+    node = Node("bench-share", "--memory", "512MiB", fresh=True)
+    keys = ["--keys", str(count), "--key-size", str(KEY_BYTES), "--value", str(VALUE_BYTES)]
+    reads = ["--closed", "--mix", "get=100", "--dist", "uniform", "--warmup", "1", "--seconds", str(2 * max(1, int(SECONDS)))]
+    before, disk_peak = node.cpu_seconds(), Sampler(lambda: sum(disk_usage(node.data)))
+    report = load(node, "--fill", "--conns", "50", "--pipeline", "16", *keys, seconds_max=3600)
+    cost = 1e6 * (node.cpu_seconds() - before) / count
+    what = "fill of %d keys × 1 KiB in random order, durable" % count
+    result("share", what, "", "%.0f/s, %.2f µs CPU, gap %.0f ms" % (report["rate_reached"], cost, report["longest_gap_ms"]), None)
+    bounded("share", "highest use of the disk meanwhile, over the data's bytes", disk_peak.finish() / raw, high=1.4, unit=" ×")
+    merged(node)
+    got = load(node, *reads, "--conns", "32", "--pipeline", "1", *keys)
+    result("share", "get, depth 32, merges ended", "", "%.0f/s, p99 %.0f µs" % (got["rate_reached"], got["ops"]["get"]["p99_us"]), None)
+    # Keys one byte longer than those that were put.
+    absent = ["--keys", str(count), "--key-size", str(KEY_BYTES + 1), "--value", str(VALUE_BYTES)]
+    got = load(node, *reads, "--conns", "1", "--pipeline", "100", *absent)
+    result("share", "absent keys, P=100", "", "%.0f/s" % got["rate_reached"], None)
+    disk_peak = Sampler(lambda: sum(disk_usage(node.data)))
+    times = ["--warmup", str(SETTLE_SECONDS), "--seconds", str(HIGHEST_SECONDS)]
+    got = load(node, "--closed", "--conns", "50", "--pipeline", "16", "--mix", "put=100", *keys, *times, seconds_max=3600)
+    result("share", "overwriting, closed loop: rate, longest gap", "", "%.0f/s, %.0f ms" % (got["rate_reached"], got["longest_gap_ms"]), None)
+    bounded("share", "highest use of the disk meanwhile, over the data's bytes", disk_peak.finish() / raw, high=1.4, unit=" ×")
+    node.kill()
+    node = Node("bench-share", "--memory", "512MiB")
+    bounded("share", "kill -9, then seconds to the ready line", node.start_seconds, high=5, unit=" s")
+    node.stop()
+    shutil.rmtree(os.path.join(WORK, "bench-share"), ignore_errors=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------------------
 # memory: what a cached string takes.
 
 
@@ -530,7 +570,7 @@ def three_redis():
         words += ["--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync-delay", "0"]
         if number:
             words += ["--replicaof", "127.0.0.1", str(servers[0].port)]
-        servers.append(Peer("redis-%d" % number, "redis", words, port, "Redis " + version))
+        servers.append(Peer("redis-%d" % number, "redis-wait", words, port, "Redis " + version))
     # Until both have the link.
     for _ in range(200):
         with socket.create_connection(("127.0.0.1", servers[0].port), 2) as control:
@@ -540,44 +580,6 @@ def three_redis():
             return Several(servers)
         time.sleep(0.1)
     raise RuntimeError("the replicas of Redis do not come online")
-
-
-def set_and_wait(port, conns, pipeline, seconds):
-    """A closed loop of SET and WAIT 1, from the load's CPU: writes, a second, and their p99 in µs."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {measure.LOAD_CPU if measure.LOAD_CPU is not None else NODE_CPU})
-    links, took, value, count = selectors.DefaultSelector(), [], b"v" * 100, 0
-    for _ in range(conns):
-        link = socket.create_connection(("127.0.0.1", port), 5)
-        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        links.register(link, selectors.EVENT_READ, [0, 0.0])
-
-    def ask(key):
-        nonlocal count
-        words = []
-        for _ in range(pipeline):
-            count += 1
-            words.append(b"*3\r\n$3\r\nSET\r\n$16\r\n%016d\r\n$100\r\n%b\r\n*3\r\n$4\r\nWAIT\r\n$1\r\n1\r\n$1\r\n0\r\n" % (count * 7919 % 100000, value))
-        key.data[0], key.data[1] = 2 * pipeline, time.monotonic()
-        key.fileobj.sendall(b"".join(words))
-
-    for key in list(links.get_map().values()):
-        ask(key)
-    begun, answered = time.monotonic(), 0
-    while time.monotonic() - begun < seconds:
-        for key, _ in links.select(1):
-            # Neither "+OK" nor ":1" has a line feed inside.
-            key.data[0] -= key.fileobj.recv(65536).count(b"\n")
-            if key.data[0] <= 0:
-                took.append(time.monotonic() - key.data[1])
-                answered += pipeline
-                ask(key)
-    spent = time.monotonic() - begun
-    for key in list(links.get_map().values()):
-        key.fileobj.close()
-    os.sched_setaffinity(0, before)
-    took.sort()
-    return answered, answered / spent, 1e6 * took[int(0.99 * (len(took) - 1))]
 
 
 def cluster():
@@ -599,8 +601,9 @@ def cluster():
             ours.append((cost, report["rate_reached"], report["ops"]["put"]["p99_us"]))
             if peers:
                 before = peers.cpu_seconds()
-                count, rate, p99 = set_and_wait(peers.servers[0].port, 50, pipeline, SECONDS)
-                theirs.append((1e6 * (peers.cpu_seconds() - before) / count, rate, p99))
+                report = load(peers, *keys, "--pipeline", str(pipeline), "--mix", "put=100")
+                cost = 1e6 * (peers.cpu_seconds() - before) / requests(report)
+                theirs.append((cost, report["rate_reached"], report["ops"]["put"]["p99_us"]))
         what = "durable put at QUORUM, three nodes, 50 connections, P=%d: " % pipeline
         for name, rows in (("ringkv", ours), ("Redis, two replicas, SET and WAIT 1", theirs)):
             if rows:
@@ -623,9 +626,9 @@ def cluster():
             server.stop()
 
 
-ROWS = {row.__name__: row for row in (cluster, machine, cpu, hop, million, durable, memory, disk, overwrite, knobs)}
-BY_NAME = ("overwrite", "knobs", "cluster")
-FOLDERS = ("bench-cpu", "bench-hop", "bench-million", "bench-durable", "bench-disk", "bench-rocksdb", "bench-overwrite", "bench-memory", "bench-knobs",
+ROWS = {row.__name__: row for row in (cluster, machine, cpu, hop, million, durable, memory, disk, overwrite, share, knobs)}
+BY_NAME = ("overwrite", "share", "knobs", "cluster")
+FOLDERS = ("bench-cpu", "bench-hop", "bench-million", "bench-durable", "bench-disk", "bench-rocksdb", "bench-overwrite", "bench-share", "bench-memory", "bench-knobs",
            "bench-cluster-0", "bench-cluster-1", "bench-cluster-2", "bench-cluster-3")
 
 

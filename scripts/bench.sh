@@ -2,7 +2,8 @@
 # Races ringkv against Redis, memcached, RocksDB and the bare disk on this machine, server and load on a CPU each, and prints the ratios.
 #
 #   scripts/bench.sh [ROW...]      rows: machine cpu hop million durable memory disk, and by name only cluster (three nodes against one, and
-#                                  against Redis with two replicas), overwrite (some 20 minutes) and knobs (what the flags of tuning.md give)
+#                                  against Redis with two replicas), overwrite (some 20 minutes), share (40M keys, 60 GB of
+#                                  disk, some 25 minutes) and knobs (what the flags of tuning.md give)
 #
 # Peers are Debian's packages redis-server, memcached, rocksdb-tools and fio; a row whose peer is missing says so. Writes
 # target/figures/bench.json, and for `million` the report target/figures/million.html. Exit code 0 only if every goal was reached.

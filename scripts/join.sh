@@ -4,9 +4,10 @@
 #
 #   scripts/join.sh
 #
-# Prints the share of the replicas that moved against the fair share, how long it took, and for the time before and meanwhile the errors
-# and the p99 of gets and puts; after it all keys are read back. Exit code 0 only if at most 1.1 times the fair share moved, no request
-# failed, nothing was lost or wrong, and p99 meanwhile is at most twice that before (or under 5 ms).
+# Prints the share of the replicas that moved against the fair share, by `cluster status` before and after, and the cells that nodes were
+# given; how long it took; and for the time before and that of the join the errors and the p99 of gets and puts. After it all keys are read
+# back. Exit code 0 only if at most 1.1 times the fair share moved, no request failed, nothing was lost or wrong, and p99 meanwhile is at
+# most twice that before (or under 5 ms).
 #
 #   RINGKV_JOIN_RATE      requests a second (2000), half of them puts
 #   RINGKV_JOIN_KEYS      keys that are there before the join (200k)
@@ -63,8 +64,9 @@ ended() {
     --quiet >"$folder/fill.txt" 2>&1
 run before 10
 ended before
-say plan join 4 native=127.0.0.1:$((port + 300)) gossip=127.0.0.1:$((port + 390)) cores=1 >"$folder/plan"
-run meanwhile 30
+say status >"$folder/status-before"
+# It is ended when the join is.
+run meanwhile 900
 sleep 1
 began=$(date +%s%3N)
 read -r -a flags <<<"${RINGKV_CLUSTER_FLAGS:---memory 64MiB}"
@@ -78,18 +80,39 @@ until settled; do
     sleep 0.2
 done
 took_ms=$(($(date +%s%3N) - began))
+kill -INT "$load_pid"
 ended meanwhile
-python3 - "$folder" "$took_ms" <<'END'
-import json, re, sys
+# What was acknowledged while nobody listened is read back as well.
+run after 2
+ended after
+python3 - "$folder" "$took_ms" "$port" <<'END'
+import json, sys, urllib.request
 
-folder, took_ms = sys.argv[1], int(sys.argv[2])
-plan = open(f"{folder}/plan").read()
-moved, whole = map(int, re.search(r"moves (\d+) of (\d+) replicas", plan).groups())
+folder, took_ms, port = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+
+
+def given(admin):
+    """Cells that a node lacked, and was given by others."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(int(float(line.split()[-1])) for line in lines if line.startswith("ringkv_repair_received_total"))
+
+
+def replicas(name):
+    """How many replicas of vnodes each node has."""
+    rows = [line.split() for line in open(f"{folder}/{name}")]
+    at = next(row for row in rows if row[:1] == ["node"]).index("replicas")
+    return {int(row[0]): int(row[at]) for row in rows if row and row[0].isdigit()}
+
+
+before, after = replicas("status-before"), replicas("status")
+whole = sum(after.values())
+moved = sum(max(0, count - before.get(node, 0)) for node, count in after.items())
 fair = whole / 4
-ok = moved <= 1.1 * fair
-print(f"moved {moved} of {whole} replicas of vnodes, {moved / fair:.2f} x the fair share, in {took_ms / 1000:.1f} s")
+ok = 0 < moved <= 1.1 * fair
+print(f"moved {moved} of {whole} replicas of vnodes, {moved / fair:.2f} x the fair share, in {took_ms / 1000:.1f} s; nodes were given {sum(given(port + 80 + at) for at in (0, 100, 200, 300))} cells")
 p99 = {}
-for name in ("before", "meanwhile"):
+for name in ("before", "meanwhile", "after"):
     load = json.load(open(f"{folder}/{name}.json"))
     errors = sum(load["errors"].values())
     p99[name] = max(op["p99_us"] for op in load["ops"].values()) / 1000

@@ -6,7 +6,7 @@
 use crate::base::record::Version;
 use crate::client::{Client, ClientConfig, ClientError, NamespaceChanges, NamespaceInfo, NamespaceOptions, PutOptions, TimeToLive};
 use crate::config::{self, Durability, Namespaces, Target, Word};
-use crate::wire::command::Compression;
+use crate::wire::command::{Compression, LevelsAsked};
 use std::io::Write;
 use std::time::Duration;
 
@@ -95,19 +95,21 @@ fn scan(client: &mut Client, vnode: Option<u32>, limit: u64, out: &mut dyn Write
 fn namespaces(client: &mut Client, word: &Namespaces) -> Result<String, Failure> {
     let rows = match word {
         Namespaces::List => client.namespaces(),
-        &Namespaces::Create { ref name, ttl, durability, compression: Compression::None } => {
-            client.namespace_create(name, ttl.unwrap_or_default(), durability).map(|row| vec![row])
+        &Namespaces::Create { ref name, ttl, durability, compression, levels } => {
+            let default_ttl = ttl.unwrap_or_default();
+            let made = match (compression, levels) {
+                (Compression::None, LevelsAsked { read: None, write: None }) => client.namespace_create(name, default_ttl, durability),
+                _ => client.namespace_create_with(name, NamespaceOptions { default_ttl, durability, compression, levels }),
+            };
+            made.map(|row| vec![row])
         }
-        &Namespaces::Create { ref name, ttl, durability, compression } => {
-            let options = NamespaceOptions { default_ttl: ttl.unwrap_or_default(), durability, compression };
-            client.namespace_create_with(name, options).map(|row| vec![row])
-        }
-        &Namespaces::Alter { ref name, ttl, durability, compression: None } => {
-            client.namespace_alter(name, ttl.map(Option::unwrap_or_default), durability).map(|row| vec![row])
-        }
-        &Namespaces::Alter { ref name, ttl, durability, compression } => {
-            let changes = NamespaceChanges { default_ttl: ttl.map(Option::unwrap_or_default), durability, compression };
-            client.namespace_alter_with(name, changes).map(|row| vec![row])
+        &Namespaces::Alter { ref name, ttl, durability, compression, levels } => {
+            let default_ttl = ttl.map(Option::unwrap_or_default);
+            let changed = match (compression, levels) {
+                (None, LevelsAsked { read: None, write: None }) => client.namespace_alter(name, default_ttl, durability),
+                _ => client.namespace_alter_with(name, NamespaceChanges { default_ttl, durability, compression, levels }),
+            };
+            changed.map(|row| vec![row])
         }
     };
     Ok(rows.map_err(say)?.iter().map(namespace).collect::<Vec<_>>().join("\n"))
@@ -123,7 +125,8 @@ fn namespace(row: &NamespaceInfo) -> String {
         Compression::None => "",
         Compression::Lz4 => " compression=lz4",
     };
-    format!("{} id={} ttl={ttl} durability={durability}{compression}", row.name, row.id)
+    let levels = if row.levels == LevelsAsked::default() { String::new() } else { format!(" level={}", row.levels) };
+    format!("{} id={} ttl={ttl} durability={durability}{compression}{levels}", row.name, row.id)
 }
 
 fn write(out: &mut dyn Write, bytes: &[u8]) -> Result<(), Failure> {
@@ -180,8 +183,11 @@ mod tests {
     #[test]
     fn a_namespace_is_one_line() {
         let (default_ttl, durability, compression) = (Duration::from_secs(60), Durability::Interval, Compression::None);
-        let row = NamespaceInfo { id: 3, name: "cache".into(), default_ttl, durability, compression };
+        let row = NamespaceInfo { id: 3, name: "cache".into(), default_ttl, durability, compression, levels: LevelsAsked::default() };
         assert_eq!(namespace(&row), "cache id=3 ttl=60s durability=interval");
+        for levels in ["one", "quorum,all", "2", "one,3"] {
+            assert!(namespace(&NamespaceInfo { levels: levels.parse().unwrap(), ..row.clone() }).ends_with(&format!(" level={levels}")));
+        }
         assert!(namespace(&NamespaceInfo { compression: Compression::Lz4, ..row }).ends_with(" compression=lz4"));
     }
 

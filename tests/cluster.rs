@@ -5,7 +5,7 @@ mod common;
 
 use common::{Folder, Node, becomes};
 use ringkv::base::prng::Prng;
-use ringkv::client::{Client, ClientConfig, ClientError, TimeToLive};
+use ringkv::client::{Client, ClientConfig, ClientError, NamespaceChanges, NamespaceOptions, TimeToLive};
 use ringkv::io::host::{self, Nudge, nudge};
 use ringkv::wire::command::{Durability, Level, LevelsAsked, PutItem};
 use std::collections::BTreeSet;
@@ -219,6 +219,41 @@ fn a_namespace_is_made_at_the_first_node_and_known_at_all() {
     of(1).put(b"motto", b"stay").expect("a put");
     assert_eq!(of(2).get(b"motto").expect("a get").expect("just put").value, b"stay");
     assert!(clients[2].get(b"motto").expect("a get").is_none(), "namespaces are apart");
+}
+
+#[test]
+fn what_names_no_level_has_those_of_its_namespace() {
+    let mut cluster = Cluster::start();
+    let mut first = cluster.client(0, Level::Quorum);
+    let options = NamespaceOptions { levels: LevelsAsked { read: Some(Level::One), write: None }, ..NamespaceOptions::default() };
+    let made = first.namespace_create_with("fast", options).expect("the first node makes it");
+    assert_eq!(made.levels, options.levels);
+    let made = first.namespace_alter_with(
+        "fast",
+        NamespaceChanges { levels: LevelsAsked { read: None, write: Some(Level::One) }, ..NamespaceChanges::default() },
+    );
+    let made = made.expect("the first node changes it");
+    assert_eq!(made.levels, LevelsAsked::both(Level::One), "what is not named stays");
+    let mut second = cluster.client(1, Level::Quorum);
+    assert!(becomes(PATIENCE, || second.namespaces().expect("a list").contains(&made)), "the second does not know it");
+    let info = second.info().expect("a node tells about itself");
+    assert!(info.contains(&format!("namespace_fast:id={} ttl_ms=0 durability=sync rf=3 level=one\n", made.id)), "{info}");
+    assert!(info.contains("namespace_default:id=1 ttl_ms=0 durability=sync rf=3 level=quorum\n"), "{info}");
+    let open = |namespace: &str, levels| {
+        let config = ClientConfig { levels, namespace: namespace.to_owned(), retries: 0, ..cluster.node(1).config() };
+        Client::connect(config).expect("the namespace is found")
+    };
+    let [mut fast, mut slow] = ["fast", "default"].map(|namespace| open(namespace, LevelsAsked::default()));
+    let mut asked = open("fast", LevelsAsked::both(Level::Quorum));
+    open("fast", LevelsAsked::both(Level::All)).put(b"motto", b"stay").expect("all three have it");
+    cluster.kill(0);
+    cluster.kill(2);
+    let lacks = |outcome: Result<_, ClientError>| matches!(outcome, Err(ClientError::Unavailable { .. }));
+    assert!(becomes(PATIENCE, || lacks(slow.put(b"motto", b"go"))), "a quorum is two of three");
+    assert!(lacks(asked.put(b"motto", b"go")), "what a request names counts");
+    assert_eq!(fast.get(b"motto").expect("one answers").expect("it was put").value, b"stay");
+    fast.put(b"motto", b"go").expect("one takes it");
+    assert_eq!(fast.get(b"motto").expect("one answers").expect("it was put").value, b"go");
 }
 
 #[test]

@@ -34,8 +34,10 @@ fn requests() -> Vec<(&'static str, u64, Request<'static>)> {
     let create = Command::NamespaceCreate { name: "sessions", default_ttl_ms: 60_000, durability: Durability::Interval };
     let alter = Command::NamespaceAlter { name: "sessions", default_ttl_ms: None, durability: Some(Durability::Sync) };
     let (durability, compression) = (Durability::Interval, Compression::Lz4);
-    let make = NamespaceSpec { name: "sessions", default_ttl_ms: 60_000, durability, compression };
-    let change = NamespaceChange { name: "sessions", default_ttl_ms: None, durability: None, compression: Some(Compression::None) };
+    let levels = LevelsAsked::default();
+    let make = NamespaceSpec { name: "sessions", default_ttl_ms: 60_000, durability, compression, levels };
+    let change = NamespaceChange { name: "sessions", default_ttl_ms: None, durability: None, compression: Some(Compression::None), levels };
+    let levels = LevelsAsked { read: Some(Level::One), write: Some(Level::All) };
     let delete = |condition, write| Command::Delete(Delete { key: b"key", condition, write });
     vec![
         ("hello", 1, plain(Command::Hello(hello.clone()))),
@@ -69,6 +71,13 @@ fn requests() -> Vec<(&'static str, u64, Request<'static>)> {
         ("namespace_details", 24, plain(Command::NamespaceDetails)),
         ("namespace_make", 25, plain(Command::NamespaceMake(make))),
         ("namespace_change", 26, plain(Command::NamespaceChange(change))),
+        ("namespace_make_with_levels", 28, plain(Command::NamespaceMake(NamespaceSpec { levels, ..make }))),
+        ("namespace_terms", 29, plain(Command::NamespaceTerms)),
+        (
+            "get_at_level_2",
+            30,
+            Request { levels: LevelsAsked { read: Some(Level::Exactly(2)), write: None }, ..keyed(Command::Get { key: b"key" }) },
+        ),
         ("snapshot", 23, plain(Command::Snapshot { name: "monday" })),
         ("cluster", 27, plain(Command::Cluster { words: "leave 3" })),
     ]
@@ -103,9 +112,10 @@ fn replies() -> Vec<(&'static str, u64, bool, Reply<'static>)> {
     let values = |values: Vec<Option<VersionedValue<'static>>>| Reply::Values(values.into());
     let entry = ScanEntry { key: b"key", version: VERSION, remaining_ms: None, value: Some(b"value") };
     let entries = vec![entry, ScanEntry { key: b"other", version: OTHER, remaining_ms: Some(9), value: None }];
-    let (durability, compression) = (Durability::Sync, Compression::None);
-    let default = Namespace { id: 1, name: "default", default_ttl_ms: 0, durability, compression };
-    let other = Namespace { id: 2, name: "sessions", default_ttl_ms: 60_000, durability: Durability::Interval, compression };
+    let (durability, compression, levels) = (Durability::Sync, Compression::None, LevelsAsked::default());
+    let default = Namespace { id: 1, name: "default", default_ttl_ms: 0, durability, compression, levels };
+    let other = Namespace { id: 2, name: "sessions", default_ttl_ms: 60_000, durability: Durability::Interval, compression, levels };
+    let terms = vec![default, Namespace { levels: LevelsAsked { read: Some(Level::One), write: Some(Level::Quorum) }, ..other }];
     let (rows, details) = (vec![default, other], vec![default, Namespace { compression: Compression::Lz4, ..other }]);
     let unknown = ErrorReply { version: Some(VERSION), ..ErrorReply::new(ErrorCode::Unknown, "no answer from the disk in time") };
     let unavailable = ErrorReply { need: 2, alive: 1, ..ErrorReply::new(ErrorCode::Unavailable, "") };
@@ -128,6 +138,7 @@ fn replies() -> Vec<(&'static str, u64, bool, Reply<'static>)> {
         ("page_last", 19, false, Reply::Page(Page { cursor: b"", entries: Vec::new().into() })),
         ("namespaces", 20, false, Reply::Namespaces(rows.into())),
         ("namespace_details_are", 24, false, Reply::NamespaceDetails(details.into())),
+        ("namespace_terms_are", 29, false, Reply::NamespaceTerms(terms.into())),
         ("error_unknown", 10, false, Reply::Error(unknown)),
         ("error_unavailable", 11, false, Reply::Error(unavailable)),
     ]
@@ -162,8 +173,9 @@ fn every_vector_is_what_this_build_writes_and_reads_back() {
         encode_request(&mut out, id, &request);
         check(name, &out);
         with_frame(&out, |frame| {
-            assert_eq!((frame.id, frame.flags), (id, 0));
-            assert_eq!(decode_request(frame.kind, frame.body).as_ref(), Ok(&request), "{name}");
+            let form = Form { kind: frame.kind, flags: frame.flags };
+            assert_eq!((frame.id, form), (id, Form::from(&request)));
+            assert_eq!(decode_request(form, frame.body).as_ref(), Ok(&request), "{name}");
         });
     }
     for (name, id, more, reply) in replies() {
@@ -189,7 +201,7 @@ fn every_command_and_answer_has_a_vector() {
     let kinds: std::collections::BTreeSet<u16> =
         vectors.values().map(|text| u16::from_le_bytes(unhex(&text[8..12]).try_into().unwrap())).collect();
     assert!(COMMANDS.iter().all(|row| kinds.contains(&row.kind)), "{kinds:?}");
-    for answer in [0x8001, 0x8002, 0x8003, 0x8010, 0x8011, 0x8012, 0x8013, 0x8014, 0x8015, 0x8016, 0x8017, 0x8020, 0x8021, 0x80FF] {
+    for answer in [0x8001, 0x8002, 0x8003, 0x8010, 0x8011, 0x8012, 0x8013, 0x8014, 0x8015, 0x8016, 0x8017, 0x8020, 0x8021, 0x8022, 0x80FF] {
         assert!(kinds.contains(&answer), "{answer:#x}");
     }
 }

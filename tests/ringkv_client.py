@@ -23,6 +23,7 @@ ELEMENTS = {  # structures in lists
     "entry": fields("version:v remaining_ms:u64 has_value:u8 key:bytes value:bytes"),
     "row": fields("id:u32 default_ttl_ms:u64 durability:u8 name:bytes"),
     "detail": fields("id:u32 default_ttl_ms:u64 durability:u8 compression:u8 name:bytes"),
+    "term": fields("id:u32 default_ttl_ms:u64 durability:u8 compression:u8 levels:u16 name:bytes"),
     "node": fields("id:u64 port:u16 cores:u16 host:bytes"),
 }
 KEYED, SPEC = "deadline_ms:u32 namespace:u32 ", "deadline_ms:u32 default_ttl_ms:u64 durability:u8 name:bytes"
@@ -39,14 +40,14 @@ KINDS = {
     "scan": (24, KEYED + "vnode:u32 limit:u32 flags:u8 cursor:bytes"),
     "namespace_create": (33, SPEC), "namespace_alter": (34, SPEC), "snapshot": (40, "deadline_ms:u32 name:bytes"),
     "cluster": (41, "deadline_ms:u32 words:bytes"),
-    "namespace_details": (35, "deadline_ms:u32"), "namespace_make": (36, FORM), "namespace_change": (37, FORM),
+    "namespace_details": (35, "deadline_ms:u32"), "namespace_terms": (38, "deadline_ms:u32"), "namespace_make": (36, FORM), "namespace_change": (37, FORM),
     "hello_ok": (0x8001, "protocol_version:u16 core:u16 cores:u16 vnodes:u32 node_id:u64 cluster_id:v epoch:u64 features:u64 "
                  + " ".join(name + ":u32" for name in LIMITS.split()) + " nodes:list-node owners:list-u16"),
     "pong": (0x8002, ""), "text": (0x8003, "text:bytes"), "value": (0x8010, "version:v remaining_ms:u64 value:bytes"),
     "done": (0x8011, "version:v"), "absent": (0x8012, ""), "values": (0x8013, "values:list-value"),
     "ttl_is": (0x8014, "remaining_ms:u64"), "page": (0x8015, "cursor:bytes entries:list-entry"),
     "not_met": (0x8016, "version:v"), "announced": (0x8017, "version:v"), "namespaces": (0x8020, "namespaces:list-row"),
-    "namespace_details_are": (0x8021, "namespaces:list-detail"),
+    "namespace_details_are": (0x8021, "namespaces:list-detail"), "namespace_terms_are": (0x8022, "namespaces:list-term"),
     "error": (0x80FF, "code:u16 need:u16 alive:u16 version:v message:bytes"),
 }
 NAMES = {kind: name for name, (kind, _) in KINDS.items()}
@@ -224,8 +225,9 @@ class Client:
                     break
 
     def namespaces(self):
-        details = self.server["features"] & 1
-        return {row["name"].decode(): row for row in self.call("namespace_details" if details else "namespace_list")[1]["namespaces"]}
+        knows = self.server["features"]
+        command = "namespace_terms" if knows & 8 else "namespace_details" if knows & 2 else "namespace_list"
+        return {row["name"].decode(): row for row in self.call(command)[1]["namespaces"]}
 
 
 if __name__ == "__main__":

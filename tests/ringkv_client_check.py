@@ -23,6 +23,7 @@ def live(host, port, credential=b""):
     check(client.info(), "info says something")
     check(client.namespaces()["default"]["id"] == 1, "the default namespace is 1")
     check(client.namespaces()["default"]["compression"] in (0, 1), "with details")
+    check(client.namespaces()["default"]["levels"] == 0, "with levels")
     check(client.get(key) is None and client.ttl(key) == -2, "absent at first")
     first = client.put(key, b"one")
     check(client.get(key) == (b"one", first, None), "get what was put")

@@ -18,8 +18,9 @@ const PATIENCE_MS: u64 = 500;
 /// its stalls. Closed loop (--closed, the default): --pipeline requests are kept in flight a connection. Search (--find-p99-us): open
 /// loops at rising rates for --seconds each, then between the highest that holds the bound and the lowest that does not, then confirmed.
 ///
-/// Targets: ringkv://HOST:PORT or native://HOST:PORT, redis://HOST:PORT (GET, SET, DEL), memcached://HOST:PORT (get, set, delete),
-/// memcached-meta://HOST:PORT (mg, ms, md). To the latter two --ttl counts in whole seconds.
+/// Targets: ringkv://HOST:PORT or native://HOST:PORT, redis://HOST:PORT (GET, SET, DEL), redis-wait://HOST:PORT (and WAIT 1 behind each
+/// write), memcached://HOST:PORT (get, set, delete), memcached-meta://HOST:PORT (mg, ms, md). To the latter two --ttl counts in whole
+/// seconds.
 ///
 /// A cluster: ringkv://HOST:PORT,HOST:PORT,… Connections are spread over the nodes; one that is lost, or silent for --patience, goes on at
 /// the next node, and what was in flight on it counts as an error, a write as one of unknown outcome. The JSON's `availability` has for
@@ -231,8 +232,8 @@ impl Options {
 }
 
 fn parse_target(text: &str) -> Result<Target, String> {
-    let bad = "a target looks like ringkv://HOST:PORT or ringkv://HOST:PORT,HOST:PORT, redis://HOST:PORT, memcached://HOST:PORT or \
-               memcached-meta://HOST:PORT";
+    let bad = "a target looks like ringkv://HOST:PORT or ringkv://HOST:PORT,HOST:PORT, redis://HOST:PORT, redis-wait://HOST:PORT, \
+               memcached://HOST:PORT or memcached-meta://HOST:PORT";
     let (scheme, address) = text.split_once("://").ok_or(bad)?;
     let scheme = if scheme == "ringkv" { Protocol::Native.scheme() } else { scheme };
     let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.scheme() == scheme).ok_or(bad)?;

@@ -1,7 +1,7 @@
 //! What a client gets back: owned answers, and errors that tell "not done" from "nobody knows".
 
 use crate::base::record::{NamespaceId, Version};
-use crate::wire::command::{Compression, Durability, ErrorCode, HelloOk, Limits, Namespace, Reply};
+use crate::wire::command::{Compression, Durability, ErrorCode, HelloOk, LevelsAsked, Limits, Namespace, Reply};
 use std::time::Duration;
 
 /// Why a request has no result.
@@ -97,6 +97,8 @@ pub struct NamespaceInfo {
     pub default_ttl: Duration,
     pub durability: Durability,
     pub compression: Compression,
+    /// Of requests that name none, in a cluster; what is None is a quorum.
+    pub levels: LevelsAsked,
 }
 
 /// What the hello told.
@@ -176,7 +178,9 @@ impl Answer {
                 };
                 Answer::Page(OwnedPage { cursor: page.cursor.to_vec(), entries: page.entries.iter().map(entry).collect() })
             }
-            Reply::Namespaces(rows) | Reply::NamespaceDetails(rows) => Answer::Namespaces(rows.iter().map(namespace_info).collect()),
+            Reply::Namespaces(rows) | Reply::NamespaceDetails(rows) | Reply::NamespaceTerms(rows) => {
+                Answer::Namespaces(rows.iter().map(namespace_info).collect())
+            }
             Reply::Announced { .. } | Reply::NotMet { .. } | Reply::Error(_) => return None,
         })
     }
@@ -191,6 +195,6 @@ impl Answer {
 }
 
 fn namespace_info(row: &Namespace<'_>) -> NamespaceInfo {
-    let default_ttl = Duration::from_millis(row.default_ttl_ms);
-    NamespaceInfo { id: row.id, name: row.name.to_owned(), default_ttl, durability: row.durability, compression: row.compression }
+    let &Namespace { id, name, default_ttl_ms, durability, compression, levels } = row;
+    NamespaceInfo { id, name: name.to_owned(), default_ttl: Duration::from_millis(default_ttl_ms), durability, compression, levels }
 }

@@ -126,12 +126,14 @@ pub struct NamespaceOptions {
     pub default_ttl: Duration,
     pub durability: Durability,
     pub compression: Compression,
+    /// Of requests that name none, in a cluster. `UnknownKind` does not come of it where a node knows no such levels: it ignores them.
+    pub levels: LevelsAsked,
 }
 
 impl NamespaceOptions {
     pub(super) fn spec(self, name: &str) -> NamespaceSpec<'_> {
-        let NamespaceOptions { default_ttl, durability, compression } = self;
-        NamespaceSpec { name, default_ttl_ms: ms(default_ttl), durability, compression }
+        let NamespaceOptions { default_ttl, durability, compression, levels } = self;
+        NamespaceSpec { name, default_ttl_ms: ms(default_ttl), durability, compression, levels }
     }
 }
 
@@ -142,18 +144,23 @@ pub struct NamespaceChanges {
     pub default_ttl: Option<Duration>,
     pub durability: Option<Durability>,
     pub compression: Option<Compression>,
+    pub levels: LevelsAsked,
 }
 
 impl NamespaceChanges {
     pub(super) fn change(self, name: &str) -> NamespaceChange<'_> {
-        let NamespaceChanges { default_ttl, durability, compression } = self;
-        NamespaceChange { name, default_ttl_ms: default_ttl.map(ms), durability, compression }
+        let NamespaceChanges { default_ttl, durability, compression, levels } = self;
+        NamespaceChange { name, default_ttl_ms: default_ttl.map(ms), durability, compression, levels }
     }
 }
 
 /// What asks for all namespaces, with as much as the server tells of each.
 pub(super) fn namespace_list(server: &ServerInfo) -> Command<'static> {
-    if server.features & FEATURE_NAMESPACE_DETAILS != 0 { Command::NamespaceDetails } else { Command::NamespaceList }
+    match server.features {
+        features if features & FEATURE_NAMESPACE_LEVELS != 0 => Command::NamespaceTerms,
+        features if features & FEATURE_NAMESPACE_DETAILS != 0 => Command::NamespaceDetails,
+        _ => Command::NamespaceList,
+    }
 }
 
 pub(super) fn ms(duration: Duration) -> u64 {

@@ -64,6 +64,8 @@ pub enum Planted {
     RepairCopyBelowFloor,
     /// An absent key has no version in answers.
     AbsentIsVersionZero,
+    /// A pending owner takes over without the marks of the old ones.
+    FloorNotInherited,
 }
 
 /// The levels of a request.

@@ -9,7 +9,7 @@
 //!
 //! A node that lost its disk has forgotten its promises: it must come back under another id (rule M3).
 
-use super::topology::{NodeState, Topology};
+use super::topology::Topology;
 use crate::base::codec::{Malformed, Reader, put_bytes};
 use crate::base::time::Mono;
 pub use crate::wire::peer_moves::{Accepted, Answer, Ask, Ballot, Question, Reply};
@@ -28,8 +28,7 @@ const BACK_OFF_PARTS: u64 = 16;
 /// Who decides what follows a topology: its members, the leaving ones too. Who joins has no say until it is one, so that a new node that
 /// dies holds nothing up.
 pub fn acceptors(topology: &Topology) -> Vec<u64> {
-    let members = topology.nodes().iter().filter(|node| node.state != NodeState::Joining);
-    members.map(|node| node.spec.id).collect()
+    topology.members().map(|node| node.spec.id).collect()
 }
 
 /// What an acceptor keeps, durable, of the decision about what follows an epoch.

@@ -63,6 +63,7 @@ impl Planted {
             coordinator::Planted::FloorLocalOnly => Some(Planted::FloorLocalOnly),
             coordinator::Planted::RepairCopyBelowFloor => Some(Planted::RepairCopyBelowFloor),
             coordinator::Planted::AbsentIsVersionZero => Some(Planted::AbsentIsVersionZero),
+            coordinator::Planted::FloorNotInherited => Some(Planted::FloorNotInherited),
             _ => None,
         }
     }

@@ -15,14 +15,12 @@
 //! Progress is not kept over a restart but for the void: everything that was copied is still here, so to do it again is cheap.
 
 use super::coordinator::Planted;
+use super::forget::{self, Marks};
 use super::quorum::majority;
-use super::topology::{NodeState, Topology};
-use crate::base::record::{NamespaceId, Version};
+use super::topology::Topology;
+use crate::base::record::NamespaceId;
 pub use crate::wire::peer_moves::{MarksOf, Move};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Fence and floor.
-type Marks = (Version, Version);
 
 /// Where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,6 +48,7 @@ pub struct TakeOver {
     failed: BTreeSet<(u64, NamespaceId)>,
     /// How often anything was.
     failures: u32,
+    planted: Option<forget::Planted>,
 }
 
 impl TakeOver {
@@ -57,7 +56,8 @@ impl TakeOver {
     pub fn new(of: Move, old: Vec<u64>, is_void: bool, planted: Option<Planted>) -> TakeOver {
         let need = if planted == Some(Planted::FlipAfterOneSource) { 1 } else { majority(old.len()) };
         let stage = if is_void { Stage::Closed } else { Stage::Void };
-        TakeOver { of, old, need, stage, told: BTreeMap::new(), joined: BTreeSet::new(), failed: BTreeSet::new(), failures: 0 }
+        let (told, joined, failed, planted) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new(), forget::Planted::of(planted));
+        TakeOver { of, old, need, stage, told, joined, failed, failures: 0, planted }
     }
 
     pub fn of(&self) -> Move {
@@ -88,7 +88,7 @@ impl TakeOver {
         if marks.of != self.of || !self.old.contains(&node) || self.stage == Stage::Void {
             return;
         }
-        let marks = marks.namespaces.iter().map(|(namespace, fence, floor)| (*namespace, (*fence, *floor)));
+        let marks = marks.namespaces.iter().map(|&(namespace, fence, floor)| (namespace, Marks { fence, floor }));
         self.told.insert(node, marks.collect());
         if self.stage == Stage::Closed && self.told.len() >= self.need {
             self.stage = Stage::Open;
@@ -97,8 +97,7 @@ impl TakeOver {
 
     /// The highest marks that were told, of a namespace: what a put, hint or write-back is judged by.
     pub fn marks(&self, namespace: NamespaceId) -> Marks {
-        let all = self.told.values().filter_map(|told| told.get(&namespace));
-        all.fold((Version::ZERO, Version::ZERO), |(fence, floor), marks| (fence.max(marks.0), floor.max(marks.1)))
+        Marks::default().inherit(self.told.values().filter_map(|told| told.get(&namespace).copied()), self.planted)
     }
 
     /// All namespaces that an old owner told of.
@@ -168,8 +167,7 @@ pub fn takers(topology: &Topology, vnode: u32, rf: usize) -> Vec<u64> {
 
 /// Who sees to it that what has been taken over flips: of the members that are there the first one.
 pub fn steward(topology: &Topology, is_there: impl Fn(u64) -> bool) -> Option<u64> {
-    let members = topology.nodes().iter().filter(|node| node.state != NodeState::Joining).map(|node| node.spec.id);
-    members.filter(|node| is_there(*node)).min()
+    topology.members().map(|node| node.spec.id).filter(|node| is_there(*node)).min()
 }
 
 /// The vnodes that may flip: whoever takes one over has said so. What nobody has to take over may, too.
@@ -186,6 +184,7 @@ pub fn ready(topology: &Topology, rf: usize, taken: &BTreeMap<u64, BTreeSet<Move
 mod tests {
     use super::super::topology::{Change, NodeSpec, Proposal};
     use super::*;
+    use crate::base::record::Version;
 
     fn spec(id: u64) -> NodeSpec {
         let address = |port| format!("10.0.0.{id}:{port}");
@@ -200,6 +199,10 @@ mod tests {
 
     fn version(clock: u64) -> Version {
         Version::put(clock << 16, 0)
+    }
+
+    fn both(fence: u64, floor: u64) -> Marks {
+        Marks { fence: version(fence), floor: version(floor) }
     }
 
     fn marks(namespaces: &[(NamespaceId, u64, u64)]) -> MarksOf {
@@ -219,7 +222,7 @@ mod tests {
         assert_eq!((take.stage(), take.is_open(), take.next(|_| true)), (Stage::Closed, false, None), "one, a stranger, another move");
         take.told(2, &marks(&[(1, 8, 6), (2, 3, 0)]));
         assert!(take.is_open());
-        assert_eq!((take.marks(1), take.marks(2)), ((version(9), version(6)), (version(3), version(0))));
+        assert_eq!((take.marks(1), take.marks(2)), (both(9, 6), both(3, 0)));
         assert_eq!((take.next(|_| true), take.next(|node| node == 2)), (Some((1, 1)), Some((2, 1))));
         take.joined(1, 1);
         take.joined(2, 1);

@@ -10,6 +10,7 @@
 
 use super::placement::{NOBODY, Owners, Seat, UNOWNED, place};
 use super::quorum::Replicas;
+use crate::base::record::core_of;
 use crate::limits::{ADDRESS_BYTES_MAX, CORES_MAX, NODES_MAX, RACK_BYTES_MAX, RF_MAX, VNODES_MAX, WEIGHT_MAX};
 
 /// What a node says of itself when it joins.
@@ -218,9 +219,24 @@ impl Topology {
         &self.nodes
     }
 
+    /// Nodes that have a say: who leaves still has, who joins has none yet.
+    pub fn members(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|node| node.state != NodeState::Joining)
+    }
+
     /// The node's index, by which owners are named; it may change with any epoch.
     pub fn index_of(&self, id: u64) -> Option<u16> {
         self.nodes.iter().position(|node| node.spec.id == id).map(|index| index as u16)
+    }
+
+    /// Which core of a node has a vnode, if the node is there.
+    pub fn core_at(&self, node: u64, vnode: u32) -> Option<u16> {
+        self.index_of(node).map(|index| core_of(vnode, self.nodes[usize::from(index)].spec.cores))
+    }
+
+    /// The node owns a copy of a vnode, for a namespace with `rf` replicas, and has no other owner to wait for.
+    pub fn owns(&self, node: u64, vnode: u32, rf: usize) -> bool {
+        self.replicas(vnode, rf).owners.iter().any(|&index| self.nodes[usize::from(index)].spec.id == node)
     }
 
     /// The vnodes that move, in order.

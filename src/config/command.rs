@@ -124,8 +124,20 @@ pub enum Word {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Namespaces {
     List,
-    Create { name: String, ttl: Option<Duration>, durability: Durability, compression: Compression },
-    Alter { name: String, ttl: Option<Option<Duration>>, durability: Option<Durability>, compression: Option<Compression> },
+    Create {
+        name: String,
+        ttl: Option<Duration>,
+        durability: Durability,
+        compression: Compression,
+        levels: LevelsAsked,
+    },
+    Alter {
+        name: String,
+        ttl: Option<Option<Duration>>,
+        durability: Option<Durability>,
+        compression: Option<Compression>,
+        levels: LevelsAsked,
+    },
 }
 
 /// A file to be told about.
@@ -330,6 +342,9 @@ enum NsVerb {
         /// How tables keep its values: `lz4` where that saves an eighth, or `none`
         #[arg(long, value_name = "HOW", default_value = "none", value_parser = parse::compression)]
         compression: Compression,
+        /// In a cluster: how many replicas answer what names no level itself, as `--level` of get and put (quorum)
+        #[arg(long = "default-level", value_name = "LEVEL")]
+        levels: Option<LevelsAsked>,
         #[command(flatten)]
         target: Target,
     },
@@ -344,6 +359,9 @@ enum NsVerb {
         /// How tables keep its values, `none` or `lz4`; what is on disk follows as it is merged
         #[arg(long, value_name = "HOW", value_parser = parse::compression)]
         compression: Option<Compression>,
+        /// In a cluster: how many replicas answer what names no level itself
+        #[arg(long = "default-level", value_name = "LEVEL")]
+        levels: Option<LevelsAsked>,
         #[command(flatten)]
         target: Target,
     },
@@ -403,14 +421,15 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, 
 fn namespaces(verb: NsVerb) -> Result<(Target, Word), Refusal> {
     let (target, word) = match verb {
         NsVerb::List(target) => (target, Namespaces::List),
-        NsVerb::Create { name, ttl, durability, compression, target } => {
-            (target, Namespaces::Create { name, ttl, durability, compression })
+        NsVerb::Create { name, ttl, durability, compression, levels, target } => {
+            (target, Namespaces::Create { name, ttl, durability, compression, levels: levels.unwrap_or_default() })
         }
-        NsVerb::Alter { ttl: None, durability: None, compression: None, .. } => {
-            return Err(Refusal::config("ns alter changes nothing without --ttl, --durability or --compression"));
+        NsVerb::Alter { ttl: None, durability: None, compression: None, levels: None, .. } => {
+            return Err(Refusal::config("ns alter changes nothing without --ttl, --durability, --compression or --default-level"));
         }
-        NsVerb::Alter { name, ttl, durability, compression, target } => {
-            (target, Namespaces::Alter { name, ttl: ttl.map(|change| change.0), durability, compression })
+        NsVerb::Alter { name, ttl, durability, compression, levels, target } => {
+            let (ttl, levels) = (ttl.map(|change| change.0), levels.unwrap_or_default());
+            (target, Namespaces::Alter { name, ttl, durability, compression, levels })
         }
     };
     Ok((target, Word::Namespaces(word)))

@@ -1,7 +1,7 @@
 //! Every refusal and every default, as an operator meets them.
 
 use super::*;
-use crate::wire::command::Compression;
+use crate::wire::command::{Compression, Level, LevelsAsked};
 use std::ffi::OsString;
 
 fn host() -> Host {
@@ -186,13 +186,21 @@ fn the_shell_clients_words_are_understood() {
     assert_eq!(put.target, Target { host: "h".into(), port: 9, secret_file: None, namespace: "n".into(), level: None });
     assert_eq!(word("get k").target.port, PORT_DEFAULT);
     assert_eq!(word("scan").word, Word::Scan { vnode: None, limit: 1000 });
-    let none = Namespaces::Alter { name: "x".into(), ttl: Some(None), durability: None, compression: None };
+    let levels = LevelsAsked::default();
+    let none = Namespaces::Alter { name: "x".into(), ttl: Some(None), durability: None, compression: None, levels };
     assert_eq!(word("ns alter x --ttl none").word, Word::Namespaces(none));
     let (durability, compression) = (Durability::Interval, Compression::None);
-    let made = Namespaces::Create { name: "x".into(), ttl: None, durability, compression };
+    let made = Namespaces::Create { name: "x".into(), ttl: None, durability, compression, levels };
     assert_eq!(word("ns create x --durability interval").word, Word::Namespaces(made));
-    let packed = Namespaces::Alter { name: "x".into(), ttl: None, durability: None, compression: Some(Compression::Lz4) };
+    let packed = Namespaces::Alter { name: "x".into(), ttl: None, durability: None, compression: Some(Compression::Lz4), levels };
     assert_eq!(word("ns alter x --compression lz4").word, Word::Namespaces(packed));
+    let levels = LevelsAsked { read: Some(Level::One), write: Some(Level::Exactly(2)) };
+    let fast = Namespaces::Create { name: "x".into(), ttl: None, durability: Durability::Sync, compression, levels };
+    assert_eq!(word("ns create x --default-level one,2").word, Word::Namespaces(fast));
+    let fast = Namespaces::Alter { name: "x".into(), ttl: None, durability: None, compression: None, levels };
+    assert_eq!(word("ns alter x --default-level one,2").word, Word::Namespaces(fast));
+    let (mine, other) = (word("get k --level one"), word("ns alter x --default-level all --level one"));
+    assert_eq!((mine.target.level, other.target.level), (Some(LevelsAsked::both(Level::One)), Some(LevelsAsked::both(Level::One))));
     assert_eq!(run("verify d", &[]), Ok(Command::Verify("d".into())));
     let salvage = Command::Salvage { from: "d".into(), to: "n".into() };
     assert_eq!(run("verify d --salvage n", &[]), Ok(salvage));

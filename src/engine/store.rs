@@ -125,6 +125,19 @@ impl Mems {
     }
 }
 
+/// Who found no room on the disk when it last tried: while anybody does, nothing that takes room is taken.
+#[derive(Default)]
+pub(super) struct Room {
+    pub(super) flushes_lack: Cell<bool>,
+    pub(super) merges_lack: Cell<bool>,
+}
+
+impl Room {
+    pub(super) fn is_lacking(&self) -> bool {
+        self.flushes_lack.get() || self.merges_lack.get()
+    }
+}
+
 pub(super) struct Core {
     pub(super) io: Io,
     pub(super) store: Arc<NodeStore>,
@@ -140,7 +153,7 @@ pub(super) struct Core {
     pub(super) namespaces: RefCell<BTreeSet<NamespaceId>>,
     pub(super) has_floors: Cell<bool>,
     pub(super) remnant_floors: RemnantFloors,
-    pub(super) disk_full: Cell<bool>,
+    pub(super) room: Room,
     pub(super) stopped: RefCell<Option<String>>,
     pub(super) closing: Cell<bool>,
     /// There is something to flush, or the end has come.
@@ -304,12 +317,12 @@ impl Engine {
         if let Some(why) = &*core.stopped.borrow() {
             return Err(EngineError::Stopped(why.clone()));
         }
-        if core.disk_full.get() && batch.has_payload() {
+        if core.room.is_lacking() && batch.has_payload() {
             return Err(EngineError::DiskFull);
         }
         let is_full = core.mems.borrow().is_full(core.config.memtable_bytes, 0);
         if is_full || core.tables.is_stalled() && batch.has_payload() {
-            return Err(if core.disk_full.get() { EngineError::DiskFull } else { EngineError::Overloaded });
+            return Err(if core.room.is_lacking() { EngineError::DiskFull } else { EngineError::Overloaded });
         }
         Ok(())
     }
@@ -332,7 +345,7 @@ impl Engine {
     /// Bytes a second that may be written so that flushes and merges keep up without a cliff; None: as fast as they come.
     pub fn write_rate(&self) -> Option<f64> {
         let core = &self.core;
-        if core.disk_full.get() || core.wal.is_disk_full() || core.closing.get() || self.stopped().is_some() {
+        if core.room.is_lacking() || core.wal.is_disk_full() || core.closing.get() || self.stopped().is_some() {
             // Waiting would not help: a write is refused at once.
             return None;
         }
@@ -367,7 +380,7 @@ impl Engine {
     pub fn is_behind(&self) -> bool {
         let core = &self.core;
         // Where the disk is full, or the shard stopped, it is refused at once: waiting would not help.
-        let is_refused = core.disk_full.get() || core.wal.is_disk_full() || self.stopped().is_some();
+        let is_refused = core.room.is_lacking() || core.wal.is_disk_full() || self.stopped().is_some();
         let (memtable_bytes, reserve) = (core.config.memtable_bytes, core.config.memtable_bytes / RESERVE_PART);
         let mems = core.mems.borrow();
         let is_log_full = !mems.sealed.is_empty() && core.wal.fullness() >= 1.0;

@@ -9,7 +9,7 @@ use super::manifest::{self, Manifest, State};
 use super::memtable::Memtable;
 use super::moving::vnode_edits;
 use super::recover::NodeStore;
-use super::store::{Core, Counters, Engine, EngineConfig, Mems, Sealed, add, memtable_config};
+use super::store::{Core, Counters, Engine, EngineConfig, Mems, Room, Sealed, add, memtable_config};
 use super::store_marks::RemnantFloors;
 use super::tables::{Tables, TablesConfig};
 use super::wal::{Wal, WalConfig, WalReport};
@@ -198,7 +198,7 @@ fn assemble(io: &Io, store: &Arc<NodeStore>, config: EngineConfig, wal: Wal, tab
         namespaces: RefCell::new(namespaces),
         has_floors: Cell::new(has_floors),
         remnant_floors: RemnantFloors::new(io.wall_ms()),
-        disk_full: Cell::new(false),
+        room: Room::default(),
         stopped: RefCell::default(),
         closing: Cell::new(false),
         flush_work: Signal::new(),

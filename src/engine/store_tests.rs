@@ -537,6 +537,44 @@ fn a_full_disk_refuses_writes_takes_deletes_and_recovers_without_a_restart() {
 }
 
 #[test]
+fn a_merge_that_finds_no_room_lets_writes_in_again_when_there_is_some() {
+    let world = World::new(5);
+    let machine = world.add_machine(Faults::default());
+    let inside = world.clone();
+    let result = on(&world, machine, move |io| async move {
+        let (node, _) = Node::open(&io, 1, None).await?;
+        let engine = &node.engines[0];
+        let put = |n: u64| {
+            let key = format!("key {n}").into_bytes();
+            let mut batch = Batch::new(true);
+            batch.put_value(key_ref(&key), &[1; 1000], engine.stamp(io.wall_ms()), 0);
+            engine.write(&batch)
+        };
+        // Runs of level 0, until a merge of them is due; nothing waits for a flush then.
+        let mut n = 0;
+        while !engine.stats().disk_full {
+            assert!(n < 2_000, "no merge was ever due");
+            inside.set_capacity(machine, u64::MAX / 2);
+            io.sleep(Duration::from_secs(1)).await;
+            for _ in 0..20 {
+                engine.wait_durable(put(n)?).await?;
+                n += 1;
+            }
+            engine.flush().await?;
+            inside.set_capacity(machine, inside.disk_bytes(machine));
+            io.sleep(Duration::from_secs(1)).await;
+        }
+        assert!(engine.core.mems.borrow().sealed.is_empty());
+        assert_eq!(put(n).err().map(|why| why.to_string()), Some(EngineError::DiskFull.to_string()));
+        inside.set_capacity(machine, u64::MAX / 2);
+        io.sleep(Duration::from_secs(2)).await;
+        engine.wait_durable(put(n)?).await?;
+        engine.close().await
+    });
+    result.unwrap().unwrap();
+}
+
+#[test]
 fn what_is_not_durable_yet_says_so() {
     let world = World::new(4);
     let machine = world.add_machine(Faults::default());

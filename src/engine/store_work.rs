@@ -66,7 +66,7 @@ pub(super) async fn flush_loop(core: Rc<Core>) {
             Ok(true) => continue,
             Ok(false) => wait.await,
             Err(EngineError::DiskFull) => {
-                core.disk_full.set(true);
+                core.room.flushes_lack.set(true);
                 core.io.sleep(DISK_FULL_RETRY).await;
             }
             Err(error) => {
@@ -88,7 +88,7 @@ async fn flush_oldest(core: &Core) -> Result<bool, EngineError> {
     add(&core.counters.flushes, 1);
     add(&core.counters.flushed_bytes, table.live_bytes() as u64);
     core.wal.release(last);
-    core.disk_full.set(false);
+    core.room.flushes_lack.set(false);
     core.progress.raise();
     core.tables.reap().await?;
     Ok(true)
@@ -106,7 +106,10 @@ pub(super) async fn merge_loop(core: Rc<Core>) {
             core.io.sleep(EXPIRY_PERIOD).await;
             continue;
         }
-        match core.tables.compact(&*core).await {
+        let merged = core.tables.compact(&*core).await;
+        // While writes are refused there is nothing to flush: merges alone can find that there is room again.
+        core.room.merges_lack.set(matches!(merged, Err(EngineError::DiskFull)));
+        match merged {
             Ok(Some(merged)) => {
                 add(&core.counters.merges, 1);
                 add(&core.counters.merged_bytes, merged.written_bytes);
@@ -115,7 +118,6 @@ pub(super) async fn merge_loop(core: Rc<Core>) {
             }
             Ok(None) => race(wait, core.io.sleep(MERGE_PERIOD)).await,
             Err(EngineError::DiskFull) => {
-                core.disk_full.set(true);
                 core.flush_work.raise();
                 core.io.sleep(DISK_FULL_RETRY).await;
             }
@@ -219,7 +221,7 @@ impl Engine {
             if is_sealed && core.mems.borrow().sealed.front().is_none_or(|sealed| sealed.last > upto) {
                 return Ok(());
             }
-            if core.disk_full.get() {
+            if core.room.is_lacking() {
                 return Err(EngineError::DiskFull);
             }
             race(wait, core.io.sleep(DISK_FULL_RETRY)).await;
@@ -240,7 +242,7 @@ impl Engine {
             if let Some(why) = self.stopped() {
                 return Err(EngineError::Stopped(why));
             }
-            if self.core.disk_full.get() {
+            if self.core.room.is_lacking() {
                 return Err(EngineError::DiskFull);
             }
             self.core.progress.raise();
@@ -301,7 +303,7 @@ impl Engine {
             cache: core.tables.cache.stats(),
             cells: core.cells.stats(),
             wal: core.wal.stats(),
-            disk_full: core.disk_full.get() || core.wal.stats().disk_full,
+            disk_full: core.room.is_lacking() || core.wal.stats().disk_full,
             disk_reads: core.tables.stats().reads.get(),
             disk_read_bytes: core.tables.stats().read_bytes.get(),
         }

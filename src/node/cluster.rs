@@ -16,7 +16,7 @@ use crate::cluster::topology::{NodeSpec, Topology};
 use crate::config::{ClusterConfig, Config, exit};
 use crate::control::gossip::{GossipFigures, GossipSetup, Warn, to_address};
 use crate::engine::format::Identity;
-use crate::engine::format::layout::parse_layout;
+use crate::engine::format::layout::{Layout, parse_layout};
 use crate::engine::recover::{NodeConfig, NodeStore};
 use crate::io::driver::{Backend, Driver};
 use crate::io::executor::Executor;
@@ -151,29 +151,34 @@ fn cluster_id(cluster: &ClusterConfig, vnodes: u32, cores: u16) -> u64 {
 
 /// Who this node is, and the number of vnodes.
 fn settle(config: &Config, cluster: &ClusterConfig, key: &Key, backend: Backend) -> Result<(Identity, u32), Failure> {
+    if let Some(layout) = layout_of(config, cluster)? {
+        return Ok((layout.identity, layout.vnodes));
+    }
+    let vnodes = config.vnodes_at_creation();
+    // Founders say their ids.
+    let node = cluster.node_id.unwrap_or(1);
+    let identity = Identity { cluster: cluster_id(cluster, vnodes, config.cores.len() as u16), node };
+    join::is_founded(cluster, identity, key, backend)?;
+    make_folder(config, identity, vnodes, backend)?;
+    Ok((identity, vnodes))
+}
+
+/// What the data folder says about itself; None: it is empty.
+///
+/// # Errors
+/// It cannot be read, is damaged, or belongs to another node than the one that is asked for.
+fn layout_of(config: &Config, cluster: &ClusterConfig) -> Result<Option<Layout>, Failure> {
     let path = config.data.join("LAYOUT");
-    let damaged = |why: String| Failure::new(exit::DATA_DAMAGED, format!("{}: {why}", path.display()));
-    match host::read(&path) {
-        Ok(bytes) => {
-            let layout = parse_layout(&bytes).map_err(|bad| damaged(format!("{bad:?}")))?;
-            let node = layout.identity.node;
-            match cluster.node_id.filter(|asked| *asked != node) {
-                Some(asked) => {
-                    Err(Failure::new(exit::CONFIG, format!("node-id {asked}: the data folder was made for node {node}, for good")))
-                }
-                None => Ok((layout.identity, layout.vnodes)),
-            }
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let vnodes = config.vnodes_at_creation();
-            // Founders say their ids.
-            let node = cluster.node_id.unwrap_or(1);
-            let identity = Identity { cluster: cluster_id(cluster, vnodes, config.cores.len() as u16), node };
-            join::is_founded(cluster, identity, key, backend)?;
-            make_folder(config, identity, vnodes, backend)?;
-            Ok((identity, vnodes))
-        }
-        Err(error) => Err(Failure::new(exit::FAILED, format!("{}: {error}", path.display()))),
+    let failure = |code, why: String| Failure::new(code, format!("{}: {why}", path.display()));
+    let layout = match host::read(&path) {
+        Ok(bytes) => parse_layout(&bytes).map_err(|bad| failure(exit::DATA_DAMAGED, format!("{bad:?}")))?,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failure(exit::FAILED, error.to_string())),
+    };
+    let node = layout.identity.node;
+    match cluster.node_id.filter(|asked| *asked != node) {
+        Some(asked) => Err(Failure::new(exit::CONFIG, format!("node-id {asked}: the data folder was made for node {node}, for good"))),
+        None => Ok(Some(layout)),
     }
 }
 

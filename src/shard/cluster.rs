@@ -12,19 +12,17 @@ use super::moves::Moves;
 use super::peers::{Links, Notices};
 use super::repair::Repair;
 use crate::base::checksum::checksum;
-use crate::base::record::{NamespaceId, Token, core_of, vnode_of};
+use crate::base::record::{NamespaceId, Token, vnode_of};
 use crate::base::time::Mono;
 use crate::cluster::board::{Member, MemberBoard, Members};
-use crate::cluster::coordinator::{Effect, Levels, Planted, Roster, Turn, View};
+use crate::cluster::coordinator::{Effect, Planted, Roster, Turn, View};
 use crate::cluster::detector::Detector;
 use crate::cluster::gossip::member::Profile;
 use crate::cluster::gossip::wire::Key;
-use crate::cluster::quorum::Level;
 use crate::cluster::topology::{NodeSpec, Topology};
 use crate::cluster::topology_codec;
 use crate::io::SocketAddr;
 use crate::limits::{GATHERED_SHARE, REPAIR_SHARE, RF_DEFAULT};
-use crate::wire::command::LevelsAsked;
 use crate::wire::peer::Head;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -166,21 +164,13 @@ impl Cluster {
 
     /// The node owns a copy of the vnode, and has no other owner to wait for.
     pub fn is_owner(&self, namespace: NamespaceId, vnode: u32) -> bool {
-        let topology = self.topology.borrow();
-        let nodes = topology.nodes();
-        topology.replicas(vnode, self.rf(namespace)).owners.iter().any(|&index| nodes[usize::from(index)].spec.id == self.me)
-    }
-
-    /// The levels of a request; what it does not name is a quorum.
-    pub fn levels(&self, asked: LevelsAsked) -> Levels {
-        Levels { read: asked.read.unwrap_or(Level::Quorum), write: asked.write.unwrap_or(Level::Quorum) }
+        self.topology.borrow().owns(self.me, vnode, self.rf(namespace))
     }
 
     /// Which core of `node` owns the vnode of a token.
     pub fn core_at(&self, node: u64, token: Token) -> Option<u16> {
         let topology = self.topology.borrow();
-        let index = topology.index_of(node)?;
-        Some(core_of(vnode_of(token, topology.vnodes()), topology.nodes()[usize::from(index)].spec.cores))
+        topology.core_at(node, vnode_of(token, topology.vnodes()))
     }
 
     /// Where a node's cores are reached.

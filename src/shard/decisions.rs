@@ -12,7 +12,7 @@ use super::{Shard, Ticket, perform};
 use crate::base::record::{NAMESPACE_SYSTEM, Version};
 use crate::base::time::Mono;
 use crate::cluster::decide::Register;
-use crate::cluster::topology::{NodeState, Topology};
+use crate::cluster::topology::Topology;
 use crate::cluster::topology_codec;
 use crate::engine::{Batch, Engine, EngineError, KeyRef, Seq};
 use crate::io::Class;
@@ -215,8 +215,7 @@ impl Shard {
         let Some(cluster) = &self.cluster else { return Ok(()) };
         let topology = cluster.topology();
         // Who joins may not have heard of all namespaces yet.
-        let members = topology.nodes().iter().filter(|node| node.state != NodeState::Joining);
-        match members.min_by_key(|node| node.spec.id) {
+        match topology.members().min_by_key(|node| node.spec.id) {
             Some(first) if first.spec.id != cluster.me => {
                 Err(format!("namespaces of a cluster are changed at its first node, {} at {}", first.spec.id, first.spec.native))
             }

@@ -1,13 +1,17 @@
 //! What memory alone can answer, in the connection's turn: no await, no task. One arm a command; what needs a disk, a lock or the clock's
 //! ceiling answers `Step::Wait` and goes to `perform`.
 
-use super::namespaces::{Durability, Namespace};
+use super::namespaces::{Compression, Durability, Namespace};
 use super::{Shard, Ticket, pace};
 use crate::base::record::{Body, Cell, Kind, Token, Version};
 use crate::base::time::{Mono, WallMs, hlc_ms};
 use crate::engine::{Batch, EngineError, KeyRef};
 use crate::limits::CHUNK_BYTES;
-use crate::wire::command::{Command, Condition, ErrorCode, MultiPut, Put, Reply, Request, TTL_NEVER, Value, WriteOptions};
+use crate::wire::command::{
+    Command, Condition, ErrorCode, LevelsAsked, List, MultiPut, Namespace as WireNamespace, Put, Reply, Request, TTL_NEVER, Value,
+    WriteOptions,
+};
+use std::fmt::Write as _;
 
 /// A version from a client may lie below what is forgotten for good: nobody can say any more whether it was there (rule G1).
 const FORGOTTEN: &str = "that version is too old to be told from a deleted one";
@@ -39,7 +43,7 @@ pub fn execute(shard: &Shard, ticket: &Ticket, request: &Request<'_>, token: Tok
     let key_ref = |key| KeyRef { namespace: request.namespace, token, key };
     match &request.command {
         Command::Ping => answer(shard, ticket, &Reply::Pong),
-        Command::Info => answer(shard, ticket, &Reply::Text(&(shard.node.info)())),
+        Command::Info => answer(shard, ticket, &Reply::Text(&info(shard))),
         Command::Get { key } => {
             let room = ticket.room();
             let reply = |reply: &Reply<'_>| value_bytes(reply) <= room;
@@ -48,8 +52,11 @@ pub fn execute(shard: &Shard, ticket: &Ticket, request: &Request<'_>, token: Tok
         Command::Ttl { key } => read_in_memory(shard, ticket, request, key_ref(key), |cell, now_ms| Some(ttl_reply(cell, now_ms))),
         Command::Put(_) | Command::Delete(_) => plain_write(shard, ticket, request, token),
         Command::MultiPut(put) => multi_put(shard, ticket, request, put),
-        Command::NamespaceList => namespace_list(shard, ticket, false),
-        Command::NamespaceDetails => namespace_list(shard, ticket, true),
+        Command::NamespaceList | Command::NamespaceDetails | Command::NamespaceTerms => {
+            let table = shard.namespaces();
+            let rows: Vec<_> = table.rows().iter().map(wire_namespace).collect();
+            answer(shard, ticket, &namespaces_reply(&request.command, rows.into()))
+        }
         Command::MultiGet { .. }
         | Command::Expire { .. }
         | Command::Persist { .. }
@@ -172,16 +179,42 @@ fn multi_put(shard: &Shard, ticket: &Ticket, request: &Request<'_>, put: &MultiP
     Step::Done
 }
 
-fn namespace_list(shard: &Shard, ticket: &Ticket, with_details: bool) -> Step {
-    let table = shard.namespaces();
-    let rows: Vec<_> = table.rows().iter().map(wire_namespace).collect();
-    answer(shard, ticket, &if with_details { Reply::NamespaceDetails(rows.into()) } else { Reply::Namespaces(rows.into()) })
+/// What the node tells about itself, and its namespaces.
+fn info(shard: &Shard) -> String {
+    let mut text = (shard.node.info)();
+    for Namespace { id, name, default_ttl_ms, durability, compression, levels } in shard.namespaces().rows() {
+        let durability = match durability {
+            Durability::Sync => "sync",
+            Durability::Interval => "interval",
+        };
+        let compression = match compression {
+            Compression::None => "",
+            Compression::Lz4 => " compression=lz4",
+        };
+        _ = write!(text, "namespace_{name}:id={id} ttl_ms={default_ttl_ms} durability={durability}{compression}");
+        // Levels are nothing to a node that is alone.
+        _ = match &shard.cluster {
+            Some(cluster) => writeln!(text, " rf={} level={levels}", cluster.rf(*id)),
+            None => writeln!(text),
+        };
+    }
+    text
+}
+
+/// As much of namespaces as whoever sent the command knows of.
+pub fn namespaces_reply<'a>(command: &Command<'_>, rows: List<'a, WireNamespace<'a>>) -> Reply<'a> {
+    match command {
+        Command::NamespaceTerms => Reply::NamespaceTerms(rows),
+        command if command.levels().is_some_and(|levels| levels != LevelsAsked::default()) => Reply::NamespaceTerms(rows),
+        Command::NamespaceDetails | Command::NamespaceMake(_) | Command::NamespaceChange(_) => Reply::NamespaceDetails(rows),
+        _ => Reply::Namespaces(rows),
+    }
 }
 
 /// As the wire says it.
-pub fn wire_namespace(row: &Namespace) -> crate::wire::command::Namespace<'_> {
-    let &Namespace { id, ref name, default_ttl_ms, durability, compression } = row;
-    crate::wire::command::Namespace { id, name, default_ttl_ms, durability, compression }
+pub fn wire_namespace(row: &Namespace) -> WireNamespace<'_> {
+    let &Namespace { id, ref name, default_ttl_ms, durability, compression, levels } = row;
+    WireNamespace { id, name, default_ttl_ms, durability, compression, levels }
 }
 
 /// One write on its way: stamped, then stored, then answered when it is durable.

@@ -15,7 +15,7 @@ use super::peers::At;
 use super::repair::{CREDIT_EVERY, Comparison, credit};
 use super::{Shard, Ticket};
 use crate::base::metrics::{Meaning, Report, counter, gauge, peak};
-use crate::base::record::{Cell as Record, NamespaceId, Version, core_of};
+use crate::base::record::{Cell as Record, NamespaceId, Version};
 use crate::base::time::{Mono, WallMs, hlc_ms};
 use crate::cluster::coordinator;
 use crate::cluster::forget::{
@@ -425,9 +425,8 @@ impl<'a> Sitting<'a> {
     }
 
     fn at(&self, node: u64) -> Option<At> {
-        let topology = self.cluster.topology();
-        let index = topology.index_of(node)?;
-        Some(At { node, core: core_of(self.plan.scope.vnode, topology.nodes()[usize::from(index)].spec.cores) })
+        let core = self.cluster.topology().core_at(node, self.plan.scope.vnode)?;
+        Some(At { node, core })
     }
 
     async fn send(&self, leader: &mut Leader, to: u64, message: Message, out: &mut Vec<LeaderEffect>) -> Option<()> {

@@ -39,11 +39,12 @@ pub mod visit;
 
 use crate::base::record::{NAMESPACE_SYSTEM, Token, Version, core_of, token_of, vnode_of};
 use crate::base::time::Mono;
+use crate::cluster::coordinator::Levels;
 use crate::engine::{Engine, KeyRef, Seq};
 use crate::io::signal::Signal;
 use crate::io::{Io, Socket};
 use crate::limits::{DEADLINE_MS_DEFAULT, DEADLINE_MS_MAX, INTERVAL_MS_MAX};
-use crate::wire::command::{Durability, ErrorCode, ErrorReply, Reply};
+use crate::wire::command::{Durability, ErrorCode, ErrorReply, Level, LevelsAsked, Reply, Request};
 use crate::wire::native::{Form, encode_reply};
 use admit::{Admit, Kept};
 use cluster::Cluster;
@@ -167,6 +168,15 @@ impl Shard {
     /// The namespace as it is now.
     pub fn namespace(&self, id: u32) -> Option<Namespace> {
         self.namespaces.borrow().get(id).cloned()
+    }
+
+    /// The levels of a request: what it names, else what its namespace does, else a quorum.
+    pub fn levels(&self, request: &Request<'_>) -> Levels {
+        let asked = match request.levels {
+            LevelsAsked { read: Some(_), write: Some(_) } => request.levels,
+            some => some.or(self.namespaces.borrow().get(request.namespace).map_or(LevelsAsked::default(), |row| row.levels)),
+        };
+        Levels { read: asked.read.unwrap_or(Level::Quorum), write: asked.write.unwrap_or(Level::Quorum) }
     }
 
     /// When a write of the namespace is acknowledged; the system's own are always on disk first.

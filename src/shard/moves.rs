@@ -78,10 +78,7 @@ impl Moves {
         match takes.get(&vnode) {
             None => Ok(Marks::default()),
             Some(take) if !take.is_open() => Err(Refusal::Behind { epoch }),
-            Some(take) => {
-                let (fence, floor) = take.marks(namespace);
-                Ok(Marks { fence, floor })
-            }
+            Some(take) => Ok(take.marks(namespace)),
         }
     }
 
@@ -180,14 +177,14 @@ async fn make_void(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
         cluster.moves.to_tidy.set(false);
         let topology = cluster.topology();
         // Tables alone tell which vnodes there are. Where all vnodes are the node's own there is nothing to look for.
-        if (0..topology.vnodes()).all(|vnode| owns(&topology, vnode, cluster.me)) {
+        if (0..topology.vnodes()).all(|vnode| topology.owns(cluster.me, vnode, RF_DEFAULT)) {
             return;
         }
         if shard.engine.flush().await.is_err() {
             return cluster.moves.to_tidy.set(true);
         }
         let strangers: BTreeSet<u32> = shard.engine.vnodes_with_data().into_iter().map(|(_, vnode)| vnode).collect();
-        let is_ours = |vnode: &u32| owns(&topology, *vnode, cluster.me);
+        let is_ours = |vnode: &u32| topology.owns(cluster.me, *vnode, RF_DEFAULT);
         let strangers: Vec<u32> = strangers.into_iter().filter(|vnode| !is_ours(vnode)).collect();
         if !strangers.is_empty() && shard.engine.void_vnodes(&strangers, topology.epoch()).await.is_err() {
             cluster.moves.to_tidy.set(true);
@@ -195,23 +192,14 @@ async fn make_void(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
     }
 }
 
-fn owns(topology: &Topology, vnode: u32, node: u64) -> bool {
-    topology.replicas(vnode, RF_DEFAULT).owners.iter().any(|index| topology.nodes()[usize::from(*index)].spec.id == node)
-}
-
-/// Where the core of `node` is that has a vnode.
-fn core_for(topology: &Topology, node: u64, vnode: u32) -> Option<At> {
-    let index = topology.index_of(node)?;
-    Some(At { node, core: core_of(vnode, topology.nodes()[usize::from(index)].spec.cores) })
-}
-
 async fn ask_marks(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
     let mut questions: BTreeMap<(u64, u16), Vec<Move>> = BTreeMap::new();
     {
         let (takes, topology) = (cluster.moves.takes.borrow(), cluster.topology());
         for take in takes.values().filter(|take| matches!(take.stage(), Stage::Closed | Stage::Open)) {
-            for at in take.silent().filter_map(|node| core_for(&topology, node, take.of().vnode)) {
-                questions.entry((at.node, at.core)).or_default().push(take.of());
+            for node in take.silent() {
+                let Some(core) = topology.core_at(node, take.of().vnode) else { continue };
+                questions.entry((node, core)).or_default().push(take.of());
             }
         }
     }
@@ -275,9 +263,9 @@ async fn inherit_marks(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
     for of in cluster.moves.at_stage(Stage::Joined) {
         let told =
             cluster.moves.with(of, |take| take.namespaces().into_iter().map(|namespace| (namespace, take.marks(namespace))).collect());
-        let told: Vec<(NamespaceId, (Version, Version))> = told.unwrap_or_default();
+        let told: Vec<(NamespaceId, Marks)> = told.unwrap_or_default();
         let mut is_durable = true;
-        for (namespace, (fence, floor)) in told.into_iter().filter(|(_, (fence, _))| *fence > Version::ZERO) {
+        for (namespace, Marks { fence, floor }) in told.into_iter().filter(|(_, marks)| marks.fence > Version::ZERO) {
             cluster.forget.inherit(namespace, of.vnode, fence);
             is_durable &= shard.engine.inherit_marks(namespace, of.vnode, VnodeMarks { fence, floor }).await.is_ok();
             cluster.repair.trees.mark_all(namespace, of.vnode);
@@ -390,7 +378,7 @@ impl Shard {
     /// This core owns the vnode, and knows that it moves (M2).
     fn is_old_owner(&self, cluster: &Cluster, topology: &Topology, of: Move) -> bool {
         let knows = of.vnode < topology.vnodes() && topology.epoch_of(of.vnode) == of.since;
-        knows && core_of(of.vnode, self.node.cores) == self.core() && owns(topology, of.vnode, cluster.me)
+        knows && core_of(of.vnode, self.node.cores) == self.core() && topology.owns(cluster.me, of.vnode, RF_DEFAULT)
     }
 
     pub(super) fn answer_move(&self, cluster: &Cluster, ticket: &Ticket, message: &MoveMessage) {

@@ -3,12 +3,13 @@
 use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::base::record::{NAMESPACE_DEFAULT, NAMESPACE_SYSTEM, NamespaceId};
 use crate::limits::{NAMESPACE_NAME_BYTES_MAX, NAMESPACES_MAX};
+use crate::wire::native::{level_flags, levels_of};
 
 /// How its tables are kept.
 pub use crate::wire::command::Compression;
 /// When a write is acknowledged.
 pub use crate::wire::command::Durability;
-use crate::wire::command::{NamespaceChange, NamespaceSpec};
+use crate::wire::command::{LevelsAsked, NamespaceChange, NamespaceSpec};
 
 /// One namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct Namespace {
     pub default_ttl_ms: u64,
     pub durability: Durability,
     pub compression: Compression,
+    /// Of requests that name none; a quorum where this names none either.
+    pub levels: LevelsAsked,
 }
 
 /// All namespaces of a node, in order of ids.
@@ -50,6 +53,8 @@ impl NamespaceError {
 const ROW_FORMAT: u64 = 1;
 /// Rows end with their compression. Written only where one has some, so that builds that do not know it read the others.
 const ROW_FORMAT_COMPRESSED: u64 = 2;
+/// Rows end with their compression and their levels, two bytes. Written only where one has levels.
+const ROW_FORMAT_LEVELS: u64 = 3;
 /// The key in the system's namespace under which the table lies.
 pub const TABLE_KEY: &[u8] = b"namespaces";
 
@@ -57,7 +62,7 @@ impl NamespaceTable {
     /// What a fresh node has: the default namespace.
     pub fn fresh(durability: Durability) -> NamespaceTable {
         let (id, name, compression) = (NAMESPACE_DEFAULT, "default".to_owned(), Compression::None);
-        NamespaceTable { rows: vec![Namespace { id, name, default_ttl_ms: 0, durability, compression }] }
+        NamespaceTable { rows: vec![Namespace { id, name, default_ttl_ms: 0, durability, compression, levels: LevelsAsked::default() }] }
     }
 
     pub fn rows(&self) -> &[Namespace] {
@@ -75,7 +80,7 @@ impl NamespaceTable {
 
     /// The table with one more namespace.
     pub fn with(&self, spec: &NamespaceSpec<'_>) -> Result<NamespaceTable, NamespaceError> {
-        let NamespaceSpec { name, default_ttl_ms, durability, compression } = *spec;
+        let NamespaceSpec { name, default_ttl_ms, durability, compression, levels } = *spec;
         let good = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
         if name.is_empty() || name.len() > NAMESPACE_NAME_BYTES_MAX || !name.bytes().all(good) {
             return Err(NamespaceError::BadName);
@@ -88,7 +93,7 @@ impl NamespaceTable {
         }
         let id = self.rows.iter().map(|row| row.id).max().unwrap_or(NAMESPACE_SYSTEM) + 1;
         let mut table = self.clone();
-        table.rows.push(Namespace { id, name: name.to_owned(), default_ttl_ms, durability, compression });
+        table.rows.push(Namespace { id, name: name.to_owned(), default_ttl_ms, durability, compression, levels });
         Ok(table)
     }
 
@@ -99,6 +104,7 @@ impl NamespaceTable {
         row.default_ttl_ms = change.default_ttl_ms.unwrap_or(row.default_ttl_ms);
         row.durability = change.durability.unwrap_or(row.durability);
         row.compression = change.compression.unwrap_or(row.compression);
+        row.levels = change.levels.or(row.levels);
         Ok(table)
     }
 
@@ -110,7 +116,11 @@ impl NamespaceTable {
     /// The bytes kept under `TABLE_KEY`.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        let format = if self.packed().is_empty() { ROW_FORMAT } else { ROW_FORMAT_COMPRESSED };
+        let format = match self {
+            _ if self.rows.iter().any(|row| row.levels != LevelsAsked::default()) => ROW_FORMAT_LEVELS,
+            _ if !self.packed().is_empty() => ROW_FORMAT_COMPRESSED,
+            _ => ROW_FORMAT,
+        };
         put_varint(&mut out, format);
         put_varint(&mut out, self.rows.len() as u64);
         for row in &self.rows {
@@ -118,8 +128,11 @@ impl NamespaceTable {
             put_bytes(&mut out, row.name.as_bytes());
             put_varint(&mut out, row.default_ttl_ms);
             out.push(row.durability as u8);
-            if format == ROW_FORMAT_COMPRESSED {
+            if format >= ROW_FORMAT_COMPRESSED {
                 out.push(row.compression as u8);
+            }
+            if format >= ROW_FORMAT_LEVELS {
+                out.extend(level_flags(row.levels).to_le_bytes());
             }
         }
         out
@@ -128,7 +141,7 @@ impl NamespaceTable {
     pub fn decode(bytes: &[u8]) -> Result<NamespaceTable, Malformed> {
         let mut reader = Reader::new(bytes);
         let format = reader.varint()?;
-        if !(ROW_FORMAT..=ROW_FORMAT_COMPRESSED).contains(&format) {
+        if !(ROW_FORMAT..=ROW_FORMAT_LEVELS).contains(&format) {
             return Err(Malformed("unknown format of the namespace table"));
         }
         let count = reader.varint()?;
@@ -145,12 +158,14 @@ impl NamespaceTable {
                 1 => Durability::Interval,
                 _ => return Err(Malformed("unknown durability")),
             };
-            let compression = match if format == ROW_FORMAT_COMPRESSED { reader.u8()? } else { 0 } {
+            let compression = match if format >= ROW_FORMAT_COMPRESSED { reader.u8()? } else { 0 } {
                 0 => Compression::None,
                 1 => Compression::Lz4,
                 _ => return Err(Malformed("unknown compression")),
             };
-            rows.push(Namespace { id, name, default_ttl_ms, durability, compression });
+            let flags = if format >= ROW_FORMAT_LEVELS { u16::from_le_bytes([reader.u8()?, reader.u8()?]) } else { 0 };
+            let levels = levels_of(flags).map_err(|_| Malformed("unknown level"))?;
+            rows.push(Namespace { id, name, default_ttl_ms, durability, compression, levels });
         }
         reader.end()?;
         Ok(NamespaceTable { rows })
@@ -160,14 +175,16 @@ impl NamespaceTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::command::Level;
 
     #[test]
     fn the_table_round_trips_and_names_are_checked() {
         let spec = |name| {
             let (durability, compression) = (Durability::Interval, Compression::None);
-            NamespaceSpec { name, default_ttl_ms: 60_000, durability, compression }
+            NamespaceSpec { name, default_ttl_ms: 60_000, durability, compression, levels: LevelsAsked::default() }
         };
-        let nothing = |name| NamespaceChange { name, default_ttl_ms: None, durability: None, compression: None };
+        let levels = LevelsAsked::default();
+        let nothing = |name| NamespaceChange { name, default_ttl_ms: None, durability: None, compression: None, levels };
         let table = NamespaceTable::fresh(Durability::Sync).with(&spec("cache")).unwrap();
         assert_eq!(NamespaceTable::decode(&table.encode()), Ok(table.clone()));
         assert_eq!(table.by_name("cache").map(|row| row.id), Some(NAMESPACE_DEFAULT + 1));
@@ -180,6 +197,13 @@ mod tests {
         assert_eq!((altered.encode()[0], altered.packed()), (1, vec![]));
         let packed = altered.altered(&NamespaceChange { compression: Some(Compression::Lz4), ..nothing("cache") }).unwrap();
         assert_eq!((packed.encode()[0], packed.packed()), (2, vec![NAMESPACE_DEFAULT + 1]));
-        assert_eq!(NamespaceTable::decode(&packed.encode()), Ok(packed));
+        assert_eq!(NamespaceTable::decode(&packed.encode()), Ok(packed.clone()));
+        // Nor one that knows no levels, until one has some; what is not named stays.
+        let reads = LevelsAsked { read: Some(Level::One), write: None };
+        let fast = packed.altered(&NamespaceChange { levels: reads, ..nothing("default") }).unwrap();
+        let all = LevelsAsked { read: None, write: Some(Level::All) };
+        let fast = fast.altered(&NamespaceChange { levels: all, ..nothing("default") }).unwrap();
+        assert_eq!((fast.encode()[0], fast.rows()[0].levels), (3, LevelsAsked { read: Some(Level::One), write: Some(Level::All) }));
+        assert_eq!(NamespaceTable::decode(&fast.encode()), Ok(fast));
     }
 }

@@ -1,6 +1,5 @@
 //! What has to wait: for a disk, a key's lock, the clock's ceiling. One task a request, over its own copy of the frame's body.
 
-use super::cluster::Cluster;
 use super::conn::Promise;
 use super::coordinate::Told;
 use super::execute::{self, Write, engine_error, shown_after, ttl_reply, value_reply};
@@ -17,8 +16,8 @@ use crate::engine::{Batch, EngineError, KeyRef, Seq, Value as Found};
 use crate::io::Class;
 use crate::limits::{CHUNK_BYTES, MULTI_BYTES_MAX, SCAN_ENTRIES_MAX};
 use crate::wire::command::{
-    Access, Command, Compression, Condition, Durability, ErrorCode, MultiPut, NamespaceChange, NamespaceSpec, Page, Reply, Request, Scan,
-    ScanEntry, Value, VersionedValue, WriteOptions, command_row,
+    Access, Command, Compression, Condition, Durability, ErrorCode, LevelsAsked, MultiPut, NamespaceChange, NamespaceSpec, Page, Reply,
+    Request, Scan, ScanEntry, Value, VersionedValue, WriteOptions, command_row,
 };
 use crate::wire::native::{Form, decode_request, encode_values};
 use crate::wire::peer::OwnedCell;
@@ -136,11 +135,25 @@ impl Task<'_> {
             Command::Persist { key, write } => self.expire(key, 0, *write).await,
             Command::Scan(scan) => self.scan(scan).await,
             &Command::NamespaceCreate { name, default_ttl_ms, durability } => {
-                self.make_namespace(&NamespaceSpec { name, default_ttl_ms, durability, compression: Compression::None }).await
+                self.make_namespace(&NamespaceSpec {
+                    name,
+                    default_ttl_ms,
+                    durability,
+                    compression: Compression::None,
+                    levels: LevelsAsked::default(),
+                })
+                .await
             }
             Command::NamespaceMake(spec) => self.make_namespace(spec).await,
             &Command::NamespaceAlter { name, default_ttl_ms, durability } => {
-                self.change_namespace(&NamespaceChange { name, default_ttl_ms, durability, compression: None }).await
+                self.change_namespace(&NamespaceChange {
+                    name,
+                    default_ttl_ms,
+                    durability,
+                    compression: None,
+                    levels: LevelsAsked::default(),
+                })
+                .await
             }
             Command::NamespaceChange(change) => self.change_namespace(change).await,
             Command::Snapshot { name } => self.snapshot(name).await,
@@ -148,7 +161,12 @@ impl Task<'_> {
                 self.shard.answer_words(self.ticket, words, self.deadline).await;
                 Ok(())
             }
-            Command::Hello(_) | Command::Ping | Command::Info | Command::NamespaceList | Command::NamespaceDetails => {
+            Command::Hello(_)
+            | Command::Ping
+            | Command::Info
+            | Command::NamespaceList
+            | Command::NamespaceDetails
+            | Command::NamespaceTerms => {
                 unreachable!("answered in the connection's turn")
             }
         };
@@ -157,8 +175,8 @@ impl Task<'_> {
         }
     }
 
-    fn levels(&self, cluster: &Cluster) -> Levels {
-        cluster.levels(self.request.levels)
+    fn levels(&self) -> Levels {
+        self.shard.levels(self.request)
     }
 
     fn key<'k>(&self, key: &'k [u8]) -> KeyRef<'k> {
@@ -301,7 +319,7 @@ impl Task<'_> {
         let mut bytes = 0;
         if let Some(cluster) = &self.shard.cluster {
             for some in keys.chunks(READS_AT_ONCE) {
-                for cell in self.shard.quorum_cells(cluster, self.request.namespace, some, self.levels(cluster), self.deadline).await {
+                for cell in self.shard.quorum_cells(cluster, self.request.namespace, some, self.levels(), self.deadline).await {
                     let len = |cell: OwnedCell| if let Body::Bytes(value) = cell.as_cell().body { value.len() } else { 0 };
                     bytes += multi_value_bytes(cell?.map_or(0, len));
                 }
@@ -324,7 +342,7 @@ impl Task<'_> {
     async fn values_of(&self, keys: &[&[u8]]) -> Result<Vec<Option<Found>>, Trouble> {
         let shard = self.shard;
         if let Some(cluster) = &shard.cluster {
-            let cells = shard.quorum_cells(cluster, self.request.namespace, keys, self.levels(cluster), self.deadline).await;
+            let cells = shard.quorum_cells(cluster, self.request.namespace, keys, self.levels(), self.deadline).await;
             let now_ms = shard.io.wall_ms();
             return cells.into_iter().map(|cell| Ok(cell?.and_then(|cell| value_of(&cell.as_cell(), now_ms)))).collect();
         }
@@ -451,7 +469,7 @@ impl Task<'_> {
         if let Some(cluster) = &shard.cluster {
             self.turn_comes().await;
             shard.stamps_are_safe().await?;
-            let cells = shard.quorum_cells(cluster, self.request.namespace, &[key], self.levels(cluster), self.deadline).await;
+            let cells = shard.quorum_cells(cluster, self.request.namespace, &[key], self.levels(), self.deadline).await;
             let cell = cells.into_iter().next().expect("one key, one cell")?;
             match cell.filter(|cell| cell.as_cell().is_live(shard.io.wall_ms())) {
                 None => shard.answer(self.ticket, &Reply::Absent),
@@ -547,8 +565,7 @@ impl Task<'_> {
         let table = shard.namespaces();
         let row = table.by_name(name).expect("just stored");
         let rows = vec![execute::wire_namespace(row)].into();
-        let with_details = matches!(self.request.command, Command::NamespaceMake(_) | Command::NamespaceChange(_));
-        shard.answer(self.ticket, &if with_details { Reply::NamespaceDetails(rows) } else { Reply::Namespaces(rows) });
+        shard.answer(self.ticket, &execute::namespaces_reply(&self.request.command, rows));
         Ok(())
     }
 

@@ -84,7 +84,7 @@ impl Shard {
 
     /// A get at ONE of a key that this node has itself needs nobody else.
     pub(super) fn reads_here(&self, cluster: &Cluster, request: &Request<'_>, token: Token) -> bool {
-        let level = cluster.levels(request.levels).read;
+        let level = self.levels(request).read;
         level == Level::One && cluster.is_owner(request.namespace, vnode_of(token, self.node.vnodes))
     }
 
@@ -98,7 +98,7 @@ impl Shard {
         room: Option<Promise>,
         deadline: Mono,
     ) {
-        let what = Begin { namespace: request.namespace, token: token_of(key), key, levels: cluster.levels(request.levels), deadline };
+        let what = Begin { namespace: request.namespace, token: token_of(key), key, levels: self.levels(request), deadline };
         if let Some(then) = self.reply_then(ticket, told, OnBehalf { _room: room, ..OnBehalf::default() }) {
             cluster.requests.begin_get(self, cluster, &what, then);
         }
@@ -157,7 +157,7 @@ impl Shard {
         };
         let bytes = key.len() + if let Stored::Value { bytes, .. } = stored { bytes.len() } else { 0 };
         let held = OnBehalf { _request: self.keep(&ticket, bytes), ..OnBehalf::default() };
-        let what = Begin { namespace: request.namespace, token, key, levels: cluster.levels(request.levels), deadline };
+        let what = Begin { namespace: request.namespace, token, key, levels: self.levels(request), deadline };
         let put = BeginPut { stored, version: write.version, stamp_only: false };
         if let Some(then) = self.reply_then(ticket, Told::Written { announce: write.announce }, held) {
             cluster.requests.begin_put(self, cluster, &what, &put, then);
@@ -287,7 +287,7 @@ impl Shard {
         deadline: Mono,
     ) -> Result<Version, Trouble> {
         self.stamps_are_safe().await?;
-        let levels = cluster.levels(request.levels);
+        let levels = self.levels(request);
         let vnodes: BTreeMap<u32, &[u8]> = items.iter().map(|item| (vnode_of(token_of(item.key), self.node.vnodes), item.key)).collect();
         let keys: Vec<&[u8]> = vnodes.into_values().collect();
         let mut highest = Version::ZERO;
@@ -317,7 +317,7 @@ impl Shard {
         version: Version,
         deadline: Mono,
     ) -> Outcome {
-        let levels = cluster.levels(request.levels);
+        let levels = self.levels(request);
         let (mut failed, mut certain) = (None, true);
         for some in items.chunks(AT_ONCE) {
             let begin = |item: &PutItem<'_>, waiting| {
@@ -355,7 +355,7 @@ impl Shard {
         let (Command::Expire { write, .. } | Command::Persist { write, .. }) = &request.command else {
             unreachable!("only these change a deadline")
         };
-        let levels = cluster.levels(request.levels);
+        let levels = self.levels(request);
         let what = Begin { namespace: request.namespace, token: token_of(key), key, levels, deadline };
         let put = BeginPut { stored: Stored::Deadline { ttl_ms, of: cell.version, bytes }, version: write.version, stamp_only: false };
         if let Some(then) = self.reply_then(ticket.clone(), Told::Written { announce: write.announce }, OnBehalf::default()) {

@@ -193,8 +193,7 @@ impl<'a> Comparison<'a> {
     /// None: the topology has just changed.
     pub fn new(shard: &'a Rc<Shard>, cluster: &'a Rc<Cluster>, pair: Pair) -> Option<Comparison<'a>> {
         let topology = cluster.topology();
-        let index = topology.index_of(pair.peer)?;
-        let core = core_of(pair.vnode, topology.nodes()[usize::from(index)].spec.cores);
+        let core = topology.core_at(pair.peer, pair.vnode)?;
         let scope = Scope { namespace: pair.namespace, vnode: pair.vnode, epoch: topology.epoch_of(pair.vnode) };
         let (at, bytes_a_second) = (At { node: pair.peer, core }, REPAIR_BYTES_A_SECOND);
         Some(Comparison { shard, cluster, scope, session: None, at, bytes_a_second, refused: Cell::new(0) })

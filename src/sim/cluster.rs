@@ -78,6 +78,11 @@ pub const FAULTS_WANTED: &[&str] = &[
     "slow io",
     "core pause",
     "torn write",
+    "ENOSPC",
+    "EIO read",
+    "EIO write",
+    "EIO durable write",
+    SHARD_STOPPED,
     operator::JOIN,
     operator::REJOIN,
     operator::LEAVE,
@@ -88,6 +93,9 @@ pub const FAULTS_WANTED: &[&str] = &[
     operator::CUT_MEANWHILE,
     operator::MOVERS_CUT,
 ];
+
+/// A shard whose disk failed stops, and its node with it.
+const SHARD_STOPPED: &str = "shard stopped by its disk";
 
 /// What runs count while things fail: floors raised, and cells dropped below them.
 pub const FLOORS: &str = "floors raised";
@@ -110,12 +118,17 @@ pub struct FaultSet {
     pub network: bool,
     pub slow: bool,
     pub clock: bool,
+    /// Disks that are full for a while.
+    pub full: bool,
+    /// Disks that fail an operation now and then for a while.
+    pub errors: bool,
     /// Joins, leaves, weights, replacements.
     pub moves: bool,
 }
 
 impl FaultSet {
-    pub const ALL: FaultSet = FaultSet { crash: true, cut: true, network: true, slow: true, clock: true, moves: true };
+    pub const ALL: FaultSet =
+        FaultSet { crash: true, cut: true, network: true, slow: true, clock: true, full: true, errors: true, moves: true };
 }
 
 /// How fast time passes for those who forget. A session's f lies behind every clock, and behind what clients may still be waiting for.
@@ -167,6 +180,10 @@ pub(super) struct Node {
     pub is_dead: bool,
     /// It is, or was, or is to be, one of the cluster's.
     pub was_member: bool,
+    /// Its disk is full, or fails, until then.
+    sick_until: Option<Mono>,
+    /// Its disk has failed in this life.
+    had_errors: bool,
 }
 
 /// A cut link, until when.
@@ -260,6 +277,8 @@ impl Run {
                 back_at: None,
                 is_dead: false,
                 was_member: number < count,
+                sick_until: None,
+                had_errors: false,
             });
         }
         let spec = |(index, node): (usize, &Node)| NodeSpec {
@@ -433,6 +452,7 @@ impl Run {
             tasks.push(self.world.start(machine, core, &wakers, move |io| start::run(io, ends, plan)));
         }
         self.nodes[node].life = Some(Life { plan, tasks, ready, _wakers: wakers });
+        self.nodes[node].had_errors = false;
         self.nodes[node].back_at = None;
     }
 
@@ -461,6 +481,16 @@ impl Run {
                     why.map_or_else(|| "no reason".to_owned(), |why| why.to_string())
                 ));
             }
+            if self.nodes[node].sick_until.is_some_and(|until| until <= now) {
+                self.cure(node);
+            }
+            let trouble = self.nodes[node].life.as_ref().and_then(|life| life.plan.board.trouble());
+            if let Some(why) = trouble.filter(|_| self.nodes[node].had_errors) {
+                self.note(format!("a shard of node {} stopped, and the node ends: {why}", node + 1));
+                self.happened(SHARD_STOPPED);
+                self.world.kill(machine);
+                self.fell(node);
+            }
             if self.nodes[node].back_at.is_some_and(|at| at <= now) {
                 self.note(format!("node {} starts", node + 1));
                 self.start(node);
@@ -477,6 +507,8 @@ impl Run {
         self.count_meanwhile(node, operator::FELL_MEANWHILE);
         self.count(node);
         self.world.crash_at_op(self.nodes[node].machine, u64::MAX, CrashSite::Before);
+        // Nobody starts a node before its disk is in order again.
+        self.cure(node);
         self.nodes[node].life = None;
         self.nodes[node].back_at = Some(self.world.now().plus(away)).filter(|_| !self.nodes[node].is_dead);
         if self.nodes.iter().all(|node| node.life.is_none()) {
@@ -542,6 +574,8 @@ impl Run {
                 self.world.reset_connections(self.nodes[one].machine, self.nodes[other].machine);
             }
             8..14 if faults.moves => self.order_something(),
+            14 if faults.full => self.sicken(one, Self::fill_disk),
+            15 if faults.errors => self.sicken(one, Self::break_disk),
             _ => {}
         }
     }
@@ -559,6 +593,37 @@ impl Run {
             self.world.kill(machine);
         }
         self.fell(node);
+    }
+
+    /// Something is wrong with a node's disk for a while, if nothing is already.
+    fn sicken(&mut self, node: usize, how: fn(&mut Run, usize)) {
+        if self.nodes[node].life.is_some() && self.nodes[node].sick_until.is_none() {
+            self.nodes[node].sick_until = Some(self.world.now().plus(Duration::from_millis(self.prng.between(20, 1_500))));
+            how(self, node);
+        }
+    }
+
+    fn fill_disk(&mut self, node: usize) {
+        let (machine, room) = (self.nodes[node].machine, self.prng.between(0, 200) * 1024);
+        self.note(format!("the disk of node {} has room for {room} bytes more", node + 1));
+        self.world.set_capacity(machine, self.world.disk_bytes(machine) + room);
+    }
+
+    fn break_disk(&mut self, node: usize) {
+        let one_in = self.prng.between(100, 2_000);
+        self.note(format!("one in {one_in} operations of node {}'s disk fails", node + 1));
+        self.nodes[node].had_errors = true;
+        self.world.faults(self.nodes[node].machine, |faults| {
+            (faults.read_error_one_in, faults.write_error_one_in, faults.sync_error_one_in) = (one_in, one_in, one_in);
+        });
+    }
+
+    fn cure(&mut self, node: usize) {
+        self.nodes[node].sick_until = None;
+        self.world.set_capacity(self.nodes[node].machine, u64::MAX);
+        self.world.faults(self.nodes[node].machine, |faults| {
+            (faults.read_error_one_in, faults.write_error_one_in, faults.sync_error_one_in) = (0, 0, 0);
+        });
     }
 
     /// A node falls, and never comes back.
@@ -582,6 +647,7 @@ impl Run {
             self.world.heal(self.nodes[cut.from].machine, self.nodes[cut.to].machine);
         }
         for node in 0..self.nodes.len() {
+            self.cure(node);
             self.world.faults(self.nodes[node].machine, |faults| *faults = Faults::default());
             self.world.crash_at_op(self.nodes[node].machine, u64::MAX, CrashSite::Before);
         }

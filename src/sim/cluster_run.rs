@@ -22,6 +22,7 @@ impl Planted {
         Planted::FloorLocalOnly,
         Planted::RepairCopyBelowFloor,
         Planted::AbsentIsVersionZero,
+        Planted::FloorNotInherited,
     ];
 
     /// As PROTOCOL.md calls it.
@@ -42,6 +43,7 @@ impl Planted {
             Planted::FloorLocalOnly => "floor_local_only",
             Planted::RepairCopyBelowFloor => "repair_copy_below_floor",
             Planted::AbsentIsVersionZero => "absent_is_version_zero",
+            Planted::FloorNotInherited => "floor_not_inherited",
         }
     }
 }
@@ -83,11 +85,13 @@ impl seeds::Setup for Setup {
     }
 
     fn calmer(&self) -> Vec<Setup> {
-        let switches: [fn(&mut FaultSet); 6] = [
+        let switches: [fn(&mut FaultSet); 8] = [
             |set| set.clock = false,
             |set| set.slow = false,
             |set| set.network = false,
             |set| set.cut = false,
+            |set| set.full = false,
+            |set| set.errors = false,
             |set| set.crash = false,
             |set| set.moves = false,
         ];

@@ -103,15 +103,16 @@ pub(super) fn create_namespace(run: &mut Run, name: &'static str) -> Result<(), 
     let mut prng = Prng::new(run.setup.seed);
     let mut draw = || if prng.one_in(2) { Compression::Lz4 } else { Compression::None };
     let (compression, of_default) = (draw(), draw());
+    let levels = LevelsAsked::default();
     converse(run, move |io, address| async move {
         let mut quiet = Quiet::open(io, address).await?;
         let create = match compression {
             Compression::None => Command::NamespaceCreate { name, default_ttl_ms: 0, durability: Durability::Interval },
-            _ => Command::NamespaceMake(NamespaceSpec { name, default_ttl_ms: 0, durability: Durability::Interval, compression }),
+            _ => Command::NamespaceMake(NamespaceSpec { name, default_ttl_ms: 0, durability: Durability::Interval, compression, levels }),
         };
         quiet.ask(0, create).await?.map_err(|error| error.to_string())?;
         let compression = Some(of_default);
-        let change = NamespaceChange { name: "default", default_ttl_ms: None, durability: None, compression };
+        let change = NamespaceChange { name: "default", default_ttl_ms: None, durability: None, compression, levels };
         quiet.ask(0, Command::NamespaceChange(change)).await?.map_err(|error| error.to_string())?;
         match quiet.ask(0, Command::NamespaceList).await? {
             Ok(Answer::Namespaces(rows)) if rows.iter().any(|row| row.name == name && row.id == 2) => Ok(()),

@@ -6,6 +6,7 @@
 
 use crate::base::record::{NamespaceId, Version};
 use crate::limits;
+use std::fmt;
 
 /// The newest version of the native protocol that this build speaks.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -78,6 +79,12 @@ pub struct LevelsAsked {
 }
 
 impl LevelsAsked {
+    /// These, and of what they do not name, others.
+    #[must_use]
+    pub fn or(self, others: LevelsAsked) -> LevelsAsked {
+        LevelsAsked { read: self.read.or(others.read), write: self.write.or(others.write) }
+    }
+
     /// The same for reading and writing.
     pub fn both(level: Level) -> LevelsAsked {
         LevelsAsked { read: Some(level), write: Some(level) }
@@ -102,6 +109,24 @@ impl std::str::FromStr for LevelsAsked {
             Some((read, write)) => Ok(LevelsAsked { read: Some(level(read)?), write: Some(level(write)?) }),
             None => level(text).map(LevelsAsked::both),
         }
+    }
+}
+
+impl fmt::Display for LevelsAsked {
+    /// As `from_str` reads it; what is not named is a quorum.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let level = |level: Option<Level>, f: &mut fmt::Formatter<'_>| match level {
+            Some(Level::One) => f.write_str("one"),
+            Some(Level::Quorum) | None => f.write_str("quorum"),
+            Some(Level::All) => f.write_str("all"),
+            Some(Level::Exactly(count)) => write!(f, "{count}"),
+        };
+        level(self.read, f)?;
+        if self.read != self.write {
+            f.write_str(",")?;
+            level(self.write, f)?;
+        }
+        Ok(())
     }
 }
 
@@ -166,6 +191,8 @@ pub enum Command<'a> {
     NamespaceMake(NamespaceSpec<'a>),
     /// As `NamespaceAlter`, with more said.
     NamespaceChange(NamespaceChange<'a>),
+    /// As `NamespaceDetails`, with levels.
+    NamespaceTerms,
     Snapshot {
         name: &'a str,
     },
@@ -182,6 +209,8 @@ pub struct NamespaceSpec<'a> {
     pub default_ttl_ms: u64,
     pub durability: Durability,
     pub compression: Compression,
+    /// Of requests that name none. They travel in the frame's flags, where other requests have theirs.
+    pub levels: LevelsAsked,
 }
 
 /// What is to change of a namespace; `None` leaves as it is.
@@ -191,6 +220,7 @@ pub struct NamespaceChange<'a> {
     pub default_ttl_ms: Option<u64>,
     pub durability: Option<Durability>,
     pub compression: Option<Compression>,
+    pub levels: LevelsAsked,
 }
 
 /// Who speaks, and which core it wants.
@@ -295,6 +325,8 @@ pub enum Compression {
 
 /// A bit of `HelloOk::features`: the server knows `NamespaceDetails`, `NamespaceMake` and `NamespaceChange`.
 pub const FEATURE_NAMESPACE_DETAILS: u64 = 2;
+/// A bit of `HelloOk::features`: namespaces have levels, and the server knows `NamespaceTerms`.
+pub const FEATURE_NAMESPACE_LEVELS: u64 = 8;
 
 /// What is answered. `Announced` comes before another answer to the same request; `Values` may come in several parts.
 #[derive(Clone, Debug, PartialEq)]
@@ -319,6 +351,8 @@ pub enum Reply<'a> {
     Namespaces(List<'a, Namespace<'a>>),
     /// To `NamespaceDetails` and its kin.
     NamespaceDetails(List<'a, Namespace<'a>>),
+    /// To `NamespaceTerms`, and to its kin where they say levels.
+    NamespaceTerms(List<'a, Namespace<'a>>),
     Announced {
         version: Version,
     },
@@ -372,6 +406,8 @@ pub struct Namespace<'a> {
     pub durability: Durability,
     /// Not in `Reply::Namespaces`.
     pub compression: Compression,
+    /// In `Reply::NamespaceTerms` alone.
+    pub levels: LevelsAsked,
 }
 
 /// The server's side of the hello.
@@ -560,6 +596,7 @@ pub const COMMANDS: &[CommandRow] = &[
     row("namespace_details", 35, Access::None, false, "all namespaces, with all that is known of each"),
     row("namespace_make", 36, Access::Admin, false, "makes a namespace, compression said"),
     row("namespace_change", 37, Access::Admin, false, "changes a namespace's default TTL, durability or compression"),
+    row("namespace_terms", 38, Access::None, false, "all namespaces, with their levels too"),
     row("snapshot", 40, Access::Admin, false, "a snapshot of this node's data under a name"),
     row("cluster", 41, Access::Admin, false, "the state of the cluster, or a change of its nodes, in words"),
 ];
@@ -603,8 +640,19 @@ impl Command<'_> {
             Command::NamespaceDetails => 35,
             Command::NamespaceMake(_) => 36,
             Command::NamespaceChange(_) => 37,
+            Command::NamespaceTerms => 38,
             Command::Snapshot { .. } => 40,
             Command::Cluster { .. } => 41,
+        }
+    }
+
+    /// The levels that the command itself brings, for the namespace that it makes or changes.
+    pub fn levels(&self) -> Option<LevelsAsked> {
+        match self {
+            Command::NamespaceMake(NamespaceSpec { levels, .. }) | Command::NamespaceChange(NamespaceChange { levels, .. }) => {
+                Some(*levels)
+            }
+            _ => None,
         }
     }
 

@@ -32,7 +32,7 @@ pub mod body {
         Hello / ArchivedHello [26] {
             deadline_ms: u32, version_min: u16, version_max: u16, core: u16, credential: Vec<u8>, client_name: Vec<u8>,
         }
-        /// 2, 3, 32, 35
+        /// 2, 3, 32, 35, 38
         Plain / ArchivedPlain [4] { deadline_ms: u32 }
         /// 16, 23
         Key / ArchivedKey [16] { deadline_ms: u32, namespace: u32, key: Vec<u8> }
@@ -100,6 +100,12 @@ pub mod body {
         NamespaceDetail / ArchivedNamespaceDetail [22] { id: u32, default_ttl_ms: u64, durability: u8, compression: u8, name: Vec<u8> }
         /// 0x8021
         NamespaceDetails / ArchivedNamespaceDetails [8] { namespaces: Vec<NamespaceDetail> }
+        /// In 0x8022
+        NamespaceTerm / ArchivedNamespaceTerm [24] {
+            id: u32, default_ttl_ms: u64, durability: u8, compression: u8, levels: u16, name: Vec<u8>,
+        }
+        /// 0x8022
+        NamespaceTerms / ArchivedNamespaceTerms [8] { namespaces: Vec<NamespaceTerm> }
         /// 0x80FF
         Error / ArchivedError [30] { code: u16, need: u16, alive: u16, version: [u8; 16], message: Vec<u8> }
     }
@@ -120,6 +126,7 @@ pub mod kind {
     pub const ANNOUNCED: u16 = 0x8017;
     pub const NAMESPACES: u16 = 0x8020;
     pub const NAMESPACE_DETAILS: u16 = 0x8021;
+    pub const NAMESPACE_TERMS: u16 = 0x8022;
     pub const ERROR: u16 = 0x80FF;
 }
 
@@ -259,7 +266,7 @@ pub fn encode_request(out: &mut Vec<u8>, id: u64, request: &Request<'_>) {
             let (credential, name) = (w.bytes(hello.credential), w.bytes(hello.client_name.as_bytes()));
             w.u32(request.deadline_ms).u16(hello.version_min).u16(hello.version_max).u16(hello.core).span(credential).span(name);
         }
-        Command::Ping | Command::Info | Command::NamespaceList | Command::NamespaceDetails => {
+        Command::Ping | Command::Info | Command::NamespaceList | Command::NamespaceDetails | Command::NamespaceTerms => {
             w.u32(request.deadline_ms);
         }
         Command::NamespaceCreate { name, default_ttl_ms, durability } => {
@@ -287,7 +294,8 @@ pub fn encode_request(out: &mut Vec<u8>, id: u64, request: &Request<'_>) {
         }
         _ => encode_keyed(&mut w, request),
     }
-    w.finish(request.command.kind(), level_flags(request.levels), id);
+    let Form { kind, flags } = Form::from(request);
+    w.finish(kind, flags, id);
 }
 
 /// The bodies that begin with deadline and namespace.
@@ -453,24 +461,9 @@ fn encode_list_reply(w: &mut Writer<'_>, reply: &Reply<'_>) -> u16 {
             w.span(cursor).span(array);
             kind::PAGE
         }
-        Reply::Namespaces(rows) => {
-            let spans: Vec<_> = rows.iter().map(|row| w.bytes(row.name.as_bytes())).collect();
-            let array = w.array(spans.len());
-            for (row, &name) in rows.iter().zip(&spans) {
-                w.u32(row.id).u64(row.default_ttl_ms).u8(row.durability as u8).span(name);
-            }
-            w.span(array);
-            kind::NAMESPACES
-        }
-        Reply::NamespaceDetails(rows) => {
-            let spans: Vec<_> = rows.iter().map(|row| w.bytes(row.name.as_bytes())).collect();
-            let array = w.array(spans.len());
-            for (row, &name) in rows.iter().zip(&spans) {
-                w.u32(row.id).u64(row.default_ttl_ms).u8(row.durability as u8).u8(row.compression as u8).span(name);
-            }
-            w.span(array);
-            kind::NAMESPACE_DETAILS
-        }
+        Reply::Namespaces(rows) => encode_namespaces(w, rows, kind::NAMESPACES),
+        Reply::NamespaceDetails(rows) => encode_namespaces(w, rows, kind::NAMESPACE_DETAILS),
+        Reply::NamespaceTerms(rows) => encode_namespaces(w, rows, kind::NAMESPACE_TERMS),
         Reply::HelloOk(ok) => {
             let spans: Vec<_> = ok.nodes.iter().map(|node| w.bytes(node.host.as_bytes())).collect();
             let nodes = w.array(spans.len());
@@ -487,6 +480,24 @@ fn encode_list_reply(w: &mut Writer<'_>, reply: &Reply<'_>) -> u16 {
         }
         _ => unreachable!("encode_other_reply has the answers without a list"),
     }
+}
+
+/// Of each namespace as much as answers of the kind have.
+fn encode_namespaces(w: &mut Writer<'_>, rows: &[Namespace<'_>], kind: u16) -> u16 {
+    let spans: Vec<_> = rows.iter().map(|row| w.bytes(row.name.as_bytes())).collect();
+    let array = w.array(spans.len());
+    for (row, &name) in rows.iter().zip(&spans) {
+        w.u32(row.id).u64(row.default_ttl_ms).u8(row.durability as u8);
+        if kind != kind::NAMESPACES {
+            w.u8(row.compression as u8);
+        }
+        if kind == kind::NAMESPACE_TERMS {
+            w.u16(level_flags(row.levels));
+        }
+        w.span(name);
+    }
+    w.span(array);
+    kind
 }
 
 /// Bytes of a `Value` frame before and after the value itself, for a server that sends a value from where it lies.
@@ -625,7 +636,7 @@ impl From<&Frame<'_>> for Form {
 
 impl From<&Request<'_>> for Form {
     fn from(request: &Request<'_>) -> Form {
-        Form { kind: request.command.kind(), flags: level_flags(request.levels) }
+        Form { kind: request.command.kind(), flags: level_flags(request.command.levels().unwrap_or(request.levels)) }
     }
 }
 
@@ -635,7 +646,8 @@ const WRITE_LEVEL_SHIFT: u32 = 8;
 const LEVEL_QUORUM: u16 = 14;
 const LEVEL_ALL: u16 = 15;
 
-fn level_flags(levels: LevelsAsked) -> u16 {
+/// The bits of levels in the flags of a request, and wherever else they are kept.
+pub fn level_flags(levels: LevelsAsked) -> u16 {
     let bits = |level: Option<Level>| match level {
         None => 0,
         Some(Level::One) => 1,
@@ -646,7 +658,11 @@ fn level_flags(levels: LevelsAsked) -> u16 {
     bits(levels.read) << READ_LEVEL_SHIFT | bits(levels.write) << WRITE_LEVEL_SHIFT
 }
 
-fn levels_of(flags: u16) -> Result<LevelsAsked, WireError> {
+/// What `level_flags` wrote.
+///
+/// # Errors
+/// A number of replicas that there cannot be.
+pub fn levels_of(flags: u16) -> Result<LevelsAsked, WireError> {
     if flags == 0 {
         return Ok(LevelsAsked::default());
     }
@@ -664,8 +680,14 @@ fn levels_of(flags: u16) -> Result<LevelsAsked, WireError> {
 /// Takes a request's body apart, in place. A refusal is answered with `WireError::reply`; the connection goes on.
 pub fn decode_request(form: impl Into<Form>, body: &[u8]) -> Result<Request<'_>, WireError> {
     let form = form.into();
-    let request = decode_command(form.kind, body)?;
-    Ok(Request { levels: levels_of(form.flags)?, ..request })
+    let mut request = decode_command(form.kind, body)?;
+    let levels = levels_of(form.flags)?;
+    match &mut request.command {
+        Command::NamespaceMake(spec) => spec.levels = levels,
+        Command::NamespaceChange(change) => change.levels = levels,
+        _ => request.levels = levels,
+    }
+    Ok(request)
 }
 
 fn decode_command(kind: u16, body: &[u8]) -> Result<Request<'_>, WireError> {
@@ -700,15 +722,18 @@ fn decode_command(kind: u16, body: &[u8]) -> Result<Request<'_>, WireError> {
             let b = access::<body::ArchivedNamespaceForm>(body)?;
             let (name, default_ttl_ms) = (name_of(&b.name)?, ttl_of(b.default_ttl_ms.to_native())?);
             let (durability, compression) = (durability_of(b.durability)?, compression_of(b.compression)?);
-            (b.deadline_ms, Command::NamespaceMake(NamespaceSpec { name, default_ttl_ms, durability, compression }))
+            let levels = LevelsAsked::default();
+            (b.deadline_ms, Command::NamespaceMake(NamespaceSpec { name, default_ttl_ms, durability, compression, levels }))
         }
         37 => {
             let b = access::<body::ArchivedNamespaceForm>(body)?;
             let (name, default_ttl_ms) = (name_of(&b.name)?, ms_of(b.default_ttl_ms.to_native()).map(ttl_of).transpose()?);
             let durability = (b.durability != KEEP).then(|| durability_of(b.durability)).transpose()?;
             let compression = (b.compression != KEEP).then(|| compression_of(b.compression)).transpose()?;
-            (b.deadline_ms, Command::NamespaceChange(NamespaceChange { name, default_ttl_ms, durability, compression }))
+            let levels = LevelsAsked::default();
+            (b.deadline_ms, Command::NamespaceChange(NamespaceChange { name, default_ttl_ms, durability, compression, levels }))
         }
+        38 => (access::<body::ArchivedPlain>(body)?.deadline_ms, Command::NamespaceTerms),
         40 => {
             let b = access::<body::ArchivedNamed>(body)?;
             (b.deadline_ms, Command::Snapshot { name: name_of(&b.name)? })
@@ -846,12 +871,17 @@ fn decode_list_reply(kind: u16, body: &[u8]) -> Result<Reply<'_>, WireError> {
         kind::NAMESPACES => Reply::Namespaces(gather(&access::<body::ArchivedNamespaces>(body)?.namespaces, |row| {
             let durability = durability_of(row.durability)?;
             let (id, default_ttl_ms, compression) = (row.id.to_native(), row.default_ttl_ms.to_native(), Compression::None);
-            Ok(Namespace { id, name: text(&row.name)?, default_ttl_ms, durability, compression })
+            Ok(Namespace { id, name: text(&row.name)?, default_ttl_ms, durability, compression, levels: LevelsAsked::default() })
         })?),
         kind::NAMESPACE_DETAILS => Reply::NamespaceDetails(gather(&access::<body::ArchivedNamespaceDetails>(body)?.namespaces, |row| {
             let (id, default_ttl_ms) = (row.id.to_native(), row.default_ttl_ms.to_native());
             let (durability, compression) = (durability_of(row.durability)?, compression_of(row.compression)?);
-            Ok(Namespace { id, name: text(&row.name)?, default_ttl_ms, durability, compression })
+            Ok(Namespace { id, name: text(&row.name)?, default_ttl_ms, durability, compression, levels: LevelsAsked::default() })
+        })?),
+        kind::NAMESPACE_TERMS => Reply::NamespaceTerms(gather(&access::<body::ArchivedNamespaceTerms>(body)?.namespaces, |row| {
+            let (id, default_ttl_ms, levels) = (row.id.to_native(), row.default_ttl_ms.to_native(), levels_of(row.levels.to_native())?);
+            let (durability, compression) = (durability_of(row.durability)?, compression_of(row.compression)?);
+            Ok(Namespace { id, name: text(&row.name)?, default_ttl_ms, durability, compression, levels })
         })?),
         kind::HELLO_OK => {
             let b = access::<body::ArchivedHelloOk>(body)?;

@@ -37,9 +37,12 @@ fn each_request(prng: &mut Prng, mut f: impl FnMut(&Request<'_>)) {
     f(&plain(Command::NamespaceAlter { name: "n_1", default_ttl_ms: None, durability: Some(Durability::Sync) }));
     f(&plain(Command::NamespaceAlter { name: "n.1", default_ttl_ms: Some(0), durability: None }));
     let (durability, compression) = (Durability::Interval, Compression::Lz4);
+    let levels = [LevelsAsked::default(), LevelsAsked::both(Level::One), LevelsAsked { read: None, write: Some(Level::All) }];
+    let levels = levels[prng.below(3) as usize];
     f(&plain(Command::NamespaceDetails));
-    f(&plain(Command::NamespaceMake(NamespaceSpec { name: "n-1", default_ttl_ms: 5, durability, compression })));
-    let change = NamespaceChange { name: "n", default_ttl_ms: None, durability: None, compression: Some(Compression::None) };
+    f(&plain(Command::NamespaceMake(NamespaceSpec { name: "n-1", default_ttl_ms: 5, durability, compression, levels })));
+    f(&plain(Command::NamespaceTerms));
+    let change = NamespaceChange { name: "n", default_ttl_ms: None, durability: None, compression: Some(Compression::None), levels };
     f(&plain(Command::NamespaceChange(change)));
     let change = NamespaceChange { default_ttl_ms: Some(3), durability: Some(durability), compression: None, ..change };
     f(&plain(Command::NamespaceChange(change)));
@@ -100,10 +103,13 @@ fn each_reply(prng: &mut Prng, mut f: impl FnMut(&Reply<'_>)) {
     let entries = [entry, ScanEntry { value: None, ..entry }];
     f(&Reply::Page(Page { cursor: &a, entries: entries[..prng.below(3) as usize].into() }));
     let (durability, compression) = (Durability::Interval, Compression::None);
-    let rows = [Namespace { id: 1, name: "default", default_ttl_ms: 0, durability, compression }];
+    let levels = LevelsAsked::default();
+    let rows = [Namespace { id: 1, name: "default", default_ttl_ms: 0, durability, compression, levels }];
     f(&Reply::Namespaces(rows[..prng.below(2) as usize].into()));
     let rows = [Namespace { compression: Compression::Lz4, ..rows[0] }];
     f(&Reply::NamespaceDetails(rows[..prng.below(2) as usize].into()));
+    let rows = [Namespace { levels: LevelsAsked { read: Some(Level::Exactly(2)), write: None }, ..rows[0] }];
+    f(&Reply::NamespaceTerms(rows[..prng.below(2) as usize].into()));
     f(&Reply::Error(ErrorReply { version: Some(V), need: 2, alive: 1, ..ErrorReply::new(ErrorCode::Unavailable, "no") }));
 }
 
@@ -149,7 +155,9 @@ fn request_by_rkyv(request: &Request<'_>) -> Vec<u8> {
             credential: h.credential.to_vec(),
             client_name: h.client_name.into(),
         }),
-        Command::Ping | Command::Info | Command::NamespaceList | Command::NamespaceDetails => rkyv_bytes(&body::Plain { deadline_ms }),
+        Command::Ping | Command::Info | Command::NamespaceList | Command::NamespaceDetails | Command::NamespaceTerms => {
+            rkyv_bytes(&body::Plain { deadline_ms })
+        }
         Command::NamespaceMake(s) => rkyv_bytes(&form(s.default_ttl_ms, s.durability as u8, s.compression as u8, s.name)),
         Command::NamespaceChange(c) => {
             let (durability, compression) = (c.durability.map_or(255, |d| d as u8), c.compression.map_or(255, |c| c as u8));
@@ -205,6 +213,18 @@ fn details_by_rkyv(rows: &[Namespace<'_>]) -> Vec<u8> {
     rkyv_bytes(&body::NamespaceDetails { namespaces: rows.iter().map(row).collect() })
 }
 
+fn terms_by_rkyv(rows: &[Namespace<'_>]) -> Vec<u8> {
+    let row = |r: &Namespace<'_>| body::NamespaceTerm {
+        id: r.id,
+        default_ttl_ms: r.default_ttl_ms,
+        durability: r.durability as u8,
+        compression: r.compression as u8,
+        levels: level_flags(r.levels),
+        name: r.name.into(),
+    };
+    rkyv_bytes(&body::NamespaceTerms { namespaces: rows.iter().map(row).collect() })
+}
+
 /// What rkyv makes of the frozen struct of an answer.
 fn reply_by_rkyv(reply: &Reply<'_>) -> Vec<u8> {
     let ms = |ms: &Option<u64>| ms.unwrap_or(u64::MAX);
@@ -256,6 +276,7 @@ fn reply_by_rkyv(reply: &Reply<'_>) -> Vec<u8> {
             rkyv_bytes(&body::Page { cursor: page.cursor.to_vec(), entries: page.entries.iter().map(entry).collect() })
         }
         Reply::NamespaceDetails(rows) => details_by_rkyv(rows),
+        Reply::NamespaceTerms(rows) => terms_by_rkyv(rows),
         Reply::Namespaces(rows) => {
             let row = |r: &Namespace<'_>| body::Namespace {
                 id: r.id,
@@ -281,8 +302,9 @@ fn requests_are_written_as_rkyv_writes_them_and_come_back() {
             encode_request(&mut out, 42, request);
             let frame = &out[round % 5..];
             assert_eq!(&frame[HEADER_BYTES..], &request_by_rkyv(request)[..], "{request:?}");
-            assert_eq!(decode_request(request.command.kind(), &frame[HEADER_BYTES..]).as_ref(), Ok(request));
-            assert_eq!(&frame[..HEADER_BYTES], &header(frame.len() - HEADER_BYTES, request.command.kind(), 0, 42));
+            let Form { kind, flags } = Form::from(request);
+            assert_eq!(decode_request(Form { kind, flags }, &frame[HEADER_BYTES..]).as_ref(), Ok(request));
+            assert_eq!(&frame[..HEADER_BYTES], &header(frame.len() - HEADER_BYTES, kind, flags, 42));
         });
     }
 }

@@ -175,8 +175,8 @@ fn execute_more(state: &mut State, command: &Command<'_>, id: u64, out: &mut Vec
             encode_reply(out, id, &Reply::Page(Page { cursor: b"", entries: entries.into() }));
         }
         Command::NamespaceList => {
-            let (durability, compression) = (Durability::Sync, Compression::None);
-            let row = |id, name| Namespace { id, name, default_ttl_ms: 0, durability, compression };
+            let (durability, compression, levels) = (Durability::Sync, Compression::None, LevelsAsked::default());
+            let row = |id, name| Namespace { id, name, default_ttl_ms: 0, durability, compression, levels };
             encode_reply(out, id, &Reply::Namespaces(vec![row(1, "default"), row(2, "other")].into()));
         }
         other => {

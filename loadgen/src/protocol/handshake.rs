@@ -53,7 +53,7 @@ pub fn connect_to(target: &Target, at: usize, core: Option<u16>, credential: &[u
     let one_core = Topology { cores: 1, vnodes: 1 };
     let (reader, core, topology, server) = match target.protocol {
         Protocol::Native => greet_native(&mut stream, core, credential)?,
-        Protocol::Resp => (in_order(target), 0, one_core, greet_resp(&mut stream, credential)?),
+        Protocol::Resp | Protocol::RespWait => (in_order(target), 0, one_core, greet_resp(&mut stream, credential)?),
         Protocol::MemcachedText | Protocol::MemcachedMeta => (in_order(target), 0, one_core, greet_memcached(&mut stream)?),
     };
     stream.set_nonblocking(true)?;

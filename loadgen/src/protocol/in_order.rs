@@ -79,6 +79,7 @@ impl InOrder {
 pub fn decode(protocol: Protocol, input: &[u8], kind: OpKind) -> Decoded<'_> {
     match protocol {
         Protocol::Resp => resp::decode(input, kind),
+        Protocol::RespWait => resp::decode_and_wait(input, kind),
         Protocol::MemcachedText => memcached_text::decode(input, kind),
         Protocol::MemcachedMeta => memcached_meta::decode(input, kind),
         Protocol::Native => Decoded::Broken("the native protocol has frames"),

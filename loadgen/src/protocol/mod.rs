@@ -25,6 +25,8 @@ pub enum Protocol {
     Native,
     /// RESP2, as Redis and its kin speak it.
     Resp,
+    /// The same, and behind each write a WAIT for one replica: what is answered is in two places.
+    RespWait,
     /// `get`, `set`, `delete`.
     MemcachedText,
     /// `mg`, `ms`, `md`.
@@ -32,11 +34,11 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    pub const ALL: [Protocol; 4] = [Protocol::Native, Protocol::Resp, Protocol::MemcachedText, Protocol::MemcachedMeta];
+    pub const ALL: [Protocol; 5] = [Protocol::Native, Protocol::Resp, Protocol::RespWait, Protocol::MemcachedText, Protocol::MemcachedMeta];
 
     /// What stands before `://` in a target.
     pub fn scheme(self) -> &'static str {
-        ["native", "redis", "memcached", "memcached-meta"][self as usize]
+        ["native", "redis", "redis-wait", "memcached", "memcached-meta"][self as usize]
     }
 
     pub fn is_memcached(self) -> bool {
@@ -126,6 +128,7 @@ pub fn encode(out: &mut Vec<u8>, id: u64, common: &Common, kind: OpKind, key: &[
     match common.protocol {
         Protocol::Native => native::encode(out, id, common, kind, key, value),
         Protocol::Resp => resp::encode(out, common.ttl_ms, kind, key, value),
+        Protocol::RespWait => resp::encode_and_wait(out, common.ttl_ms, kind, key, value),
         Protocol::MemcachedText => memcached_text::encode(out, common.ttl_ms, kind, key, value),
         Protocol::MemcachedMeta => memcached_meta::encode(out, common.ttl_ms, kind, key, value),
     }
@@ -158,7 +161,7 @@ mod tests {
     #[test]
     fn targets_are_shown_as_they_are_given() {
         let names = Protocol::ALL.map(|protocol| Target { protocol, addresses: vec!["h:1".into()] }.to_string());
-        assert_eq!(names, ["native://h:1", "redis://h:1", "memcached://h:1", "memcached-meta://h:1"]);
+        assert_eq!(names, ["native://h:1", "redis://h:1", "redis-wait://h:1", "memcached://h:1", "memcached-meta://h:1"]);
         let cluster = Target { protocol: Protocol::Native, addresses: vec!["h:1".into(), "i:2".into()] };
         assert_eq!(cluster.to_string(), "native://h:1,i:2");
     }

@@ -30,6 +30,14 @@ pub fn encode(out: &mut Vec<u8>, ttl_ms: u64, kind: OpKind, key: &[u8], value: &
     }
 }
 
+/// Appends a request, and behind a write that one replica has to have it, however long that takes.
+pub fn encode_and_wait(out: &mut Vec<u8>, ttl_ms: u64, kind: OpKind, key: &[u8], value: &[u8]) {
+    encode(out, ttl_ms, kind, key, value);
+    if kind != OpKind::Get {
+        out.extend_from_slice(b"*3\r\n$4\r\nWAIT\r\n$1\r\n1\r\n$1\r\n0\r\n");
+    }
+}
+
 /// Appends a bulk string.
 #[inline]
 pub fn put_bulk(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -62,6 +70,29 @@ pub fn decode(input: &[u8], kind: OpKind) -> Decoded<'_> {
         Some((b'+', _)) => Decoded::Odd("a status other than OK", used),
         Some((b'-', words)) => Decoded::Answer(Answer::Refused(refusal(words)), used),
         _ => Decoded::Broken("no answer of RESP2 to a request of ours"),
+    }
+}
+
+/// Takes the answers to a request and to the WAIT behind it apart, as one.
+pub fn decode_and_wait(input: &[u8], kind: OpKind) -> Decoded<'_> {
+    let first = decode(input, kind);
+    let (Decoded::Answer(_, used) | Decoded::Odd(_, used)) = first else { return first };
+    if kind == OpKind::Get {
+        return first;
+    }
+    let (line, waited) = match line(&input[used..]) {
+        Line::Whole(line, waited) => (line, waited),
+        Line::More => return Decoded::More,
+        Line::TooLong => return Decoded::Broken("a line without an end"),
+    };
+    let used = used + waited;
+    match (first, line) {
+        (Decoded::Answer(Answer::Done, _), b":0") => {
+            Decoded::Answer(Answer::Refused(Refusal { name: "no replica", end: WriteEnd::Unknown, is_worth_retrying: false }), used)
+        }
+        (Decoded::Answer(answer, _), [b':', ..]) => Decoded::Answer(answer, used),
+        (Decoded::Odd(what, _), [b':', ..]) => Decoded::Odd(what, used),
+        _ => Decoded::Broken("no answer of RESP2 to WAIT"),
     }
 }
 
@@ -104,6 +135,21 @@ mod tests {
         let expected = ["value a\r\nbc", "Done", "Absent", "Done", "refused OOM", "value ", "odd", "odd"];
         check_cuts(Protocol::Resp, &KINDS, STREAM, &expected);
         check_noise(Protocol::Resp, STREAM);
+    }
+
+    #[test]
+    fn a_write_is_answered_when_a_replica_has_it() {
+        let mut out = Vec::new();
+        encode_and_wait(&mut out, 0, OpKind::Get, b"k", b"");
+        encode_and_wait(&mut out, 0, OpKind::Del, b"k", b"");
+        let expected = b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n*2\r\n$3\r\nDEL\r\n$1\r\nk\r\n*3\r\n$4\r\nWAIT\r\n$1\r\n1\r\n$1\r\n0\r\n";
+        assert_eq!(out, expected);
+        let kinds = [OpKind::Put, OpKind::Get, OpKind::Del, OpKind::Put, OpKind::Put, OpKind::Get];
+        let stream = b"+OK\r\n:2\r\n$-1\r\n:1\r\n:1\r\n+OK\r\n:0\r\n-OOM no\r\n:2\r\n$0\r\n\r\n";
+        let expected = ["Done", "Absent", "Done", "refused no replica", "refused OOM", "value "];
+        check_cuts(Protocol::RespWait, &kinds, stream, &expected);
+        check_noise(Protocol::RespWait, stream);
+        assert_eq!(read_all(Protocol::RespWait, &kinds, &[b"+OK\r\n+OK\r\n"]), None, "no count");
     }
 
     #[test]

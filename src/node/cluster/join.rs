@@ -1,17 +1,15 @@
 //! A node that joins a running cluster: before it has shards it asks one of the nodes that it was told of for the topology, and with that
 //! settles who it is. Its folder is made for that cluster, for good.
 
-use super::{ClusterConfig, make_folder, run_briefly};
+use super::{ClusterConfig, layout_of, make_folder, run_briefly};
 use crate::cluster::gossip::wire::Key;
 use crate::cluster::topology::Topology;
 use crate::config::{Config, exit};
 use crate::engine::format::Identity;
-use crate::engine::format::layout::parse_layout;
 use crate::io::driver::Backend;
 use crate::io::{SocketAddr, host};
 use crate::node::Failure;
 use crate::shard::visit::{self, VISIT_MAX};
-use std::io::ErrorKind;
 use std::time::Duration;
 
 /// Nodes are asked in turn, so many times, with a pause between: they may be starting, too.
@@ -26,43 +24,33 @@ pub(super) fn settle(
     key: &Key,
     warn: &dyn Fn(&str),
 ) -> Result<(Identity, u32, Topology), Failure> {
-    let path = config.data.join("LAYOUT");
     let refuse = |why: String| Failure::new(exit::CONFIG, why);
     let told = ask(&cluster.seeds, ROUNDS, key, backend)?;
-    match host::read(&path) {
-        Ok(bytes) => {
-            let layout = parse_layout(&bytes).map_err(|bad| Failure::new(exit::DATA_DAMAGED, format!("{}: {bad:?}", path.display())))?;
-            let (identity, vnodes) = (layout.identity, layout.vnodes);
-            if let Some(asked) = cluster.node_id.filter(|asked| *asked != identity.node) {
-                return Err(refuse(format!("node-id {asked}: the data folder was made for node {}, for good", identity.node)));
+    if let Some(layout) = layout_of(config, cluster)? {
+        let (identity, vnodes) = (layout.identity, layout.vnodes);
+        return match told {
+            Ok(topology) if topology.cluster() != identity.cluster => {
+                let (theirs, ours) = (topology.cluster(), identity.cluster);
+                Err(refuse(format!("join: that is cluster {theirs:016x}, and the data folder belongs to cluster {ours:016x}")))
             }
-            match told {
-                Ok(topology) if topology.cluster() != identity.cluster => {
-                    let (theirs, ours) = (topology.cluster(), identity.cluster);
-                    Err(refuse(format!("join: that is cluster {theirs:016x}, and the data folder belongs to cluster {ours:016x}")))
-                }
-                Ok(topology) => Ok((identity, vnodes, topology)),
-                Err(why) => {
-                    warn(&format!("join: no member answers ({why}); this node goes by what it knew last"));
-                    Ok((identity, vnodes, Topology::unknown(identity.cluster, vnodes)))
-                }
+            Ok(topology) => Ok((identity, vnodes, topology)),
+            Err(why) => {
+                warn(&format!("join: no member answers ({why}); this node goes by what it knew last"));
+                Ok((identity, vnodes, Topology::unknown(identity.cluster, vnodes)))
             }
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let topology = told.map_err(|why| Failure::new(exit::FAILED, format!("join: no member tells the topology: {why}")))?;
-            if let Some(asked) = config.vnodes.filter(|asked| *asked != topology.vnodes()) {
-                return Err(refuse(format!("vnodes {asked}: the cluster has {}, and keeps them for its life", topology.vnodes())));
-            }
-            let node = match cluster.node_id {
-                Some(id) => is_free(&topology, id).map(|()| id).map_err(refuse)?,
-                None => draw_id(&topology),
-            };
-            let identity = Identity { cluster: topology.cluster(), node };
-            make_folder(config, identity, topology.vnodes(), backend)?;
-            Ok((identity, topology.vnodes(), topology))
-        }
-        Err(error) => Err(Failure::new(exit::FAILED, format!("{}: {error}", path.display()))),
+        };
     }
+    let topology = told.map_err(|why| Failure::new(exit::FAILED, format!("join: no member tells the topology: {why}")))?;
+    if let Some(asked) = config.vnodes.filter(|asked| *asked != topology.vnodes()) {
+        return Err(refuse(format!("vnodes {asked}: the cluster has {}, and keeps them for its life", topology.vnodes())));
+    }
+    let node = match cluster.node_id {
+        Some(id) => is_free(&topology, id).map(|()| id).map_err(refuse)?,
+        None => draw_id(&topology),
+    };
+    let identity = Identity { cluster: topology.cluster(), node };
+    make_folder(config, identity, topology.vnodes(), backend)?;
+    Ok((identity, topology.vnodes(), topology))
 }
 
 /// The newest topology that any of these nodes has, asked so many times while none answers; why the last did not.
