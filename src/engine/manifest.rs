@@ -271,14 +271,13 @@ async fn write_whole(io: &Io, dir: &Path, identity: Identity, number: u64, state
     Ok(Log { file, number, next_group, end_bytes, file_bytes: bytes.len() as u64 })
 }
 
-/// Makes `CURRENT` name a manifest, durably.
+/// Makes `CURRENT` name a manifest, durably once the folder is synced. An error that says that there is no room has changed nothing.
 async fn switch(io: &Io, dir: &Path, number: u64) -> std::io::Result<()> {
     let new = dir.join(CURRENT_NEW);
     let file = io.open(&new, OpenHow::Create).await?;
     io.write(&file, 0, to_buf(io, format!("{}\n", file_name(number)).as_bytes()), true).await?;
     drop(file);
-    io.rename(&new, &dir.join(CURRENT)).await?;
-    io.sync_dir(dir).await
+    io.rename(&new, &dir.join(CURRENT)).await
 }
 
 /// Removes what a crash has left of manifests that are not in force.
@@ -299,7 +298,8 @@ async fn sweep(io: &Io, dir: &Path, in_force: Option<u64>) -> std::io::Result<()
 pub async fn write_new(io: &Io, dir: &Path, identity: Identity, state: &State) -> Result<(), EngineError> {
     sweep(io, dir, None).await?;
     drop(write_whole(io, dir, identity, 1, state).await?);
-    Ok(switch(io, dir, 1).await?)
+    switch(io, dir, 1).await?;
+    Ok(io.sync_dir(dir).await?)
 }
 
 /// A folder has a manifest.
@@ -496,14 +496,24 @@ impl Manifest {
 
     async fn replace(&self, state: State) -> Result<(), EngineError> {
         let old = self.log.borrow().number;
-        let log = match write_whole(&self.io, &self.dir, self.identity, old + 1, &state).await {
+        let written = async {
+            let log = write_whole(&self.io, &self.dir, self.identity, old + 1, &state).await?;
+            switch(&self.io, &self.dir, log.number).await?;
+            Ok(log)
+        };
+        let log = match written.await {
             Err(EngineError::Io(error)) if is_full(&error) => {
-                self.io.remove(&self.dir.join(file_name(old + 1))).await?;
+                for left in [CURRENT_NEW.to_owned(), file_name(old + 1)] {
+                    match self.io.remove(&self.dir.join(left)).await {
+                        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                        other => other?,
+                    }
+                }
                 return Err(EngineError::DiskFull);
             }
             other => other?,
         };
-        switch(&self.io, &self.dir, log.number).await?;
+        self.io.sync_dir(&self.dir).await?;
         *self.log.borrow_mut() = log;
         {
             // Numbers may have been drawn meanwhile.

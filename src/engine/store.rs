@@ -209,6 +209,16 @@ impl Core {
         mems.active.bytes() >= self.config.memtable_bytes || (self.wal.fullness() > LOG_FULL && mems.sealed.is_empty())
     }
 
+    /// A manifest that can be written no more stops the shard, whoever finds it.
+    pub(super) fn checked(&self, committed: Result<(), EngineError>) -> Result<(), EngineError> {
+        if let Err(why) = committed.as_ref()
+            && !matches!(why, EngineError::DiskFull)
+        {
+            self.stop(why);
+        }
+        committed
+    }
+
     pub(super) fn stop(&self, why: &EngineError) {
         self.stopped.borrow_mut().get_or_insert(why.to_string());
         self.flush_work.raise();
@@ -269,7 +279,7 @@ impl Engine {
         if manifest.state().clock_ceiling >= version.hlc() {
             return Ok(());
         }
-        manifest.raise_ceiling(version.hlc().saturating_add(CEILING_AHEAD)).await
+        self.core.checked(manifest.raise_ceiling(version.hlc().saturating_add(CEILING_AHEAD)).await)
     }
 
     /// Stores a batch: visible at once, durable when `durable()` has reached what this gives.

@@ -156,7 +156,7 @@ impl Engine {
             let edit = Edit::Vnodes { namespace, first: vnode, last: vnode, record };
             if record == old { Vec::new() } else { vec![edit] }
         });
-        update.await
+        core.checked(update.await)
     }
 }
 

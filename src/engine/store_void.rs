@@ -42,7 +42,7 @@ impl Engine {
             );
             edits
         };
-        core.tables.manifest().update(edits).await?;
+        core.checked(core.tables.manifest().update(edits).await)?;
         core.remnant_floors.forget(vnodes);
         if had_data.iter().any(|(namespace, vnode)| *namespace != NAMESPACE_SYSTEM && ours(vnode)) {
             core.cells.clear();

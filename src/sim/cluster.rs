@@ -597,7 +597,9 @@ impl Run {
 
     /// Something is wrong with a node's disk for a while, if nothing is already.
     fn sicken(&mut self, node: usize, how: fn(&mut Run, usize)) {
-        if self.nodes[node].life.is_some() && self.nodes[node].sick_until.is_none() {
+        // One that is still starting would end, and have to be started again.
+        let serves = self.nodes[node].life.as_ref().is_some_and(|life| life.ready.load(Ordering::Acquire));
+        if serves && self.nodes[node].sick_until.is_none() {
             self.nodes[node].sick_until = Some(self.world.now().plus(Duration::from_millis(self.prng.between(20, 1_500))));
             how(self, node);
         }
