@@ -5,9 +5,9 @@
 #   scripts/join.sh
 #
 # Prints the share of the replicas that moved against the fair share, by `cluster status` before and after, and the cells that nodes were
-# given; how long it took (to five seconds); and the errors and the p99 of gets and puts before, in the worst five seconds meanwhile, and
-# after it, when all keys are read back. Exit code 0 only if at most 1.1 times the fair share moved, no request failed, nothing was lost or
-# wrong, and p99 meanwhile is at most twice that before (or under 5 ms).
+# given by comparing (others came with writes and reads meanwhile); how long it took; and the errors and the p99 of gets and puts before, in
+# the worst five seconds meanwhile, and after it, when all keys are read back. Exit code 0 only if at most 1.1 times the fair share moved, no
+# request failed, nothing was lost or wrong, and p99 meanwhile is at most twice that before (or under 5 ms).
 #
 #   RINGKV_JOIN_RATE      requests a second (2000), half of them puts
 #   RINGKV_JOIN_KEYS      keys that are there before the join (200k)
@@ -26,9 +26,10 @@ export RINGKV_BINARY=${RINGKV_BINARY:-target/release/ringkv}
 load=${RINGKV_LOADGEN:-target/release/loadgen}
 folder=$(mktemp -d "${TMPDIR:-/tmp}/ringkv-join.XXXXXX")
 export RINGKV_CLUSTER=$folder/cluster RINGKV_CLUSTER_NET=loopback
-load_pid="" node_pid=""
+load_pid="" node_pid="" watch_pid=""
 finish() {
     local code=$?
+    [ -z "$watch_pid" ] || kill "$watch_pid" 2>/dev/null || true
     [ -z "$load_pid" ] || kill -KILL "$load_pid" 2>/dev/null || true
     if [ -n "$node_pid" ]; then
         kill -TERM "$node_pid" 2>/dev/null || true
@@ -71,16 +72,24 @@ read -r -a flags <<<"${RINGKV_CLUSTER_FLAGS:---memory 64MiB}"
     --join "$first" --cores "$(taskset -pc $$ | sed 's/.*: //; s/[,-].*//')" --spin-us 0 "${flags[@]}" >"$folder/node4.txt" 2>&1 &
 node_pid=$!
 settled() { say status 2>/dev/null | tee "$folder/status" | awk '/ member / { n++ } /nothing moves/ { s = 1 } END { exit !(n == 4 && s) }'; }
-# Loads of five seconds, one after another, until nothing moves any more.
+watch() {
+    until settled; do sleep 0.2; done
+    date +%s%3N >"$folder/settled-at"
+}
+watch &
+watch_pid=$!
+# Loads of five seconds, each with all keys read back behind it, one after another until nothing moves any more.
 loads=0
-until settled; do
+until [ -e "$folder/settled-at" ]; do
     loads=$((loads + 1))
     run "meanwhile$loads" 5
     ended "meanwhile$loads"
     kill -0 "$node_pid" 2>/dev/null || { echo "the fourth node ended:" >&2; tail "$folder/node4.txt" >&2; exit 1; }
     [ $(($(date +%s%3N) - began)) -lt 600000 ] || { echo "the join does not end: $(tail -n 1 "$folder/status")" >&2; exit 1; }
 done
-took_ms=$(($(date +%s%3N) - began))
+wait "$watch_pid"
+watch_pid=""
+took_ms=$(($(cat "$folder/settled-at") - began))
 # What was acknowledged while nobody listened is read back as well.
 run after 2
 ended after
@@ -109,7 +118,7 @@ whole = sum(after.values())
 moved = sum(max(0, count - before.get(node, 0)) for node, count in after.items())
 fair = whole / 4
 ok = 0 < moved <= 1.1 * fair
-print(f"moved {moved} of {whole} replicas of vnodes, {moved / fair:.2f} x the fair share, in {took_ms / 1000:.1f} s; nodes were given {sum(given(port + 80 + at) for at in (0, 100, 200, 300))} cells")
+print(f"moved {moved} of {whole} replicas of vnodes, {moved / fair:.2f} x the fair share, in {took_ms / 1000:.1f} s; comparing gave nodes {sum(given(port + 80 + at) for at in (0, 100, 200, 300))} cells")
 p99 = {}
 for name, parts in (("before", ["before"]), ("meanwhile", [f"meanwhile{at + 1}" for at in range(loads)]), ("after", ["after"])):
     reports = [json.load(open(f"{folder}/{part}.json")) for part in parts]
