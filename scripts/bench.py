@@ -628,8 +628,8 @@ def cluster():
 
 ROWS = {row.__name__: row for row in (cluster, machine, cpu, hop, million, durable, memory, disk, overwrite, share, knobs)}
 BY_NAME = ("overwrite", "share", "knobs", "cluster")
-FOLDERS = ("bench-cpu", "bench-hop", "bench-million", "bench-durable", "bench-disk", "bench-rocksdb", "bench-overwrite", "bench-share", "bench-memory", "bench-knobs",
-           "bench-cluster-0", "bench-cluster-1", "bench-cluster-2", "bench-cluster-3")
+FOLDERS = ("bench-cpu", "bench-hop", "bench-million", "bench-durable", "bench-disk", "bench-rocksdb", "bench-overwrite", "bench-share",
+           "bench-memory", "bench-knobs", "bench-cluster-0", "bench-cluster-1", "bench-cluster-2", "bench-cluster-3")
 
 
 def main():

@@ -5,7 +5,7 @@
 
 use crate::base::record::Version;
 use crate::client::{Client, ClientConfig, ClientError, NamespaceChanges, NamespaceInfo, NamespaceOptions, PutOptions, TimeToLive};
-use crate::config::{self, Durability, Namespaces, Target, Word};
+use crate::config::{self, Namespaces, Target, Word};
 use crate::wire::command::{Compression, LevelsAsked};
 use std::io::Write;
 use std::time::Duration;
@@ -117,16 +117,12 @@ fn namespaces(client: &mut Client, word: &Namespaces) -> Result<String, Failure>
 
 fn namespace(row: &NamespaceInfo) -> String {
     let ttl = if row.default_ttl.is_zero() { "none".to_owned() } else { duration(row.default_ttl) };
-    let durability = match row.durability {
-        Durability::Sync => "sync",
-        Durability::Interval => "interval",
-    };
     let compression = match row.compression {
         Compression::None => "",
         Compression::Lz4 => " compression=lz4",
     };
     let levels = if row.levels == LevelsAsked::default() { String::new() } else { format!(" level={}", row.levels) };
-    format!("{} id={} ttl={ttl} durability={durability}{compression}{levels}", row.name, row.id)
+    format!("{} id={} ttl={ttl} durability={}{compression}{levels}", row.name, row.id, row.durability)
 }
 
 fn write(out: &mut dyn Write, bytes: &[u8]) -> Result<(), Failure> {
@@ -168,6 +164,7 @@ fn say(error: ClientError) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Durability;
     use crate::config::parse;
 
     #[test]

@@ -544,15 +544,17 @@ impl Client {
         request::namespace(self.call(command)?)
     }
 
-    /// As `namespace_create`, with more said. A node that knows no compression answers `UnknownKind`.
+    /// As `namespace_create`, with more said. A node that knows no compression answers `UnknownKind`; one that knows no
+    /// levels of a namespace does the rest, and this says so with the same code.
     pub fn namespace_create_with(&mut self, name: &str, options: NamespaceOptions) -> Result<NamespaceInfo, ClientError> {
-        request::namespace(self.call(Command::NamespaceMake(options.spec(name)))?)
+        request::namespace_with(self.call(Command::NamespaceMake(options.spec(name)))?, options.levels)
     }
 
-    /// As `namespace_alter`, with more said. A node that knows no compression answers `UnknownKind`. What is on disk takes on another
+    /// As `namespace_alter`, with more said. A node that knows no compression answers `UnknownKind`; one that knows no
+    /// levels of a namespace does the rest, and this says so with the same code. What is on disk takes on another
     /// compression little by little, as merges rewrite it.
     pub fn namespace_alter_with(&mut self, name: &str, changes: NamespaceChanges) -> Result<NamespaceInfo, ClientError> {
-        request::namespace(self.call(Command::NamespaceChange(changes.change(name)))?)
+        request::namespace_with(self.call(Command::NamespaceChange(changes.change(name)))?, changes.levels)
     }
 
     /// A snapshot on the node under this name; lines of `key:value` about it.

@@ -126,7 +126,7 @@ pub struct NamespaceOptions {
     pub default_ttl: Duration,
     pub durability: Durability,
     pub compression: Compression,
-    /// Of requests that name none, in a cluster. `UnknownKind` does not come of it where a node knows no such levels: it ignores them.
+    /// Of requests that name none, in a cluster.
     pub levels: LevelsAsked,
 }
 
@@ -345,6 +345,16 @@ pub(super) fn namespaces(answer: Answer) -> Result<Vec<NamespaceInfo>, ClientErr
     expect(answer, |answer| if let Answer::Namespaces(rows) = answer { Some(rows) } else { None })
 }
 
+/// The namespace that was made or changed, with these levels among what was said.
+pub(super) fn namespace_with(answer: Answer, levels: LevelsAsked) -> Result<NamespaceInfo, ClientError> {
+    let row = namespace(answer)?;
+    if levels.or(row.levels) == row.levels {
+        return Ok(row);
+    }
+    let message = format!("'{}' is as it was asked for, but for its levels: the node knows none of a namespace", row.name);
+    Err(ClientError::Failed { code: ErrorCode::UnknownKind, message })
+}
+
 pub(super) fn namespace(answer: Answer) -> Result<NamespaceInfo, ClientError> {
     namespaces(answer)?.pop().ok_or(UNEXPECTED)
 }
@@ -352,6 +362,28 @@ pub(super) fn namespace(answer: Answer) -> Result<NamespaceInfo, ClientError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn levels_that_a_node_does_not_know_are_told() {
+        let row = |levels| {
+            let (durability, compression) = (Durability::Sync, Compression::None);
+            Answer::Namespaces(vec![NamespaceInfo {
+                id: 2,
+                name: "fast".into(),
+                default_ttl: Duration::ZERO,
+                durability,
+                compression,
+                levels,
+            }])
+        };
+        let (none, reads) = (LevelsAsked::default(), LevelsAsked { read: Some(Level::One), write: None });
+        assert!(namespace_with(row(none), none).is_ok() && namespace_with(row(reads), none).is_ok());
+        assert!(namespace_with(row(LevelsAsked::both(Level::One)), reads).is_ok(), "what was not named stays what it was");
+        for has in [none, LevelsAsked::both(Level::All)] {
+            let told = namespace_with(row(has), reads);
+            assert!(matches!(told, Err(ClientError::Failed { code: ErrorCode::UnknownKind, .. })), "{told:?}");
+        }
+    }
 
     #[test]
     fn only_what_cannot_act_twice_is_tried_again() {

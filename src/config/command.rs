@@ -206,7 +206,7 @@ pub struct SimRun {
     /// Seeds that run at once, a thread each; as many as there are cores if not said
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: Option<u16>,
-    /// Shards of the simulated node; drawn by the seed if not said
+    /// Shards of each simulated node; drawn by the seed if not said
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub cores: Option<u16>,
 }

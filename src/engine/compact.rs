@@ -283,6 +283,7 @@ impl Tables {
         }
         edits.push(Edit::Merge((!is_last).then(|| merge.clone())));
         self.adopt(edits, new, counted_ms).await?;
+        memory.found_room();
         Ok((written_bytes, counted_ms))
     }
 }

@@ -49,6 +49,10 @@ impl Memory for Core {
         Core::remnant_floor(self, namespace, vnode)
     }
 
+    fn found_room(&self) {
+        self.room.merges_lack.set(false);
+    }
+
     fn expired(&self, place: &[u8]) {
         self.cells.remove(place);
         add(&self.counters.expired, 1);
@@ -107,7 +111,7 @@ pub(super) async fn merge_loop(core: Rc<Core>) {
             continue;
         }
         let merged = core.tables.compact(&*core).await;
-        // While writes are refused there is nothing to flush: merges alone can find that there is room again.
+        // While writes are refused there is nothing to flush: merges alone can find that there is room again, with their first slice.
         core.room.merges_lack.set(matches!(merged, Err(EngineError::DiskFull)));
         match merged {
             Ok(Some(merged)) => {

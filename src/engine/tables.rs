@@ -62,6 +62,8 @@ pub trait Memory {
     }
     /// A cell on disk expired and was counted: what caches hold of it can go.
     fn expired(&self, place: &[u8]);
+    /// A slice of a merge found room on the disk.
+    fn found_room(&self) {}
     /// The shard is closing: a merge stops at its next slice.
     fn is_closing(&self) -> bool {
         false

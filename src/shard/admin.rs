@@ -5,6 +5,7 @@ use super::cluster::Cluster;
 use super::mailbox::Mail;
 use super::moves::is_under_way;
 use super::peers::At;
+use super::perform::ROOM_EVERY;
 use super::{Shard, Ticket};
 use crate::base::time::Mono;
 use crate::cluster::takeover::Move;
@@ -73,8 +74,15 @@ impl Shard {
             Words::Repair => {
                 self.compare_anew(cluster);
                 let others = (0..self.mailbox.cores()).filter(|&core| core != usize::from(self.core()));
-                let others = others.filter(|&core| self.mailbox.has_room_for_connections(core));
-                others.for_each(|core| self.mailbox.send(core, Mail::CompareAnew));
+                for core in others {
+                    while !self.mailbox.has_room_for_connections(core) {
+                        if self.io.now() >= deadline {
+                            return Err(format!("core {core} has more to do than it can be told of; say it again"));
+                        }
+                        self.io.sleep(ROOM_EVERY).await;
+                    }
+                    self.mailbox.send(core, Mail::CompareAnew);
+                }
                 Ok(format!(
                     "this node's comparisons, which are always on, begin anew with everybody; {} places differed when pairs were compared \
                      last",

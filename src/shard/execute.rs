@@ -183,10 +183,6 @@ fn multi_put(shard: &Shard, ticket: &Ticket, request: &Request<'_>, put: &MultiP
 fn info(shard: &Shard) -> String {
     let mut text = (shard.node.info)();
     for Namespace { id, name, default_ttl_ms, durability, compression, levels } in shard.namespaces().rows() {
-        let durability = match durability {
-            Durability::Sync => "sync",
-            Durability::Interval => "interval",
-        };
         let compression = match compression {
             Compression::None => "",
             Compression::Lz4 => " compression=lz4",

@@ -27,7 +27,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 /// How often a message to the other cores that found no room is tried again.
-const ROOM_EVERY: Duration = Duration::from_millis(1);
+pub(super) const ROOM_EVERY: Duration = Duration::from_millis(1);
 /// Keys of one multi-get that are read from disk at a time.
 const READS_AT_ONCE: usize = 32;
 

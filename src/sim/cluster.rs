@@ -20,13 +20,12 @@ use super::checker::{Checker, Span};
 use super::final_look::Quiet;
 use super::operator::{self, Operator};
 use super::scenario::small_engine;
-use super::seeds::Outcome;
+use super::seeds::{self, Outcome};
 use super::workload::{FIRST_NAMESPACE, REQUEST_PATIENCE, Shared, SimClient, key_name, reads_value};
 use crate::base::prng::Prng;
 use crate::base::record::{token_of, vnode_of};
 use crate::base::time::{Mono, WallMs};
 use crate::client::Answer;
-use crate::cluster::coordinator::Planted;
 use crate::cluster::gossip::wire::Key;
 use crate::cluster::topology::{NodeSpec, Topology};
 use crate::io::sim::{CrashSite, Faults, MachineId, World};
@@ -47,8 +46,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Client commands of one seed.
-pub const COMMANDS: u64 = 2_500;
 const PORT: u16 = 7400;
 const VNODES: u32 = 16;
 const CLUSTER: u64 = 0xC1;
@@ -102,13 +99,7 @@ pub const FLOORS: &str = "floors raised";
 pub const FORGOTTEN: &str = "cells forgotten";
 
 /// What is asked of a run.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    pub seed: u64,
-    pub planted: Option<Planted>,
-    pub commands: u64,
-    pub faults: FaultSet,
-}
+pub type Setup = seeds::Setup<FaultSet>;
 
 /// Groups of faults; the minimizer switches them off one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,11 +115,6 @@ pub struct FaultSet {
     pub errors: bool,
     /// Joins, leaves, weights, replacements.
     pub moves: bool,
-}
-
-impl FaultSet {
-    pub const ALL: FaultSet =
-        FaultSet { crash: true, cut: true, network: true, slow: true, clock: true, full: true, errors: true, moves: true };
 }
 
 /// How fast time passes for those who forget. A session's f lies behind every clock, and behind what clients may still be waiting for.
@@ -261,6 +247,7 @@ impl Run {
         let count = prng.between(3, 5) as usize;
         let strangers = if setup.faults.moves { prng.between(1, 3) as usize } else { 0 };
         let alike = prng.one_in(2).then(|| prng.between(1, 3) as u16);
+        let alike = setup.cores.or(alike);
         let mut nodes = Vec::new();
         for number in 0..count + strangers {
             let machine = world.add_machine(Faults::default());
@@ -485,7 +472,10 @@ impl Run {
                 self.cure(node);
             }
             let trouble = self.nodes[node].life.as_ref().and_then(|life| life.plan.board.trouble());
-            if let Some(why) = trouble.filter(|_| self.nodes[node].had_errors) {
+            if let Some(why) = trouble {
+                if !self.nodes[node].had_errors {
+                    return self.fail(format!("a shard of node {} stopped, and its disk never failed: {why}", node + 1));
+                }
                 self.note(format!("a shard of node {} stopped, and the node ends: {why}", node + 1));
                 self.happened(SHARD_STOPPED);
                 self.world.kill(machine);

@@ -1,7 +1,7 @@
 //! Many seeds of `cluster`: what `ringkv sim --cluster` does, and what they have to show.
 
-use super::cluster::{COMMANDS, FAULTS_WANTED, FLOORS, FORGOTTEN, FaultSet, Setup, run};
-use super::seeds::{self, Outcome, Summary};
+use super::cluster::{FAULTS_WANTED, FLOORS, FORGOTTEN, FaultSet, Setup, run};
+use super::seeds::{Kind, Outcome, Summary};
 use crate::cluster::coordinator::Planted;
 use crate::config::SimRun;
 
@@ -48,54 +48,35 @@ impl Planted {
     }
 }
 
-impl seeds::Setup for Setup {
+impl Kind for FaultSet {
+    type Planted = Planted;
+
     const FLAGS: &'static str = " --cluster";
     const WHAT: &'static str = " of clusters";
     const SEEDS: u64 = 100;
+    const COMMANDS: u64 = 2_500;
     const CRASHES_MIN: u64 = 0;
     const COUNTS: &'static [(&'static str, u64)] = &[(FLOORS, 0), (FORGOTTEN, 0)];
+    const PLANTED: &'static [Planted] = Planted::ALL;
+    const FAULTS: FaultSet =
+        FaultSet { crash: true, cut: true, network: true, slow: true, clock: true, full: true, errors: true, moves: true };
+    const SWITCHES: &'static [fn(&mut FaultSet)] = &[
+        |set| set.clock = false,
+        |set| set.slow = false,
+        |set| set.network = false,
+        |set| set.cut = false,
+        |set| set.full = false,
+        |set| set.errors = false,
+        |set| set.crash = false,
+        |set| set.moves = false,
+    ];
 
-    fn new(seed: u64, asked: &SimRun) -> Result<Setup, Vec<&'static str>> {
-        let planted = seeds::planted(Planted::ALL, Planted::name, asked)?;
-        Ok(Setup { seed, planted, commands: COMMANDS, faults: FaultSet::ALL })
+    fn name(planted: Planted) -> &'static str {
+        planted.name()
     }
 
-    fn with_seed(&self, seed: u64) -> Setup {
-        Setup { seed, ..self.clone() }
-    }
-
-    fn seed(&self) -> u64 {
-        self.seed
-    }
-
-    fn run(&self) -> Outcome {
-        run(self)
-    }
-
-    fn planted(&self) -> Option<&'static str> {
-        self.planted.map(Planted::name)
-    }
-
-    fn commands(&mut self) -> &mut u64 {
-        &mut self.commands
-    }
-
-    fn faults(&self) -> String {
-        format!("{:?}", self.faults)
-    }
-
-    fn calmer(&self) -> Vec<Setup> {
-        let switches: [fn(&mut FaultSet); 8] = [
-            |set| set.clock = false,
-            |set| set.slow = false,
-            |set| set.network = false,
-            |set| set.cut = false,
-            |set| set.full = false,
-            |set| set.errors = false,
-            |set| set.crash = false,
-            |set| set.moves = false,
-        ];
-        seeds::without(self.faults, &switches).map(|faults| Setup { faults, ..self.clone() }).collect()
+    fn run(setup: &Setup) -> Outcome {
+        run(setup)
     }
 
     fn lacks(_asked: &SimRun, all: &Summary) -> Vec<String> {

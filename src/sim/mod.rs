@@ -23,10 +23,7 @@ pub mod workload;
 
 use crate::config::SimRun;
 
-/// Commands of one seed of a node.
-pub const COMMANDS: u64 = 12_000;
-
 /// Runs what the command line asks for; the exit code.
 pub fn run(asked: &SimRun, say: &mut dyn FnMut(&str)) -> i32 {
-    if asked.cluster { seeds::run::<cluster::Setup>(asked, say) } else { seeds::run::<scenario::Setup>(asked, say) }
+    if asked.cluster { seeds::run::<cluster::FaultSet>(asked, say) } else { seeds::run::<scenario::FaultSet>(asked, say) }
 }

@@ -2,13 +2,13 @@
 //! at the end a quiet look at everything.
 
 use super::checker::Checker;
-use super::seeds::Outcome;
+use super::seeds::{self, Outcome};
 use super::workload::{FIRST_NAMESPACE, INTERVAL_NAMESPACE, REQUEST_PATIENCE, Shared, SimClient, key_name};
 use super::{final_look, rot};
 use crate::base::prng::Prng;
 use crate::base::record::{core_of, token_of, vnode_of};
 use crate::engine::pick::Policy;
-use crate::engine::{EngineConfig, EngineError, Planted};
+use crate::engine::{EngineConfig, EngineError};
 use crate::io::sim::{CrashSite, Faults, MachineId, World};
 use crate::io::wakers::Wakers;
 use crate::io::{Class, SocketAddr, Task};
@@ -43,17 +43,7 @@ pub const FULL_WHILE_MOVING: &str = "ENOSPC while data moves";
 pub const MOVES: &[&str] = &[CORES_CHANGED, CRASH_WHILE_MOVING, CORES_CHANGED_AGAIN, FULL_WHILE_MOVING];
 
 /// What is asked of a run.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    pub seed: u64,
-    /// Shards at the start; drawn by the seed if None.
-    pub cores: Option<u16>,
-    pub planted: Option<Planted>,
-    /// Client commands.
-    pub commands: u64,
-    /// Which of the faults are on: the minimizer switches them off one by one.
-    pub faults: FaultSet,
-}
+pub type Setup = seeds::Setup<FaultSet>;
 
 /// Groups of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,10 +54,6 @@ pub struct FaultSet {
     pub network: bool,
     pub clock: bool,
     pub rot: bool,
-}
-
-impl FaultSet {
-    pub const ALL: FaultSet = FaultSet { slow: true, errors: true, full: true, network: true, clock: true, rot: true };
 }
 
 /// A run under way.

@@ -1,8 +1,7 @@
 //! Many seeds of `scenario`: what `ringkv sim` does, and what they have to show.
 
-use super::COMMANDS;
 use super::scenario::{self, FaultSet, Setup, run};
-use super::seeds::{self, Outcome, Summary};
+use super::seeds::{Kind, Outcome, Summary};
 use crate::config::SimRun;
 use crate::engine::Planted;
 
@@ -54,52 +53,32 @@ const SITES_WANTED: &[&str] = &[
     "after open",
 ];
 
-impl seeds::Setup for Setup {
+impl Kind for FaultSet {
+    type Planted = Planted;
+
     const FLAGS: &'static str = "";
     const WHAT: &'static str = "";
     const SEEDS: u64 = 200;
+    const COMMANDS: u64 = 12_000;
     const CRASHES_MIN: u64 = 3;
     const COUNTS: &'static [(&'static str, u64)] = &[("flushes", 3), ("compactions", 1)];
+    const PLANTED: &'static [Planted] = &Planted::ALL;
+    const FAULTS: FaultSet = FaultSet { slow: true, errors: true, full: true, network: true, clock: true, rot: true };
+    const SWITCHES: &'static [fn(&mut FaultSet)] = &[
+        |set| set.rot = false,
+        |set| set.errors = false,
+        |set| set.full = false,
+        |set| set.network = false,
+        |set| set.clock = false,
+        |set| set.slow = false,
+    ];
 
-    fn new(seed: u64, asked: &SimRun) -> Result<Setup, Vec<&'static str>> {
-        let planted = seeds::planted(&Planted::ALL, Planted::name, asked)?;
-        Ok(Setup { seed, cores: asked.cores, planted, commands: COMMANDS, faults: FaultSet::ALL })
+    fn name(planted: Planted) -> &'static str {
+        planted.name()
     }
 
-    fn with_seed(&self, seed: u64) -> Setup {
-        Setup { seed, ..self.clone() }
-    }
-
-    fn seed(&self) -> u64 {
-        self.seed
-    }
-
-    fn run(&self) -> Outcome {
-        run(self)
-    }
-
-    fn planted(&self) -> Option<&'static str> {
-        self.planted.map(Planted::name)
-    }
-
-    fn commands(&mut self) -> &mut u64 {
-        &mut self.commands
-    }
-
-    fn faults(&self) -> String {
-        format!("{:?}", self.faults)
-    }
-
-    fn calmer(&self) -> Vec<Setup> {
-        let switches: [fn(&mut FaultSet); 6] = [
-            |set| set.rot = false,
-            |set| set.errors = false,
-            |set| set.full = false,
-            |set| set.network = false,
-            |set| set.clock = false,
-            |set| set.slow = false,
-        ];
-        seeds::without(self.faults, &switches).map(|faults| Setup { faults, ..self.clone() }).collect()
+    fn run(setup: &Setup) -> Outcome {
+        run(setup)
     }
 
     fn lacks(asked: &SimRun, all: &Summary) -> Vec<String> {

@@ -4,6 +4,7 @@
 use crate::config::{SimRun, exit};
 use crate::io::host;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Mutex, mpsc};
 
 /// Runs that the search for a smaller one may take.
@@ -33,48 +34,69 @@ pub struct Outcome {
     pub timeline: Vec<String>,
 }
 
-/// What is asked of a run: one seed of a kind.
-pub trait Setup: Clone + Send {
+/// A kind of run, by the groups of faults that it has.
+pub trait Kind: Copy + PartialEq + fmt::Debug + Send + 'static {
+    type Planted: Copy + fmt::Debug + Send + 'static;
+
     /// What asks for this kind behind `ringkv sim`, and what such seeds are called.
     const FLAGS: &'static str;
     const WHAT: &'static str;
-    /// Seeds when nothing is said.
+    /// Seeds when nothing is said, and client commands of each.
     const SEEDS: u64;
+    const COMMANDS: u64;
     /// Crashes that every seed has at least.
     const CRASHES_MIN: u64;
     /// Counted in every run (`Outcome::counts`), and how often at least in each seed.
     const COUNTS: &'static [(&'static str, u64)];
+    const PLANTED: &'static [Self::Planted];
+    /// All faults, and what switches each group of them off.
+    const FAULTS: Self;
+    const SWITCHES: &'static [fn(&mut Self)];
 
-    /// Err: there is no planted bug of that name; the names that there are.
-    fn new(seed: u64, asked: &SimRun) -> Result<Self, Vec<&'static str>>;
-    fn with_seed(&self, seed: u64) -> Self;
-    fn seed(&self) -> u64;
-    fn run(&self) -> Outcome;
-    fn planted(&self) -> Option<&'static str>;
-    fn commands(&mut self) -> &mut u64;
-    /// The kinds of faults that are on, for people.
-    fn faults(&self) -> String;
-    /// With one more kind of faults off, for each that is on.
-    fn calmer(&self) -> Vec<Self>;
+    fn name(planted: Self::Planted) -> &'static str;
+    fn run(setup: &Setup<Self>) -> Outcome;
     /// What so many seeds have not shown and should have.
     fn lacks(asked: &SimRun, all: &Summary) -> Vec<String>;
 }
 
-/// The planted bug that is asked for, if one is.
-pub fn planted<P: Copy>(all: &[P], name: fn(P) -> &'static str, asked: &SimRun) -> Result<Option<P>, Vec<&'static str>> {
-    let Some(wanted) = &asked.planted else { return Ok(None) };
-    let found = all.iter().copied().find(|planted| name(*planted) == wanted);
-    found.map(Some).ok_or_else(|| all.iter().map(|planted| name(*planted)).collect())
+/// What is asked of a run: one seed of a kind.
+#[derive(Clone, Debug)]
+pub struct Setup<K: Kind> {
+    pub seed: u64,
+    /// Shards of each node at the start; drawn by the seed if None.
+    pub cores: Option<u16>,
+    pub planted: Option<K::Planted>,
+    /// Client commands.
+    pub commands: u64,
+    /// Which groups of faults are on: the minimizer switches them off one by one.
+    pub faults: K,
 }
 
-/// A set of kinds of faults with one more of them off, for each that is on.
-pub fn without<F: Copy + PartialEq>(faults: F, switches: &[fn(&mut F)]) -> impl Iterator<Item = F> {
-    let off = move |switch: &fn(&mut F)| {
-        let mut calmer = faults;
-        switch(&mut calmer);
-        calmer
-    };
-    switches.iter().map(off).filter(move |calmer| *calmer != faults)
+impl<K: Kind> Setup<K> {
+    /// Everything of a kind.
+    pub fn of(seed: u64, planted: Option<K::Planted>) -> Setup<K> {
+        Setup { seed, cores: None, planted, commands: K::COMMANDS, faults: K::FAULTS }
+    }
+
+    /// Err: there is no planted bug of that name; the names that there are.
+    fn asked(seed: u64, asked: &SimRun) -> Result<Setup<K>, Vec<&'static str>> {
+        let named = |name: &String| K::PLANTED.iter().copied().find(|planted| K::name(*planted) == name);
+        let planted = match &asked.planted {
+            None => None,
+            Some(name) => Some(named(name).ok_or_else(|| K::PLANTED.iter().map(|planted| K::name(*planted)).collect::<Vec<_>>())?),
+        };
+        Ok(Setup { cores: asked.cores, ..Setup::of(seed, planted) })
+    }
+
+    /// With one more group of faults off, for each that is on.
+    fn calmer(&self) -> Vec<Setup<K>> {
+        let off = |switch: &fn(&mut K)| {
+            let mut faults = self.faults;
+            switch(&mut faults);
+            (faults != self.faults).then(|| Setup { faults, ..self.clone() })
+        };
+        K::SWITCHES.iter().filter_map(off).collect()
+    }
 }
 
 /// What happened over many seeds.
@@ -84,7 +106,7 @@ pub struct Summary {
     pub commands: u64,
     pub acknowledged: u64,
     pub crashes: u64,
-    /// Of each of `Setup::COUNTS`: how often, and in how many seeds.
+    /// Of each of `Kind::COUNTS`: how often, and in how many seeds.
     pub counts: BTreeMap<&'static str, (u64, u64)>,
     pub faults: BTreeMap<String, u64>,
     pub crash_sites: BTreeMap<String, u64>,
@@ -93,46 +115,50 @@ pub struct Summary {
 }
 
 /// Runs what the command line asks for; the exit code.
-pub fn run<S: Setup>(asked: &SimRun, say: &mut dyn FnMut(&str)) -> i32 {
+pub fn run<K: Kind>(asked: &SimRun, say: &mut dyn FnMut(&str)) -> i32 {
     let (first, count) = match asked.seed {
         Some(seed) => (seed, 1),
-        None => (asked.first.unwrap_or(1), asked.seeds.unwrap_or(S::SEEDS)),
+        None => (asked.first.unwrap_or(1), asked.seeds.unwrap_or(K::SEEDS)),
     };
-    let setup = match S::new(first, asked) {
+    let setup = match Setup::<K>::asked(first, asked) {
         Ok(setup) => setup,
         Err(names) => {
             let asked = asked.planted.as_deref().unwrap_or_default();
-            say(&format!("no planted bug{} is called {asked}; there are {}", S::WHAT, names.join(", ")));
+            say(&format!("no planted bug{} is called {asked}; there are {}", K::WHAT, names.join(", ")));
             return exit::CONFIG;
         }
     };
     let started = host::mono();
     let jobs = asked.jobs.map_or_else(|| host::allowed_cpus().len(), usize::from);
     let mut summary = Summary::default();
-    let setups = (0..count).map(move |number| setup.with_seed(first.wrapping_add(number)));
+    let setups = (0..count).map(move |number| Setup { seed: first.wrapping_add(number), ..setup.clone() });
     let fails = in_order(setups, jobs, |setup, outcome| {
         if asked.seed.is_some() {
-            tell::<S>(&outcome, say);
+            tell::<K>(&outcome, say);
         }
-        summary.add::<S>(&outcome);
+        summary.add::<K>(&outcome);
         (!outcome.failures.is_empty()).then_some((setup, outcome))
     });
     if let Some((setup, outcome)) = fails {
         return failed(&setup, &outcome, summary.seeds, say);
     }
-    summary.tell::<S>(host::mono().since(started).as_secs_f64(), say);
+    summary.tell::<K>(host::mono().since(started).as_secs_f64(), say);
     match &asked.planted {
         Some(planted) => {
             say(&format!("the planted bug {planted} was not found in {count} seeds"));
             exit::FAILED
         }
-        None if asked.seed.is_none() && !summary.is_complete::<S>(asked, say) => exit::FAILED,
+        None if asked.seed.is_none() && !summary.is_complete::<K>(asked, say) => exit::FAILED,
         None => exit::CLEAN,
     }
 }
 
 /// Runs setups on so many threads and hands what came of them on, in their order, until that says what to end with.
-fn in_order<S: Setup, E>(setups: impl Iterator<Item = S> + Send, jobs: usize, mut take: impl FnMut(S, Outcome) -> Option<E>) -> Option<E> {
+fn in_order<K: Kind, E>(
+    setups: impl Iterator<Item = Setup<K>> + Send,
+    jobs: usize,
+    mut take: impl FnMut(Setup<K>, Outcome) -> Option<E>,
+) -> Option<E> {
     let setups = Mutex::new(setups.enumerate());
     // What is made ahead of the one that is waited for is bounded by the channel, since seeds take about as long as each other.
     let (ended, outcomes) = mpsc::sync_channel(jobs);
@@ -142,7 +168,7 @@ fn in_order<S: Setup, E>(setups: impl Iterator<Item = S> + Send, jobs: usize, mu
             scope.spawn(move || {
                 let next = || setups.lock().expect("no thread panics while it takes a seed").next();
                 while let Some((number, setup)) = next() {
-                    let outcome = setup.run();
+                    let outcome = K::run(&setup);
                     if ended.send((number, setup, outcome)).is_err() {
                         break;
                     }
@@ -166,10 +192,10 @@ fn in_order<S: Setup, E>(setups: impl Iterator<Item = S> + Send, jobs: usize, mu
     })
 }
 
-fn tell<S: Setup>(outcome: &Outcome, say: &mut dyn FnMut(&str)) {
+fn tell<K: Kind>(outcome: &Outcome, say: &mut dyn FnMut(&str)) {
     outcome.timeline.iter().for_each(|line| say(line));
     let Outcome { seed, commands, acknowledged, crashes, fingerprint, .. } = outcome;
-    let counts: String = S::COUNTS.iter().map(|(name, _)| format!(" {name} {}", of(outcome, name))).collect();
+    let counts: String = K::COUNTS.iter().map(|(name, _)| format!(" {name} {}", of(outcome, name))).collect();
     say(&format!("seed {seed} commands {commands} acknowledged {acknowledged} crashes {crashes}{counts} fingerprint {fingerprint:016x}"));
 }
 
@@ -177,27 +203,26 @@ fn of(outcome: &Outcome, name: &str) -> u64 {
     outcome.counts.get(name).copied().unwrap_or_default()
 }
 
-fn failed<S: Setup>(setup: &S, outcome: &Outcome, after: u64, say: &mut dyn FnMut(&str)) -> i32 {
-    let (seed, why) = (setup.seed(), &outcome.failures[0]);
-    if let Some(planted) = setup.planted() {
+fn failed<K: Kind>(setup: &Setup<K>, outcome: &Outcome, after: u64, say: &mut dyn FnMut(&str)) -> i32 {
+    let (seed, why) = (setup.seed, &outcome.failures[0]);
+    if let Some(planted) = setup.planted.map(K::name) {
         say(&format!("found {planted} after {after} seeds (seed {seed}): {why}"));
         return exit::CLEAN;
     }
     say(&format!("seed {seed} failed: {why}"));
-    let (mut small, outcome) = smallest(setup, outcome);
-    let commands = *small.commands();
-    say(&format!("smallest: {commands} commands, faults {}", small.faults()));
+    let (small, outcome) = smallest(setup, outcome);
+    say(&format!("smallest: {} commands, faults {:?}", small.commands, small.faults));
     outcome.timeline.iter().for_each(|line| say(line));
     outcome.failures.iter().for_each(|line| say(&format!("  {line}")));
-    say(&format!("again: ringkv sim{} --seed {seed}", S::FLAGS));
+    say(&format!("again: ringkv sim{} --seed {seed}", K::FLAGS));
     exit::FAILED
 }
 
 /// The smallest failing run found, and what it did.
-fn smallest<S: Setup>(setup: &S, outcome: &Outcome) -> (S, Outcome) {
+fn smallest<K: Kind>(setup: &Setup<K>, outcome: &Outcome) -> (Setup<K>, Outcome) {
     let (mut best, mut outcome, mut left) = (setup.clone(), outcome.clone(), SMALLER_RUNS_MAX);
-    let mut fails = |candidate: &S| {
-        let tried = if left > 0 { candidate.run() } else { Outcome::default() };
+    let mut fails = |candidate: &Setup<K>| {
+        let tried = if left > 0 { K::run(candidate) } else { Outcome::default() };
         left = left.saturating_sub(1);
         Some(tried).filter(|tried| !tried.failures.is_empty())
     };
@@ -210,21 +235,20 @@ fn smallest<S: Setup>(setup: &S, outcome: &Outcome) -> (S, Outcome) {
         }
         break;
     }
-    let mut step = *best.commands() / 2;
+    let mut step = best.commands / 2;
     while step >= STEP_MIN {
-        let mut candidate = best.clone();
-        *candidate.commands() -= step;
+        let candidate = Setup { commands: best.commands - step, ..best.clone() };
         match fails(&candidate) {
             Some(failed) => (best, outcome) = (candidate, failed),
             None => step /= 2,
         }
-        step = step.min(*best.commands() / 2);
+        step = step.min(best.commands / 2);
     }
     (best, outcome)
 }
 
 impl Summary {
-    fn add<S: Setup>(&mut self, outcome: &Outcome) {
+    fn add<K: Kind>(&mut self, outcome: &Outcome) {
         self.seeds += 1;
         self.commands += outcome.commands;
         self.acknowledged += outcome.acknowledged;
@@ -234,8 +258,8 @@ impl Summary {
         for (sum, part) in sums {
             part.iter().for_each(|(name, count)| *sum.entry(name.clone()).or_default() += count);
         }
-        let mut least = vec![("commands", outcome.commands, COMMANDS_MIN), ("crashes", outcome.crashes, S::CRASHES_MIN)];
-        for (name, wanted) in S::COUNTS {
+        let mut least = vec![("commands", outcome.commands, COMMANDS_MIN), ("crashes", outcome.crashes, K::CRASHES_MIN)];
+        for (name, wanted) in K::COUNTS {
             let had = of(outcome, name);
             let (sum, seeds) = self.counts.entry(name).or_default();
             (*sum, *seeds) = (*sum + had, *seeds + u64::from(had > 0));
@@ -246,13 +270,13 @@ impl Summary {
         }
     }
 
-    fn tell<S: Setup>(&self, seconds: f64, say: &mut dyn FnMut(&str)) {
+    fn tell<K: Kind>(&self, seconds: f64, say: &mut dyn FnMut(&str)) {
         let Summary { seeds, commands, acknowledged, crashes, .. } = self;
         let speed = *commands as f64 / seconds;
         let counts: String = self.counts.iter().map(|(name, (sum, _))| format!(", {sum} {name}")).collect();
         say(&format!(
             "{seeds} seeds{}, {commands} commands ({speed:.0} a second), {acknowledged} writes acknowledged, {crashes} crashes{counts}",
-            S::WHAT
+            K::WHAT
         ));
         for (title, counts) in [("faults", &self.faults), ("crash sites", &self.crash_sites), ("errors answered", &self.errors)] {
             let words: Vec<_> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
@@ -263,8 +287,8 @@ impl Summary {
     }
 
     /// A kind of fault that never happened was not tested.
-    fn is_complete<S: Setup>(&self, asked: &SimRun, say: &mut dyn FnMut(&str)) -> bool {
-        let lacks = S::lacks(asked, self);
+    fn is_complete<K: Kind>(&self, asked: &SimRun, say: &mut dyn FnMut(&str)) -> bool {
+        let lacks = K::lacks(asked, self);
         lacks.iter().chain(&self.thin).for_each(|line| say(line));
         lacks.is_empty() && self.thin.is_empty()
     }
@@ -280,49 +304,31 @@ impl Summary {
 mod tests {
     use super::*;
 
-    /// Fails with at least so many commands and with the first kind of faults on.
-    #[derive(Clone, Debug, PartialEq)]
-    struct Fake {
-        seed: u64,
-        commands: u64,
-        faults: [bool; 3],
-    }
+    /// Fails with so many commands and with the first group of faults on, up to some seed.
+    type Fake = [bool; 3];
 
-    impl Setup for Fake {
+    impl Kind for Fake {
+        type Planted = u8;
+
         const FLAGS: &'static str = " --fake";
         const WHAT: &'static str = " of fakes";
         const SEEDS: u64 = 3;
+        const COMMANDS: u64 = 2_000;
         const CRASHES_MIN: u64 = 0;
         const COUNTS: &'static [(&'static str, u64)] = &[("turns", 2)];
+        const PLANTED: &'static [u8] = &[0, 1];
+        const FAULTS: Fake = [true; 3];
+        const SWITCHES: &'static [fn(&mut Fake)] = &[|set| set[0] = false, |set| set[1] = false, |set| set[2] = false];
 
-        fn new(_seed: u64, asked: &SimRun) -> Result<Fake, Vec<&'static str>> {
-            let fake = Fake { seed: 7, commands: asked.first.unwrap_or(1_000), faults: [true; 3] };
-            if asked.planted.is_some() { Err(vec!["one", "two"]) } else { Ok(fake) }
+        fn name(planted: u8) -> &'static str {
+            ["one", "two"][usize::from(planted)]
         }
-        fn with_seed(&self, seed: u64) -> Fake {
-            Fake { seed, ..self.clone() }
-        }
-        fn seed(&self) -> u64 {
-            self.seed
-        }
-        fn run(&self) -> Outcome {
-            let fails = self.commands >= 300 && self.commands < 2_000 && self.faults[0];
-            let counts = BTreeMap::from([("turns", self.commands % 10)]);
-            let failures = if fails { vec![format!("{} commands", self.commands)] } else { Vec::new() };
-            Outcome { seed: self.seed, commands: self.commands, counts, failures, ..Outcome::default() }
-        }
-        fn planted(&self) -> Option<&'static str> {
-            None
-        }
-        fn commands(&mut self) -> &mut u64 {
-            &mut self.commands
-        }
-        fn faults(&self) -> String {
-            format!("{:?}", self.faults)
-        }
-        fn calmer(&self) -> Vec<Fake> {
-            let without = |at: usize| Fake { faults: std::array::from_fn(|kind| kind != at && self.faults[kind]), ..self.clone() };
-            (0..3).filter(|&at| self.faults[at]).map(without).collect()
+        fn run(setup: &Setup<Fake>) -> Outcome {
+            let &Setup { seed, commands, faults, .. } = setup;
+            let fails = seed < 2_000 && commands >= 300 && faults[0];
+            let failures = if fails { vec![format!("{commands} commands")] } else { Vec::new() };
+            let counts = BTreeMap::from([("turns", seed % 10)]);
+            Outcome { seed, commands, counts, failures, ..Outcome::default() }
         }
         fn lacks(_asked: &SimRun, all: &Summary) -> Vec<String> {
             all.missing(&["flood"])
@@ -347,7 +353,7 @@ mod tests {
 
     #[test]
     fn seeds_are_told_in_their_order_however_many_run_at_once() {
-        let fakes = || (0..100).map(|seed| Fake { seed, commands: 0, faults: [true; 3] });
+        let fakes = || (0..100).map(|seed| Setup::<Fake>::of(seed, None));
         for jobs in [1, 2, 7] {
             let mut taken = Vec::new();
             let all = in_order(fakes(), jobs, |fake, outcome| {

@@ -313,6 +313,15 @@ pub enum Durability {
     Interval = 1,
 }
 
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Durability::Sync => "sync",
+            Durability::Interval => "interval",
+        })
+    }
+}
+
 /// How tables keep the blocks of a namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]

@@ -436,14 +436,16 @@ impl Client {
         request::namespace(self.call(command).await?)
     }
 
-    /// As `namespace_create`, with more said. A node that knows no compression answers `UnknownKind`.
+    /// As `namespace_create`, with more said. A node that knows no compression answers `UnknownKind`; one that knows no
+    /// levels of a namespace does the rest, and this says so with the same code.
     pub async fn namespace_create_with(&self, name: &str, options: NamespaceOptions) -> Result<NamespaceInfo, ClientError> {
-        request::namespace(self.call(Command::NamespaceMake(options.spec(name))).await?)
+        request::namespace_with(self.call(Command::NamespaceMake(options.spec(name))).await?, options.levels)
     }
 
-    /// As `namespace_alter`, with more said. A node that knows no compression answers `UnknownKind`.
+    /// As `namespace_alter`, with more said. A node that knows no compression answers `UnknownKind`; one that knows no
+    /// levels of a namespace does the rest, and this says so with the same code.
     pub async fn namespace_alter_with(&self, name: &str, changes: NamespaceChanges) -> Result<NamespaceInfo, ClientError> {
-        request::namespace(self.call(Command::NamespaceChange(changes.change(name))).await?)
+        request::namespace_with(self.call(Command::NamespaceChange(changes.change(name))).await?, changes.levels)
     }
 
     /// A snapshot on the node under this name; lines of `key:value` about it.
