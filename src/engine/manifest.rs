@@ -307,16 +307,56 @@ pub async fn exists(io: &Io, dir: &Path) -> std::io::Result<bool> {
     Ok(io.list(dir).await?.iter().any(|entry| entry.name == CURRENT))
 }
 
-/// Makes durable what a killed process may have left in the disk's cache only: before anything is removed because the manifest in force no
-/// longer names it.
+/// Makes the manifest in force durable before anything is removed because it no longer names it. What a killed process left in the disk's
+/// cache only, a sync would bring there; but what a sync has failed for once is shown until the power fails and brought there by no later
+/// one (Rebello et al., 2020), so it is written anew, under the next number. Where there is no room for that a sync must do.
 ///
 /// # Errors
-/// Of the syncs; a `CURRENT` that names no manifest.
-pub async fn settle(io: &Io, dir: &Path) -> Result<(), EngineError> {
+/// Damage, with file and offset; a format of the future; of the writes.
+pub async fn settle(io: &Io, dir: &Path, identity: Identity) -> Result<(), EngineError> {
+    let (state, number, _) = load(io, dir, identity).await?;
+    remove_left(io, dir, number + 1).await?;
+    match supersede(io, dir, identity, number, &state).await {
+        Ok(_) => Ok(io.remove(&dir.join(file_name(number))).await?),
+        Err(EngineError::DiskFull) => {
+            io.sync_dir(dir).await?;
+            let file = io.open(&dir.join(file_name(number)), OpenHow::ReadWrite).await?;
+            Ok(io.sync(&file).await?)
+        }
+        Err(other) => Err(other),
+    }
+}
+
+/// Puts a manifest of `state` in force in the place of the one that has the number `old`, whose file stays.
+///
+/// # Errors
+/// `DiskFull`: nothing has changed. Else it is not known which of the two a loss of power leaves in force.
+async fn supersede(io: &Io, dir: &Path, identity: Identity, old: u64, state: &State) -> Result<Log, EngineError> {
+    let written = async {
+        let log = write_whole(io, dir, identity, old + 1, state).await?;
+        switch(io, dir, log.number).await?;
+        Ok(log)
+    };
+    let log = match written.await {
+        Err(EngineError::Io(error)) if is_full(&error) => {
+            remove_left(io, dir, old + 1).await?;
+            return Err(EngineError::DiskFull);
+        }
+        other => other?,
+    };
     io.sync_dir(dir).await?;
-    let (_, number) = current(io, dir).await?;
-    let file = io.open(&dir.join(file_name(number)), OpenHow::ReadWrite).await?;
-    Ok(io.sync(&file).await?)
+    Ok(log)
+}
+
+/// Removes what was left of an attempt to put a manifest in force that came to nothing.
+async fn remove_left(io: &Io, dir: &Path, number: u64) -> std::io::Result<()> {
+    for left in [CURRENT_NEW.to_owned(), file_name(number)] {
+        match io.remove(&dir.join(left)).await {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 /// The name and the number of the manifest in force.
@@ -354,15 +394,23 @@ impl Manifest {
     /// Of the writes.
     pub async fn create(io: &Io, dir: &Path, identity: Identity, state: &State) -> Result<Manifest, EngineError> {
         write_new(io, dir, identity, state).await?;
-        Ok(Manifest::open(io, dir, identity).await?.0)
+        Manifest::open_settled(io, dir, identity).await
     }
 
-    /// Opens a folder's manifest; also says whether its end was torn (nothing acknowledged is lost by that, unless the disk lied).
+    /// Opens a folder's manifest. A torn end is cut: what was not acknowledged.
     ///
     /// # Errors
-    /// Damage, with file and offset; a format of the future.
-    pub async fn open(io: &Io, dir: &Path, identity: Identity) -> Result<(Manifest, bool), EngineError> {
-        settle(io, dir).await?;
+    /// Damage, with file and offset; a format of the future; of the writes that make it durable.
+    pub async fn open(io: &Io, dir: &Path, identity: Identity) -> Result<Manifest, EngineError> {
+        settle(io, dir, identity).await?;
+        Manifest::open_settled(io, dir, identity).await
+    }
+
+    /// The same for a manifest that is known to be durable.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub async fn open_settled(io: &Io, dir: &Path, identity: Identity) -> Result<Manifest, EngineError> {
         let (state, number, found) = load(io, dir, identity).await?;
         sweep(io, dir, Some(number)).await?;
         let file = io.open(&dir.join(file_name(number)), OpenHow::ReadWrite).await?;
@@ -380,7 +428,7 @@ impl Manifest {
         if found.torn {
             manifest.rewrite().await?;
         }
-        Ok((manifest, found.torn))
+        Ok(manifest)
     }
 
     /// What holds now.
@@ -496,24 +544,7 @@ impl Manifest {
 
     async fn replace(&self, state: State) -> Result<(), EngineError> {
         let old = self.log.borrow().number;
-        let written = async {
-            let log = write_whole(&self.io, &self.dir, self.identity, old + 1, &state).await?;
-            switch(&self.io, &self.dir, log.number).await?;
-            Ok(log)
-        };
-        let log = match written.await {
-            Err(EngineError::Io(error)) if is_full(&error) => {
-                for left in [CURRENT_NEW.to_owned(), file_name(old + 1)] {
-                    match self.io.remove(&self.dir.join(left)).await {
-                        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                        other => other?,
-                    }
-                }
-                return Err(EngineError::DiskFull);
-            }
-            other => other?,
-        };
-        self.io.sync_dir(&self.dir).await?;
+        let log = supersede(&self.io, &self.dir, self.identity, old, &state).await?;
         *self.log.borrow_mut() = log;
         {
             // Numbers may have been drawn meanwhile.

@@ -19,6 +19,7 @@ use super::levels::TableFile;
 use super::manifest::{self, State, read_file};
 use super::moving::Moving;
 use super::vnode_set::VnodeSet;
+use super::wal_segments::is_disk_full;
 use crate::base::codec::Malformed;
 use crate::io::Io;
 use crate::io::op::OpenHow;
@@ -78,14 +79,12 @@ impl NodeStore {
         io.make_dir(data).await?;
         let parent = data.parent().filter(|parent| !parent.as_os_str().is_empty());
         io.sync_dir(parent.unwrap_or(Path::new("."))).await?;
-        io.make_dir(&data.join(TABLES)).await?;
         let names: Vec<String> = io.list(data).await?.into_iter().map(|entry| entry.name).collect();
         if names.iter().any(|name| name == LAYOUT_NEW) {
             io.remove(&data.join(LAYOUT_NEW)).await?;
         }
         let found = if names.iter().any(|name| name == LAYOUT) { Some(read_layout(io, data).await?) } else { None };
-        // A killed process may have left the layout in the disk's cache only: not before it is durable do others go.
-        io.sync_dir(data).await?;
+        make_durable(io, data, &names, found.as_ref()).await?;
         remove_other_generations(io, data, &names, found.map_or(0, |layout| layout.generation)).await?;
         let (layout, previous) = match found {
             Some(layout) if layout.cores == config.cores => (layout, None),
@@ -352,6 +351,23 @@ async fn write_layout(io: &Io, data: &Path, layout: &Layout) -> Result<(), Engin
     Ok(io.sync_dir(data).await?)
 }
 
+/// Makes durable what was found, before others go: a sync of an earlier life may have failed, and what it failed for is brought to the disk
+/// by no later sync, but only by being written anew.
+async fn make_durable(io: &Io, data: &Path, names: &[String], found: Option<&Layout>) -> Result<(), EngineError> {
+    if found.is_none() && names.iter().any(|name| name == TABLES) {
+        remove_folder(io, &data.join(TABLES)).await?;
+    }
+    io.make_dir(&data.join(TABLES)).await?;
+    if let Some(layout) = found {
+        match write_layout(io, data, layout).await {
+            // What a sync can do must do.
+            Err(EngineError::Io(error)) if is_disk_full(&error) => {}
+            other => return other,
+        }
+    }
+    Ok(io.sync_dir(data).await?)
+}
+
 /// Folders of generations that are not in force: half built, or left over.
 async fn remove_other_generations(io: &Io, data: &Path, names: &[String], in_force: u64) -> Result<(), EngineError> {
     for name in names {
@@ -381,7 +397,7 @@ async fn collect_files(io: &Io, data: &Path, layout: Option<&Layout>) -> Result<
         let layout = layout.expect("it has cores");
         let dir = shard_dir(data, layout.generation, core);
         if manifest::exists(io, &dir).await? {
-            manifest::settle(io, &dir).await?;
+            manifest::settle(io, &dir, layout.identity).await?;
             let (state, _, _) = manifest::load(io, &dir, layout.identity).await?;
             files.extend(state.tables.keys().map(|&id| (id, TableFile::new(&tables, id))));
             states.push(state);

@@ -212,7 +212,7 @@ impl Salvage<'_> {
         let log = self.find_log(&source, &name, state.released, core).await;
         let identity = self.layout.identity;
         manifest::write_new(self.io, &dir, identity, &state).await?;
-        let (manifest, _) = Manifest::open(self.io, &dir, identity).await?;
+        let manifest = Manifest::open_settled(self.io, &dir, identity).await?;
         let tables = self.open_tables(core, manifest).await?;
         let newest = self.write_log(&log, &name, &tables).await?;
         let in_tables = tables.tree().tables().map(|table| table.table.info().versions.1.hlc()).max().unwrap_or(0);

@@ -29,7 +29,6 @@ use std::sync::Arc;
 pub struct OpenReport {
     /// This shard's log; from `read_old_logs` what it read of the old shards' logs.
     pub wal: WalReport,
-    pub manifest_torn: bool,
     pub tables: usize,
     /// Tables that were written while the log was replayed.
     pub flushes: u64,
@@ -104,8 +103,7 @@ impl Engine {
         } else if !manifest::exists(io, &dir).await? {
             manifest::write_new(io, &dir, store.identity(), &State::default()).await?;
         }
-        let (manifest, torn) = Manifest::open(io, &dir, store.identity()).await?;
-        report.manifest_torn = torn;
+        let manifest = Manifest::open_settled(io, &dir, store.identity()).await?;
         let released = manifest.state().released;
         let tables = open_tables(io, store, &config, manifest).await?;
         report.tables = tables.tree().tables().count();

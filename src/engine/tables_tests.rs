@@ -109,7 +109,7 @@ impl Shard {
             io.sync_dir(dir.parent().unwrap()).await?;
         }
         let manifest = match exists(io, &shard).await? {
-            true => Manifest::open(io, &shard, IDENTITY).await?.0,
+            true => Manifest::open(io, &shard, IDENTITY).await?,
             false => Manifest::create(io, &shard, IDENTITY, &State::default()).await?,
         };
         for entry in io.list(Path::new(&tables)).await? {

@@ -122,12 +122,32 @@ impl WalReader {
         Ok(true)
     }
 
-    /// Before the log is written to again: half-made segments go, and the tail counts as durable from here on, which a killed process may
-    /// have left in the disk's cache only.
+    /// Before the log is written to again: half-made segments go, and what a killed process may have left in the disk's cache only becomes
+    /// durable: the last group, one at a time being in flight, and the names of segments that hold nothing yet. Both are written anew,
+    /// since what a sync has failed for once is brought to the disk by no later one.
+    ///
+    /// # Errors
+    /// Of the disk.
     pub async fn settle(&self, dir: &Path) -> Result<(), EngineError> {
         for entry in self.io.list(dir).await? {
             if entry.name.starts_with("wal-") && entry.name.ends_with(".new") {
                 self.io.remove(&dir.join(&entry.name)).await?;
+            }
+        }
+        for segment in self.segments.iter().filter(|segment| segment.lap == 0) {
+            let new = segment.path.with_extension("new");
+            self.io.rename(&segment.path, &new).await?;
+            self.io.rename(&new, &segment.path).await?;
+        }
+        self.io.sync_dir(dir).await?;
+        if let Some(group) = self.plan.groups.last() {
+            let file = &self.segments[group.segment].file;
+            let (mut at, end) = (group.start, group.start + group.blocks);
+            while at < end {
+                let (offset, blocks) = (u64::from(at) * BLOCK_BYTES as u64, (end - at).min((READ_BYTES / BLOCK_BYTES) as u32));
+                let buf = self.io.read(file, offset, blocks as usize * BLOCK_BYTES).await?;
+                self.io.write(file, offset, buf, true).await?;
+                at += blocks;
             }
         }
         if let Some(at) = self.plan.tail {
