@@ -50,15 +50,15 @@ mod of_a_cluster {
         (Planted::ReadNoWriteback, 9),
         (Planted::RetryNewStamp, 1),
         (Planted::HintCountedToW, 2),
-        (Planted::AckBeforeSync, 218),
+        (Planted::AckBeforeSync, 97),
         (Planted::OldEpochObeyed, 7),
         (Planted::PendingNotInQuorum, 26),
-        (Planted::FlipAfterOneSource, 59),
-        (Planted::DropWithoutFence, 377),
+        (Planted::FlipAfterOneSource, 244),
+        (Planted::DropWithoutFence, 69),
         (Planted::FloorLocalOnly, 1),
-        (Planted::RepairCopyBelowFloor, 77),
+        (Planted::RepairCopyBelowFloor, 55),
         (Planted::AbsentIsVersionZero, 1),
-        (Planted::FloorNotInherited, 374),
+        (Planted::FloorNotInherited, 24),
     ];
     /// A bug has to be found within so many.
     const SEEDS_MAX: u64 = 600;
