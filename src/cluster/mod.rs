@@ -11,6 +11,8 @@ pub mod decide;
 #[cfg(test)]
 mod decide_tests;
 pub mod detector;
+#[cfg(test)]
+mod dialogue_tests;
 pub mod forget;
 #[cfg(test)]
 mod forget_tests;
