@@ -153,6 +153,11 @@ pub fn run<K: Kind>(asked: &SimRun, say: &mut dyn FnMut(&str)) -> i32 {
     }
 }
 
+/// The first of these runs that fails; so many run at once.
+pub fn first_failing<K: Kind>(setups: impl Iterator<Item = Setup<K>> + Send, jobs: usize) -> Option<Setup<K>> {
+    in_order(setups, jobs, |setup, outcome| (!outcome.failures.is_empty()).then_some(setup))
+}
+
 /// Runs setups on so many threads and hands what came of them on, in their order, until that says what to end with.
 fn in_order<K: Kind, E>(
     setups: impl Iterator<Item = Setup<K>> + Send,
