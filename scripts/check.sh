@@ -63,6 +63,9 @@ step format 60 cargo fmt --all --check
 step clippy 600 cargo clippy --locked --workspace --all-targets --features ringkv/tokio -- -D warnings
 step client 300 cargo check --locked --no-default-features --features client
 step tokio 300 cargo check --locked --no-default-features --features tokio --examples
+# The same program as if it were of the next version, for the test of a rolling upgrade. Its libraries are those that the tests need anyway.
+step next 900 scripts/build_next.sh target/check/ringkv-next
+[ ! -x target/check/ringkv-next ] || export RINGKV_NEXT=$PWD/target/check/ringkv-next
 # Limits are some times what a step takes on two quiet cores, builds included: machines that CI runs on differ by a factor of three.
 step tests 2100 cargo test --locked --workspace --no-fail-fast --features ringkv/tokio
 # Whole nodes once more, on the driver for hosts that forbid io_uring.

@@ -3,6 +3,11 @@
 
 /// The unit of direct I/O: offsets, lengths and addresses are multiples of it.
 pub const BLOCK_BYTES: usize = 4096;
+/// What nodes keep on disk and say to each other, as one number, the newest that this program knows. A cluster is at the newest version
+/// that all its nodes know; what an older program could not read is written and said from then on only.
+pub const CLUSTER_VERSION: u16 = if cfg!(feature = "next-version") { 2 } else { 1 };
+/// The oldest one, at which every cluster and every data folder begins.
+pub const CLUSTER_VERSION_MIN: u16 = 1;
 /// The longest key.
 pub const KEY_BYTES_MAX: usize = 32 * 1024;
 /// The largest value.

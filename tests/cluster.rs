@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Folder, Node, becomes};
+use common::{BINARY, Ended, Folder, Node, becomes, next_program, run_program};
 use ringkv::base::prng::Prng;
 use ringkv::client::{Client, ClientConfig, ClientError, NamespaceChanges, NamespaceOptions, TimeToLive};
 use ringkv::io::host::{self, Nudge, nudge};
@@ -74,8 +74,12 @@ fn data_of(folder: &Path, at: usize) -> PathBuf {
 }
 
 fn launch(data: &Path, at: usize, ports: &[u16]) -> Node {
+    launch_program(BINARY, data, at, ports).unwrap_or_else(|ended| panic!("the node ended before it was ready: {ended:?}"))
+}
+
+fn launch_program(program: &str, data: &Path, at: usize, ports: &[u16]) -> Result<Node, Ended> {
     let flags = flags(at, ports);
-    Node::start(data, &flags.iter().map(String::as_str).collect::<Vec<_>>())
+    Node::try_start_program(program, data, &flags.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 impl Cluster {
@@ -113,6 +117,14 @@ impl Cluster {
     fn client(&self, at: usize, level: Level) -> Client {
         let levels = LevelsAsked::both(level);
         Client::connect(ClientConfig { levels, retries: 0, ..self.node(at).config() }).expect("the node takes a client in")
+    }
+
+    /// A client that goes on at the next node when it loses its own.
+    fn client_from(&self, first: usize) -> Client {
+        let addresses = (0..NODES).map(|at| format!("127.0.0.1:{}", self.ports[(first + at) % NODES])).collect();
+        let levels = LevelsAsked::both(Level::Quorum);
+        let config = ClientConfig { addresses, levels, request_timeout: Duration::from_secs(2), ..ClientConfig::default() };
+        Client::connect(config).expect("a node takes a client in")
     }
 
     fn clients(&self, level: Level) -> Vec<Client> {
@@ -443,6 +455,10 @@ impl Judge {
 
 /// A node that joins through the first one.
 fn launch_joining(cluster: &Cluster, id: usize, more: &[&str]) -> Node {
+    try_launch_joining(cluster, id, more).unwrap_or_else(|ended| panic!("the node ended before it was ready: {ended:?}"))
+}
+
+fn try_launch_joining(cluster: &Cluster, id: usize, more: &[&str]) -> Result<Node, Ended> {
     let (port, cpus) = (free_ports(1)[0], host::allowed_cpus());
     let line = format!(
         "--node-id {id} --join 127.0.0.1:{} --port {port} --gossip-port {} --cores {} --spin-us 0 --memory 64MiB",
@@ -451,7 +467,7 @@ fn launch_joining(cluster: &Cluster, id: usize, more: &[&str]) -> Node {
         cpus[id % cpus.len()]
     );
     let flags: Vec<&str> = line.split(' ').chain(more.iter().copied()).collect();
-    Node::start(&data_of(cluster.folder.path(), id - 1), &flags)
+    Node::try_start(&data_of(cluster.folder.path(), id - 1), &flags)
 }
 
 fn status(client: &mut Client) -> String {
@@ -533,15 +549,8 @@ fn a_node_joins_under_load_another_leaves_and_a_dead_one_is_replaced() {
 #[test]
 fn nothing_is_lost_and_nothing_wrong_over_kills_and_restarts() {
     let mut cluster = Cluster::start();
-    // Whoever loses its node goes on at the next.
-    let client_from = |cluster: &Cluster, first: usize| {
-        let addresses = (0..NODES).map(|at| format!("127.0.0.1:{}", cluster.ports[(first + at) % NODES])).collect();
-        let levels = LevelsAsked::both(Level::Quorum);
-        let config = ClientConfig { addresses, levels, request_timeout: Duration::from_secs(2), ..ClientConfig::default() };
-        Client::connect(config).expect("a node takes a client in")
-    };
     let judge = Judge::default();
-    let (writer, readers) = (client_from(&cluster, 1), [client_from(&cluster, 0), client_from(&cluster, 2)]);
+    let (writer, readers) = (cluster.client_from(1), [cluster.client_from(0), cluster.client_from(2)]);
     thread::scope(|scope| {
         // Ends the threads also where this one panics.
         let _end = Ending(&judge.stop);
@@ -556,13 +565,73 @@ fn nothing_is_lost_and_nothing_wrong_over_kills_and_restarts() {
             cluster.is_whole_again();
         }
     });
-    let mut last = client_from(&cluster, 2);
+    let mut last = cluster.client_from(2);
     (0..judge.records.len()).for_each(|at| assert!(becomes(PATIENCE, || judge.judge(at, &mut last)), "key {at} is not read back"));
     let count = |of: &AtomicU64| of.load(Ordering::SeqCst);
     let (acknowledged, unknown, judged) = (count(&judge.acknowledged), count(&judge.unknown), count(&judge.judged));
     eprintln!("{acknowledged} writes acknowledged, {unknown} unknown, {judged} answers judged");
     assert_eq!((count(&judge.lost), count(&judge.wrong)), (0, 0), "of {acknowledged} writes and {judged} answers");
     assert!(acknowledged > 400 && judged > 400, "{acknowledged} {judged}");
+}
+
+/// The version of a node's folder, as `ringkv inspect` of the newer program tells.
+fn folder_version(next: &str, cluster: &Cluster, at: usize) -> String {
+    let told = run_program(next, &["inspect", cluster.data(at).join("LAYOUT").to_str().expect("plain names")]);
+    let version = told.out.split_once("layout: version ").and_then(|(_, rest)| rest.split(',').next());
+    version.unwrap_or_else(|| panic!("{told:?}")).to_owned()
+}
+
+#[test]
+fn nodes_are_upgraded_one_after_another_and_what_is_new_begins_with_the_last() {
+    let Some(next) = next_program("a rolling upgrade") else { return };
+    let mut cluster = Cluster::start();
+    let judge = Judge::default();
+    let (writer, readers) = (cluster.client_from(1), [cluster.client_from(0), cluster.client_from(2)]);
+    let versions = |cluster: &Cluster| [0, 1, 2].map(|at| cluster.node(at).metric("ringkv_cluster_version") as u64);
+    thread::scope(|scope| {
+        let _end = Ending(&judge.stop);
+        scope.spawn(|| judge.write(writer));
+        readers.into_iter().for_each(|client| drop(scope.spawn(|| judge.read(client))));
+        // One goes back while it may.
+        let steps = [(2, next.as_str()), (0, &next), (2, BINARY), (1, &next), (2, &next)];
+        for (step, (at, program)) in steps.into_iter().enumerate() {
+            let ended = cluster.nodes[at].take().expect("it runs").stop();
+            assert!(ended.code == 0 && !ended.err.contains("malformed"), "{ended:?}");
+            let started = launch_program(program, &cluster.data(at), at, &cluster.ports);
+            cluster.nodes[at] = Some(started.unwrap_or_else(|ended| panic!("step {step}: {ended:?}")));
+            cluster.is_whole_again();
+            if step + 1 < steps.len() {
+                // Longer than the nodes take to look.
+                thread::sleep(Duration::from_secs(3));
+                assert!(becomes(PATIENCE, || versions(&cluster) == [1, 1, 1]), "step {step}: {:?}", versions(&cluster));
+                assert_eq!([0, 1, 2].map(|at| folder_version(&next, &cluster, at)), ["1", "1", "1"], "step {step}");
+            }
+        }
+        assert!(becomes(PATIENCE, || versions(&cluster) == [2, 2, 2]), "{:?}", versions(&cluster));
+        assert_eq!([0, 1, 2].map(|at| folder_version(&next, &cluster, at)), ["2", "2", "2"]);
+        assert!(status(&mut cluster.client(1, Level::Quorum)).contains(", version 2\n"));
+    });
+    // What the nodes say to each other from now on only the newer ones understand.
+    let made =
+        cluster.client(0, Level::Quorum).namespace_create_with("later", NamespaceOptions::default()).expect("the first node makes it");
+    for at in 0..NODES {
+        assert!(becomes(PATIENCE, || cluster.client(at, Level::Quorum).namespaces().expect("a list").contains(&made)), "node {}", at + 1);
+        assert_eq!(cluster.node(at).metric("ringkv_peer_frames_malformed_total"), 0.0, "node {}", at + 1);
+    }
+    let mut last = cluster.client_from(2);
+    (0..judge.records.len()).for_each(|at| assert!(becomes(PATIENCE, || judge.judge(at, &mut last)), "key {at} is not read back"));
+    let count = |of: &AtomicU64| of.load(Ordering::SeqCst);
+    let acknowledged = count(&judge.acknowledged);
+    assert_eq!((count(&judge.lost), count(&judge.wrong)), (0, 0), "of {acknowledged} writes");
+    assert!(acknowledged > 1_000, "{acknowledged}");
+    // An older program reads none of it, and is not let in.
+    cluster.kill(2);
+    let ended = launch_program(BINARY, &cluster.data(2), 2, &cluster.ports).err().expect("it does not know this version");
+    assert!(ended.code == 5 && ended.err.contains("a data folder of a later version"), "{ended:?}");
+    let ended = try_launch_joining(&cluster, 4, &[]).err().expect("it does not know this version");
+    assert!(ended.err.contains("the cluster is at version 2, and this program knows version 1"), "{ended:?}");
+    cluster.nodes[2] = launch_program(&next, &cluster.data(2), 2, &cluster.ports).ok();
+    cluster.is_whole_again();
 }
 
 /// Says stop when it goes.

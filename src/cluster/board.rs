@@ -64,6 +64,12 @@ impl Members {
         Some(&self.list[at])
     }
 
+    /// The newest version that all of these nodes know, by what is known of them, the dead among them; none where one of them is unknown.
+    pub fn version_of_all(&self, nodes: impl IntoIterator<Item = u64>) -> Option<u16> {
+        let version = |node| self.get(node).map(|member| member.profile.protocol.max.min(member.profile.format.max));
+        nodes.into_iter().map(version).reduce(|one, other| Some(one?.min(other?))).flatten()
+    }
+
     /// Alive or suspect. Nobody unknown is.
     pub fn is_live(&self, node: u64) -> bool {
         self.get(node).is_some_and(|member| member.state.is_live())
@@ -213,6 +219,19 @@ mod tests {
         assert_eq!((members.cluster(), members.me(), members.list().len()), (9, 1, 4));
         assert_eq!(members.get(2), Some(&member(2, State::Dead)));
         assert!(!Members::default().is_live(0), "0 means no node");
+    }
+
+    #[test]
+    fn a_version_is_of_all_when_the_last_that_is_known_has_it() {
+        let of = |node, protocol, format| {
+            let known = member(node, State::Alive);
+            let versions = |max| Versions { min: 1, max };
+            Member { profile: Profile { protocol: versions(protocol), format: versions(format), ..known.profile }, ..known }
+        };
+        let members = Members::new(9, 1, [of(1, 3, 3), of(2, 2, 3), of(3, 3, 1), of(5, 3, 2)]);
+        let all = |nodes: &[u64]| members.version_of_all(nodes.iter().copied());
+        assert_eq!((all(&[1]), all(&[1, 5]), all(&[5, 2]), all(&[1, 2, 3])), (Some(3), Some(2), Some(2), Some(1)));
+        assert_eq!((all(&[1, 4]), all(&[4, 1]), all(&[])), (None, None, None), "who is not known may know nothing");
     }
 
     #[test]

@@ -11,7 +11,9 @@
 use super::placement::{NOBODY, Owners, Seat, UNOWNED, place};
 use super::quorum::Replicas;
 use crate::base::record::core_of;
-use crate::limits::{ADDRESS_BYTES_MAX, CORES_MAX, NODES_MAX, RACK_BYTES_MAX, RF_MAX, VNODES_MAX, WEIGHT_MAX};
+use crate::limits::{
+    ADDRESS_BYTES_MAX, CLUSTER_VERSION, CLUSTER_VERSION_MIN, CORES_MAX, NODES_MAX, RACK_BYTES_MAX, RF_MAX, VNODES_MAX, WEIGHT_MAX,
+};
 
 /// What a node says of itself when it joins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +70,10 @@ pub enum Change {
     MoveDone {
         vnodes: Vec<u32>,
     },
+    /// Every node knows this version: what needs it is written and said from now on.
+    Raise {
+        version: u16,
+    },
     /// What has not moved stays where it is: who was to leave remains, and who joined remains with what it has got. A new weight stays, and
     /// counts from the next change on.
     Cancel,
@@ -100,6 +106,11 @@ pub enum Refused {
     },
     MovePending {
         vnodes: usize,
+    },
+    /// A version only rises, to one that this program knows.
+    Version {
+        ours: u16,
+        asked: u16,
     },
     NothingPending,
     NotMoving {
@@ -135,6 +146,7 @@ impl std::fmt::Display for Refused {
             Refused::Vnodes { ours, theirs } => write!(f, "the cluster has {ours} vnodes, not {theirs}, and keeps them for its life"),
             Refused::Epoch { ours, theirs } => write!(f, "the change was made for epoch {theirs}, but the topology is at epoch {ours}"),
             Refused::MovePending { vnodes } => write!(f, "{vnodes} vnodes are still moving; wait for them, or cancel that change"),
+            Refused::Version { ours, asked } => write!(f, "the cluster is at version {ours}, and {asked} cannot follow it"),
             Refused::NothingPending => f.write_str("no change is under way"),
             Refused::NotMoving { vnode } => write!(f, "vnode {vnode} is not moving"),
             Refused::NodeIdTaken { id } => write!(f, "node id {id} is taken"),
@@ -167,6 +179,8 @@ pub enum Standing {
 /// See the head of this file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
+    /// Of all that nodes keep and say (`limits::CLUSTER_VERSION`): as new as the oldest node allows.
+    pub(super) version: u16,
     pub(super) cluster: u64,
     pub(super) epoch: u64,
     pub(super) nodes: Vec<Node>,
@@ -186,8 +200,9 @@ impl Topology {
         }
         specs.sort_by_key(|spec| spec.id);
         let empty = vec![UNOWNED; vnodes as usize];
-        let mut topology =
-            Topology { cluster, epoch: 1, nodes: Vec::new(), owners: empty, since: vec![1; vnodes as usize], pending: Vec::new() };
+        // Founders of different versions begin with the same topology.
+        let (version, since) = (CLUSTER_VERSION_MIN, vec![1; vnodes as usize]);
+        let mut topology = Topology { version, cluster, epoch: 1, nodes: Vec::new(), owners: empty, since, pending: Vec::new() };
         for spec in specs {
             topology.admit(&spec, None)?;
             let token_id = spec.id;
@@ -200,7 +215,13 @@ impl Topology {
     /// Of a node whose folder says which cluster it is of, until what is stored there is read: epoch 0, without nodes. It is in no use.
     pub fn unknown(cluster: u64, vnodes: u32) -> Topology {
         let owners = vec![UNOWNED; vnodes as usize];
-        Topology { cluster, epoch: 0, nodes: Vec::new(), owners, since: vec![0; vnodes as usize], pending: Vec::new() }
+        let (version, since) = (CLUSTER_VERSION_MIN, vec![0; vnodes as usize]);
+        Topology { version, cluster, epoch: 0, nodes: Vec::new(), owners, since, pending: Vec::new() }
+    }
+
+    /// What may be kept and said: no node needs less.
+    pub fn version(&self) -> u16 {
+        self.version
     }
 
     pub fn cluster(&self) -> u64 {
@@ -287,6 +308,7 @@ impl Topology {
         next.epoch += 1;
         match &proposal.change {
             Change::MoveDone { vnodes } => next.flip(vnodes)?,
+            Change::Raise { version } => next.raise(*version)?,
             Change::Cancel if self.pending.is_empty() => return Err(Refused::NothingPending),
             Change::Cancel => next.cancel(),
             _ if !self.pending.is_empty() => return Err(Refused::MovePending { vnodes: self.pending.len() }),
@@ -310,6 +332,14 @@ impl Topology {
         if proposal.epoch != self.epoch {
             return Err(Refused::Epoch { ours: self.epoch, theirs: proposal.epoch });
         }
+        Ok(())
+    }
+
+    fn raise(&mut self, version: u16) -> Result<(), Refused> {
+        if version <= self.version || version > CLUSTER_VERSION {
+            return Err(Refused::Version { ours: self.version, asked: version });
+        }
+        self.version = version;
         Ok(())
     }
 

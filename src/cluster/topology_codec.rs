@@ -4,7 +4,7 @@
 //! | bytes | what |
 //! | --- | --- |
 //! | 4 | `RKTP` |
-//! | 2 | format version, 1 |
+//! | 2 | the cluster's version: a program that does not know it reads no further |
 //! | 8, 8 | cluster, epoch |
 //! | varint, then as many | nodes: id (8), token id (8); native, gossip, rack (behind varint lengths); cores, weight (varints); state (1) |
 //! | varint, then as many | vnodes: owners, epochs since their last change (varint) |
@@ -17,11 +17,9 @@ use super::placement::{Owners, UNOWNED};
 use super::topology::{Node, NodeSpec, NodeState, Topology};
 use crate::base::checksum::checksum;
 use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
-use crate::limits::{ADDRESS_BYTES_MAX, NODES_MAX, RACK_BYTES_MAX, RF_MAX, VNODES_MAX};
+use crate::limits::{ADDRESS_BYTES_MAX, CLUSTER_VERSION, CLUSTER_VERSION_MIN, NODES_MAX, RACK_BYTES_MAX, RF_MAX, VNODES_MAX};
 
 const MAGIC: [u8; 4] = *b"RKTP";
-/// The format that is written, and the only one there is so far.
-pub const TOPOLOGY_VERSION: u16 = 1;
 const CHECKSUM_BYTES: usize = 8;
 
 /// Why bytes are no topology.
@@ -35,7 +33,9 @@ pub enum DecodeError {
 impl std::fmt::Display for DecodeError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            DecodeError::Version(theirs) => write!(f, "a topology of format {theirs}; this node reads format {TOPOLOGY_VERSION}"),
+            DecodeError::Version(theirs) => {
+                write!(f, "the cluster is at version {theirs}, and this program knows version {CLUSTER_VERSION}: start a later one")
+            }
             DecodeError::Malformed(what) => write!(f, "not a topology: {what}"),
         }
     }
@@ -53,7 +53,7 @@ impl From<Malformed> for DecodeError {
 pub fn encode(topology: &Topology, out: &mut Vec<u8>) {
     let start = out.len();
     out.extend_from_slice(&MAGIC);
-    out.extend_from_slice(&TOPOLOGY_VERSION.to_le_bytes());
+    out.extend_from_slice(&topology.version.to_le_bytes());
     out.extend_from_slice(&topology.cluster.to_le_bytes());
     out.extend_from_slice(&topology.epoch.to_le_bytes());
     put_varint(out, topology.nodes.len() as u64);
@@ -99,10 +99,10 @@ pub fn decode(bytes: &[u8]) -> Result<Topology, DecodeError> {
     if reader.array()? != MAGIC {
         return Err(Malformed("another magic").into());
     }
-    // Before the checksum, which another format may have elsewhere.
-    match reader.u16()? {
-        TOPOLOGY_VERSION => {}
-        theirs => return Err(DecodeError::Version(theirs)),
+    // Before the checksum, which another version may have elsewhere.
+    let version = reader.u16()?;
+    if !(CLUSTER_VERSION_MIN..=CLUSTER_VERSION).contains(&version) {
+        return Err(DecodeError::Version(version));
     }
     if checksum(body) != u64::from_le_bytes(*sum) {
         return Err(Malformed("another checksum").into());
@@ -122,7 +122,7 @@ pub fn decode(bytes: &[u8]) -> Result<Topology, DecodeError> {
         pending.push((before, owners(&mut reader)?));
     }
     reader.end()?;
-    let topology = Topology { cluster, epoch, nodes, owners: lists, since, pending };
+    let topology = Topology { version, cluster, epoch, nodes, owners: lists, since, pending };
     topology.is_sound().map_err(Malformed)?;
     Ok(topology)
 }

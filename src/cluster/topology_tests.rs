@@ -7,7 +7,7 @@ use super::topology::{Change, NodeSpec, NodeState, Proposal, Refused, Standing, 
 use super::topology_codec::{DecodeError, decode, encode};
 use crate::base::checksum::checksum;
 use crate::base::prng::Prng;
-use crate::limits::{ADDRESS_BYTES_MAX, NODES_MAX};
+use crate::limits::{ADDRESS_BYTES_MAX, CLUSTER_VERSION, NODES_MAX};
 use std::collections::BTreeSet;
 
 const CLUSTER: u64 = 0xC0FFEE;
@@ -193,6 +193,8 @@ fn every_refusal_is_typed_and_said_in_a_sentence() {
         (apply(&topology, Change::MoveDone { vnodes: vec![1] }), Refused::NotMoving { vnode: 1 }),
         (apply(&pending, Change::MoveDone { vnodes: vec![first, first] }), Refused::NotMoving { vnode: first }),
         (apply(&pending, Change::Leave { node: 1 }), Refused::MovePending { vnodes: pending.moving().len() }),
+        (apply(&topology, Change::Raise { version: 1 }), Refused::Version { ours: 1, asked: 1 }),
+        (apply(&topology, Change::Raise { version: CLUSTER_VERSION + 1 }), Refused::Version { ours: 1, asked: CLUSTER_VERSION + 1 }),
         (apply(&founded(1), Change::Leave { node: 1 }), Refused::NobodyLeft),
         (apply(&founded(1), Change::Weight { node: 1, weight: 0 }), Refused::NobodyLeft),
     ];
@@ -204,6 +206,19 @@ fn every_refusal_is_typed_and_said_in_a_sentence() {
     let many = (1..=NODES_MAX as u64).map(|id| NodeSpec { native: format!("n{id}:1"), gossip: format!("n{id}:2"), ..spec(id) }).collect();
     let full = Topology::found(CLUSTER, VNODES, many).unwrap();
     assert_eq!(apply(&full, Change::Join(spec(5000))), Err(Refused::TooManyNodes));
+}
+
+#[cfg(feature = "next-version")]
+#[test]
+fn the_version_rises_while_vnodes_move_and_nothing_else_changes() {
+    let pending = apply(&founded(3), Change::Join(spec(4))).unwrap();
+    let raised = apply(&pending, Change::Raise { version: 2 }).unwrap();
+    assert_eq!(Topology { version: 1, epoch: pending.epoch(), ..raised.clone() }, pending);
+    let vnode = pending.moving().next().unwrap();
+    assert_eq!(raised.standing(vnode, pending.epoch()), Standing::Knows, "nobody's owners have changed");
+    let mut bytes = Vec::new();
+    super::topology_codec::encode(&raised, &mut bytes);
+    assert_eq!(super::topology_codec::decode(&bytes), Ok(raised));
 }
 
 #[test]
@@ -298,7 +313,7 @@ fn damaged_bytes_are_refused_and_never_panic() {
     }
     let mut newer = bytes.clone();
     newer[4] = 2;
-    assert_eq!(decode(&newer), Err(DecodeError::Version(2)));
+    assert_eq!(decode(&newer), Err(DecodeError::Version(CLUSTER_VERSION + 1)));
 }
 
 #[test]

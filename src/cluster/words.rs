@@ -207,8 +207,14 @@ pub fn status(topology: &Topology, rf: usize, me: u64, is_there: impl Fn(u64) ->
             coming[at].to_string(),
         ]);
     }
-    let mut text =
-        format!("cluster {:016x}, epoch {}, {} vnodes\n{}", topology.cluster(), topology.epoch(), topology.vnodes(), table(&rows));
+    let mut text = format!(
+        "cluster {:016x}, epoch {}, {} vnodes, version {}\n",
+        topology.cluster(),
+        topology.epoch(),
+        topology.vnodes(),
+        topology.version()
+    );
+    text.push_str(&table(&rows));
     match progress(topology) {
         Some((done, all)) => _ = writeln!(text, "moving: {done} of {all} vnodes {}", bar(done, all)),
         None => text.push_str("nothing moves\n"),
@@ -276,7 +282,7 @@ mod tests {
         let founded = Topology::found(0xC1, 16, (1..=3).map(spec).collect()).unwrap();
         let proposal = |topology: &Topology, change| Proposal { cluster: 0xC1, vnodes: 16, epoch: topology.epoch(), change };
         let still = status(&founded, 3, 1, |node| node != 3);
-        assert!(still.ends_with("nothing moves\n") && still.contains("cluster 00000000000000c1, epoch 1, 16 vnodes"), "{still}");
+        assert!(still.ends_with("nothing moves\n") && still.contains("cluster 00000000000000c1, epoch 1, 16 vnodes, version 1"), "{still}");
         assert!(still.lines().any(|line| line.starts_with("3 ") && line.contains(" no ")), "{still}");
         let join = proposal(&founded, Change::Join(spec(4)));
         let planned = plan(&founded.plan(&join, 3).unwrap());

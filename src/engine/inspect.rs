@@ -222,7 +222,10 @@ async fn tell_layout(io: &Io, path: &Path, telling: &mut Telling) -> Result<(), 
     let bytes = read_file(io, path).await?;
     match parse_layout(&bytes) {
         Ok(layout) => {
-            let line = Line::new("layout").with("generation", layout.generation).with("cores", u32::from(layout.cores));
+            let line = Line::new("layout")
+                .with("version", u32::from(layout.format))
+                .with("generation", layout.generation)
+                .with("cores", u32::from(layout.cores));
             telling.say(identity_facts(line.with("vnodes", layout.vnodes), layout.identity));
             if bytes.len() != BLOCK_BYTES || bytes[72..].iter().any(|&byte| byte != 0) {
                 telling.damaged(72, "not one block, or not zero behind the last field");

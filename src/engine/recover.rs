@@ -23,10 +23,11 @@ use super::wal_segments::is_disk_full;
 use crate::base::codec::Malformed;
 use crate::io::Io;
 use crate::io::op::OpenHow;
+use crate::limits::{CLUSTER_VERSION, CLUSTER_VERSION_MIN};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
 pub(super) const LAYOUT: &str = "LAYOUT";
@@ -51,6 +52,8 @@ pub struct NodeConfig {
 pub struct NodeStore {
     data: PathBuf,
     layout: Layout,
+    /// As `LAYOUT` says now; it only rises.
+    format: AtomicU16,
     /// The generation and cores that the data is still ordered by.
     previous: Option<(u64, u16)>,
     core_of: CoreOf,
@@ -95,7 +98,7 @@ impl NodeStore {
             None => {
                 let drawn = || Identity { cluster: io.random_u64(), node: io.random_u64() };
                 let identity = config.identity.unwrap_or_else(drawn);
-                (Layout { identity, generation: 1, cores: config.cores, vnodes: config.vnodes }, None)
+                (Layout { format: CLUSTER_VERSION_MIN, identity, generation: 1, cores: config.cores, vnodes: config.vnodes }, None)
             }
         };
         if found.is_none() || previous.is_some() {
@@ -113,6 +116,7 @@ impl NodeStore {
         let data = data.to_owned();
         Ok(Arc::new(NodeStore {
             data,
+            format: AtomicU16::new(layout.format),
             layout,
             previous,
             core_of: config.core_of,
@@ -132,7 +136,7 @@ impl NodeStore {
         if let Some((generation, _)) = self.previous
             && !self.committed.load(Ordering::Acquire)
         {
-            write_layout(io, &self.data, &self.layout).await?;
+            write_layout(io, &self.data, &self.layout()).await?;
             self.committed.store(true, Ordering::Release);
             let names: Vec<String> = io.list(&self.data).await?.into_iter().map(|entry| entry.name).collect();
             let old = format!("g{generation}-");
@@ -209,7 +213,29 @@ impl NodeStore {
     /// # Errors
     /// Of the disk.
     pub async fn snapshot_layout(&self, io: &Io, to: &Path) -> Result<(), EngineError> {
-        write_layout(io, to, &self.layout).await
+        write_layout(io, to, &self.layout()).await
+    }
+
+    fn layout(&self) -> Layout {
+        Layout { format: self.format(), ..self.layout }
+    }
+
+    /// The version of what may be written into the folder.
+    pub fn format(&self) -> u16 {
+        self.format.load(Ordering::Acquire)
+    }
+
+    /// From here on what a program of an older version does not read may be written: it refuses the folder. Durable when it returns.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub async fn raise_format(&self, io: &Io, format: u16) -> Result<(), EngineError> {
+        assert!(format <= CLUSTER_VERSION, "a version that this program knows");
+        if format > self.format() {
+            write_layout(io, &self.data, &Layout { format, ..self.layout }).await?;
+            self.format.fetch_max(format, Ordering::AcqRel);
+        }
+        Ok(())
     }
 
     /// A shard's folder.
@@ -336,7 +362,7 @@ async fn read_layout(io: &Io, data: &Path) -> Result<Layout, EngineError> {
     let name = path.display().to_string();
     parse_layout(&read_file(io, &path).await?).map_err(|bad| match bad {
         BadLayout::Damaged(what) => EngineError::corrupt(&name, 0, what),
-        BadLayout::TooNew => EngineError::Unsupported { file: name, what: "a later layout".into() },
+        BadLayout::TooNew => EngineError::Unsupported { file: name, what: bad.to_string() },
     })
 }
 

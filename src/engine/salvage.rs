@@ -108,7 +108,7 @@ pub async fn salvage(io: &Io, from: &Path, to: &Path) -> Result<SalvageReport, E
     }
     let layout = parse_layout(&read_file(io, &from.join(LAYOUT)).await?).map_err(|bad| match bad {
         BadLayout::Damaged(what) => EngineError::corrupt(LAYOUT, 0, what),
-        BadLayout::TooNew => EngineError::Unsupported { file: LAYOUT.to_owned(), what: "a later layout".to_owned() },
+        BadLayout::TooNew => EngineError::Unsupported { file: LAYOUT.to_owned(), what: bad.to_string() },
     })?;
     io.make_dir(to).await?;
     if io.list(to).await?.iter().any(|entry| entry.name != "lock") {

@@ -139,6 +139,14 @@ impl Engine {
         Ok((engine, report))
     }
 
+    /// As `NodeStore::raise_format`.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub async fn raise_format(&self, format: u16) -> Result<(), EngineError> {
+        self.core.store.raise_format(&self.core.io, format).await
+    }
+
     /// Counts memtables that were written as tables while logs were read.
     pub fn count_flushes(&self, flushes: u64) {
         add(&self.core.counters.flushes, flushes);

@@ -22,19 +22,17 @@ use crate::io::driver::{Backend, Driver};
 use crate::io::executor::Executor;
 use crate::io::wakers::Wakers;
 use crate::io::{Io, SocketAddr, host};
-use crate::limits::SEEDS_MAX;
+use crate::limits::{CLUSTER_VERSION, CLUSTER_VERSION_MIN, SEEDS_MAX};
 use crate::shard::cluster::ClusterPlan;
 use crate::shard::forget::Times;
 use crate::shard::start::StartFailure;
-use crate::wire::command::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// The versions of what nodes keep on disk and send to each other that this program reads, as a whole.
-const FORMATS: Versions = Versions { min: 1, max: 1 };
-const PROTOCOLS: Versions = Versions { min: PROTOCOL_VERSION_MIN, max: PROTOCOL_VERSION };
+const VERSIONS: Versions = Versions { min: CLUSTER_VERSION_MIN, max: CLUSTER_VERSION };
 
 /// What is settled before anything starts.
 pub(super) struct Membership {
@@ -89,8 +87,8 @@ impl Membership {
             cores,
             weight: cluster.weight,
             rack: Rack::new(&cluster.rack).expect("the configuration bounds it"),
-            protocol: PROTOCOLS,
-            format: FORMATS,
+            protocol: VERSIONS,
+            format: VERSIONS,
         };
         GossipSetup {
             listen: cluster.gossip,
@@ -171,7 +169,7 @@ fn layout_of(config: &Config, cluster: &ClusterConfig) -> Result<Option<Layout>,
     let path = config.data.join("LAYOUT");
     let failure = |code, why: String| Failure::new(code, format!("{}: {why}", path.display()));
     let layout = match host::read(&path) {
-        Ok(bytes) => parse_layout(&bytes).map_err(|bad| failure(exit::DATA_DAMAGED, format!("{bad:?}")))?,
+        Ok(bytes) => parse_layout(&bytes).map_err(|bad| failure(exit::DATA_DAMAGED, bad.to_string()))?,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failure(exit::FAILED, error.to_string())),
     };

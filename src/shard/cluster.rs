@@ -22,7 +22,7 @@ use crate::cluster::gossip::wire::Key;
 use crate::cluster::topology::{NodeSpec, Topology};
 use crate::cluster::topology_codec;
 use crate::io::SocketAddr;
-use crate::limits::{GATHERED_SHARE, REPAIR_SHARE, RF_DEFAULT};
+use crate::limits::{CLUSTER_VERSION, CLUSTER_VERSION_MIN, GATHERED_SHARE, REPAIR_SHARE, RF_DEFAULT};
 use crate::wire::peer::Head;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -139,6 +139,12 @@ impl Cluster {
     /// Gossip does not hold the node for dead, and no link to it is known to be broken.
     pub fn is_alive(&self, node: u64) -> bool {
         node == self.me || self.links.is_reachable(node) && !self.is_known_gone(node)
+    }
+
+    /// The newest version that every node of a topology knows, as gossip says; the oldest there is where one is not known to it.
+    pub fn version_of_all(&self, topology: &Topology) -> u16 {
+        let nodes = topology.nodes().iter().map(|node| node.spec.id);
+        self.members.borrow().version_of_all(nodes).map_or(CLUSTER_VERSION_MIN, |version| version.min(CLUSTER_VERSION))
     }
 
     /// The live nodes that gossip knows.

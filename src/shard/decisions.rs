@@ -13,10 +13,10 @@ use crate::base::record::{NAMESPACE_SYSTEM, Version};
 use crate::base::time::Mono;
 use crate::cluster::decide::Register;
 use crate::cluster::topology::Topology;
-use crate::cluster::topology_codec;
+use crate::cluster::topology_codec::{self, DecodeError};
 use crate::engine::{Batch, Engine, EngineError, KeyRef, Seq};
 use crate::io::Class;
-use crate::limits::PEER_FRAME_BYTES_MAX;
+use crate::limits::{CLUSTER_VERSION_MIN, PEER_FRAME_BYTES_MAX};
 use crate::wire::frame::FrameReader;
 use crate::wire::peer::{Holds, Message, Refusal, decode};
 use std::rc::Rc;
@@ -78,13 +78,24 @@ pub(super) fn store_register(engine: &Engine, register: &[u8], now_ms: u64) -> R
     engine.write(&batch)
 }
 
-/// Returns when it is durable.
+/// Returns when it is durable. A program that does not know its version refuses the folder before it could meet anything of that version.
 async fn store_topology(engine: &Engine, topology: &Topology, now_ms: u64) -> Result<(), EngineError> {
+    engine.raise_format(topology.version()).await?;
     let mut bytes = Vec::new();
     topology_codec::encode(topology, &mut bytes);
     let mut batch = Batch::new(true);
     batch.put_value(key_of(TOPOLOGY_KEY), &bytes, engine.stamp(now_ms), 0);
     engine.wait_durable(engine.write(&batch)?).await
+}
+
+/// How nodes tell each other the namespaces in a cluster of this version.
+fn tell_namespaces(version: u16, bytes: &[u8]) -> Message<'_> {
+    #[cfg(feature = "next-version")]
+    if version > CLUSTER_VERSION_MIN {
+        return Message::NamespacesNext { bytes };
+    }
+    debug_assert!(version >= CLUSTER_VERSION_MIN);
+    Message::Namespaces { bytes }
 }
 
 impl Shard {
@@ -124,7 +135,8 @@ impl Shard {
             Ok(topology) if self.core() == 0 => self.adopt_topology(Arc::new(topology)),
             Ok(topology) if self.mailbox.has_room_for_connections(0) => self.mailbox.send(0, Mail::Learn(Arc::new(topology))),
             Ok(_) => {}
-            Err(_) => self.stats.malformed(),
+            Err(error @ DecodeError::Version(_)) => self.notice(0, "a later version", || error.to_string()),
+            Err(DecodeError::Malformed(_)) => self.stats.malformed(),
         }
     }
 
@@ -240,7 +252,8 @@ impl Shard {
     async fn compare_namespaces(self: &Rc<Shard>, cluster: &Rc<Cluster>, node: u64) {
         let deadline = self.io.now().plus(TELL_MAX);
         let bytes = self.namespaces_bytes();
-        let answer = cluster.requests.ask(self, cluster, At { node, core: 0 }, &Message::Namespaces { bytes: &bytes }, deadline).await;
+        let question = tell_namespaces(cluster.topology().version(), &bytes);
+        let answer = cluster.requests.ask(self, cluster, At { node, core: 0 }, &question, deadline).await;
         let Some(answer) = answer else { return };
         let mut reader = FrameReader::new(PEER_FRAME_BYTES_MAX);
         for frame in reader.feed(&answer).flatten() {

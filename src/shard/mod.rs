@@ -45,7 +45,7 @@ use crate::io::signal::Signal;
 use crate::io::{Io, Socket};
 use crate::limits::{DEADLINE_MS_DEFAULT, DEADLINE_MS_MAX, INTERVAL_MS_MAX};
 use crate::wire::command::{Durability, ErrorCode, ErrorReply, Level, LevelsAsked, Reply, Request};
-use crate::wire::native::{Form, encode_reply};
+use crate::wire::native::encode_reply;
 use admit::{Admit, Kept};
 use cluster::Cluster;
 use commits::{Commits, Held};
@@ -209,11 +209,6 @@ impl Shard {
             Origin::Connection(conn) => Some(Kept::new(&self.admit, conn, bytes)),
             Origin::Core { .. } | Origin::Part(_) | Origin::Peer(_) | Origin::Local(_) | Origin::Nobody => None,
         }
-    }
-
-    /// A request that another core sent on.
-    pub fn handle_forwarded(self: &Rc<Shard>, origin: Origin, form: Form, id: u64, body: &[u8]) {
-        self.handle(Ticket { origin, id }, form, body);
     }
 
     /// When a request that came now must be answered.

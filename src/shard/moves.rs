@@ -32,6 +32,8 @@ use std::time::Duration;
 
 /// Between two looks at what is to be taken over, where there was nothing to do or nobody there to do it with.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How often the steward looks whether all nodes know a newer version.
+const RAISE_EVERY: Duration = Duration::from_secs(1);
 /// Vnodes that a core takes over at a time.
 const AT_ONCE: usize = 4;
 /// How often the steward looks for what may flip; and how long what is ready may wait for more of it, since every flip is a decision.
@@ -126,6 +128,8 @@ pub fn start(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
     if shard.core() == 0 {
         let (flipping, ours) = (shard.clone(), cluster.clone());
         drop(shard.io.spawn(Class::Background, async move { keep_flipping(&flipping, &ours).await }));
+        let (raising, ours) = (shard.clone(), cluster.clone());
+        drop(shard.io.spawn(Class::Background, async move { keep_raising(&raising, &ours).await }));
         if shard.node.asks_in() {
             let (asking, ours) = (shard.clone(), cluster.clone());
             drop(shard.io.spawn(Class::Background, async move { asking.ask_in(&ours).await }));
@@ -298,6 +302,30 @@ async fn keep_flipping(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
         let done = |ours: &Topology| Some(Change::MoveDone { vnodes: still(ours) }).filter(|_| !still(ours).is_empty());
         let _ = shard.propose(cluster, done, shard.io.now().plus(DECIDE_MAX)).await;
         flipped = shard.io.now();
+    }
+}
+
+/// The steward's other work: what all nodes know, the dead among them by what was last known, is switched on.
+async fn keep_raising(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
+    while lives(shard) {
+        shard.io.sleep(RAISE_EVERY).await;
+        let version = cluster.version_of_all(&cluster.topology());
+        let raise = |ours: &Topology| {
+            let is_of_all = cluster.version_of_all(ours) >= version;
+            Some(Change::Raise { version }).filter(|_| is_of_all && version > ours.version())
+        };
+        let is_mine = || steward(&cluster.topology(), |node| cluster.is_alive(node)) == Some(cluster.me);
+        if raise(&cluster.topology()).is_none() || !is_mine() {
+            continue;
+        }
+        match shard.propose(cluster, raise, shard.io.now().plus(DECIDE_MAX)).await {
+            Ok(topology) => shard.node.warn(&format!(
+                "the cluster is at version {} from epoch {} on: every node knows it, and older programs are refused",
+                topology.version(),
+                topology.epoch()
+            )),
+            Err(why) => shard.notice(0, "version", || format!("the cluster does not rise to version {version} yet: {why}")),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::cluster::Cluster;
 use super::conn::Conn;
 use super::coordinate::RequestId;
 use super::forget::Verdict;
-use super::session::{Counted, within};
+use super::session::{Counted, REQUESTS_AHEAD, within};
 use super::visit::ANY_NODE;
 use super::{Origin, Shard, Ticket, late};
 use crate::base::record::{Body, Cell, Kind, NAMESPACE_SYSTEM, NamespaceId, Version, token_of};
@@ -17,7 +17,7 @@ use crate::cluster::coordinator::Outcome;
 use crate::cluster::gossip::CLUSTER_UNKNOWN;
 use crate::cluster::replica::{Act, Fence, Held, Replica, Side};
 use crate::cluster::topology_codec;
-use crate::engine::{Batch, EngineError, KeyRef, Seq};
+use crate::engine::{Ahead, Batch, EngineError, KeyRef, Seq};
 use crate::io::{Class, Parcel, Socket};
 use crate::limits::{
     CHUNK_BYTES, CORE_CONNECTIONS_MAX, DEADLINE_MS_MAX, GOSSIP_CLOCK_MS_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX, KEY_BYTES_MAX,
@@ -560,20 +560,51 @@ async fn read(shard: &Rc<Shard>, cluster: &Rc<Cluster>, socket: &Socket, conn: &
 
 /// False: what came is no message.
 fn take_in(shard: &Rc<Shard>, cluster: &Rc<Cluster>, conn: &Rc<Conn>, reader: &mut FrameReader, from: u64, chunk: &[u8]) -> bool {
-    for frame in reader.feed(chunk) {
-        let decoded = frame.ok().and_then(|frame| Some((frame.id, decode_any(&frame).ok()?)));
-        let Some((id, (head, message))) = decoded.filter(|(_, (_, message))| is_question(message)) else {
+    let mut frames = reader.feed(chunk);
+    loop {
+        // As with requests of clients, lookups are prefetched for some questions at a time.
+        let mut ahead = [const { None }; REQUESTS_AHEAD];
+        let mut is_sound = true;
+        for slot in &mut ahead {
+            let Some(frame) = frames.next() else { break };
+            let decoded = frame.ok().and_then(|frame| Some((frame.id, decode_any(&frame).ok()?)));
+            *slot = decoded.filter(|(_, (_, message))| is_question(message));
+            is_sound = slot.is_some();
+            if !is_sound {
+                break;
+            }
+        }
+        let places = ahead.iter().flatten().filter_map(|(_, (_, message))| place_of(message));
+        let mut tokens = [const { None }; REQUESTS_AHEAD];
+        tokens.iter_mut().zip(places).for_each(|(slot, place)| *slot = Some((place.namespace, token_of(place.key))));
+        for step in [Ahead::Index, Ahead::Entry] {
+            tokens.iter().flatten().for_each(|(namespace, token)| shard.engine.prefetch(*namespace, *token, step));
+        }
+        let is_last = ahead[REQUESTS_AHEAD - 1].is_none();
+        for (id, (head, message)) in ahead.into_iter().flatten() {
+            conn.begin_request();
+            let ticket = Ticket { origin: Origin::Peer(conn.clone()), id };
+            if !late::is_held_up(shard, cluster, &ticket, from, head, &message) {
+                shard.handle_question(cluster, ticket, from, head, message);
+            }
+        }
+        if !is_sound {
             shard.stats.malformed();
             shard.notice(from, "malformed", || format!("a link of node {from} is closed: what came over it is no question"));
             return false;
-        };
-        conn.begin_request();
-        let ticket = Ticket { origin: Origin::Peer(conn.clone()), id };
-        if !late::is_held_up(shard, cluster, &ticket, from, head, &message) {
-            shard.handle_question(cluster, ticket, from, head, message);
+        }
+        if is_last {
+            return true;
         }
     }
-    true
+}
+
+/// What a question looks up in memory.
+fn place_of<'a>(message: &AnyMessage<'a>) -> Option<Place<'a>> {
+    match message {
+        AnyMessage::Plain(Message::Store { place, .. } | Message::Read { place, .. }) => Some(*place),
+        _ => None,
+    }
 }
 
 /// What may be asked. A large string comes whole, never as a head that names chunks, and chunks never come alone.
@@ -591,6 +622,8 @@ fn is_question(message: &AnyMessage<'_>) -> bool {
         }
         Message::Read { place, .. } => place.kind != Kind::Chunk,
         Message::AskClock | Message::Correct | Message::FetchTopology | Message::Namespaces { .. } => true,
+        #[cfg(feature = "next-version")]
+        Message::NamespacesNext { .. } => true,
         _ => false,
     }
 }
@@ -645,6 +678,8 @@ impl Shard {
                 self.end_question(&ticket);
             }
             Message::Namespaces { bytes } => self.take_namespaces(ticket, bytes, deadline),
+            #[cfg(feature = "next-version")]
+            Message::NamespacesNext { bytes } => self.take_namespaces(ticket, bytes, deadline),
             _ => unreachable!("only questions come this far"),
         }
         if cluster.wants_topology.take().max(head.epoch) > cluster.epoch() {

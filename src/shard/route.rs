@@ -7,7 +7,7 @@ use super::gather::{Again, Gather, Values, Whole};
 use super::mailbox::Holds;
 use super::pace::Later;
 use super::perform::{self, ANSWER_BYTES_GUESS, NO_ROOM, multi_get_guess};
-use super::session::within;
+use super::session::{REQUESTS_AHEAD, within};
 use super::{Origin, Shard, Ticket};
 use crate::base::record::{NAMESPACE_SYSTEM, Token, Version, core_of, token_of};
 use crate::base::time::Mono;
@@ -53,12 +53,43 @@ impl<'a> Asked<'a> {
     }
 }
 
-impl Shard {
-    /// One request frame from another core. Its answer goes to `ticket`, now or later.
-    pub fn handle(self: &Rc<Shard>, ticket: Ticket, form: Form, body: &[u8]) {
-        self.handle_asked(ticket, &Asked::new(form, body));
+/// A request that another core sent on.
+pub struct Forwarded {
+    pub ticket: Ticket,
+    pub form: Form,
+    pub body: Vec<u8>,
+}
+
+/// Some of them, whose lookups are prefetched together, as those of a connection are.
+#[derive(Default)]
+pub struct ForwardedBatch {
+    requests: [Option<Forwarded>; REQUESTS_AHEAD],
+    count: usize,
+}
+
+impl ForwardedBatch {
+    /// The batch is carried out when it is full.
+    pub fn add(&mut self, shard: &Rc<Shard>, request: Forwarded) {
+        self.requests[self.count] = Some(request);
+        self.count += 1;
+        if self.count == REQUESTS_AHEAD {
+            self.carry_out(shard);
+        }
     }
 
+    pub fn carry_out(&mut self, shard: &Rc<Shard>) {
+        let requests = &self.requests[..std::mem::take(&mut self.count)];
+        let asked = requests.iter().flatten().map(|of| (&of.ticket, Asked::new(of.form, &of.body)));
+        let mut ahead = [const { None }; REQUESTS_AHEAD];
+        ahead.iter_mut().zip(asked).for_each(|(slot, asked)| *slot = Some(asked));
+        for step in [Ahead::Index, Ahead::Entry] {
+            ahead.iter().flatten().for_each(|(_, asked)| asked.prefetch(shard, step));
+        }
+        ahead.iter().flatten().for_each(|(ticket, asked)| shard.handle_asked((*ticket).clone(), asked));
+    }
+}
+
+impl Shard {
     /// One request, from a client of this core or from another core.
     pub fn handle_asked(self: &Rc<Shard>, ticket: Ticket, asked: &Asked<'_>) {
         let &Asked { form, body, ref request, token } = asked;

@@ -25,7 +25,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// Requests of a pipeline whose lookups are prefetched together.
-const REQUESTS_AHEAD: usize = 16;
+pub(super) const REQUESTS_AHEAD: usize = 16;
 
 /// Takes connections in until the shard closes.
 pub async fn listen(shard: Rc<Shard>, listener: Listener) {

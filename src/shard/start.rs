@@ -11,8 +11,9 @@ use super::handoff::Handoff;
 use super::locks::KeyLocks;
 use super::mailbox::{Mail, Mailbox, MailboxEnds};
 use super::namespaces::{Durability, NamespaceTable};
+use super::route::{Forwarded, ForwardedBatch};
 use super::stats::{self, Board, Stats};
-use super::{Origin, Shard, decisions, forget, moves, perform, repair, replicate, session};
+use super::{Origin, Shard, Ticket, decisions, forget, moves, perform, repair, replicate, session};
 use crate::base::metrics::Report;
 use crate::base::record::{Version, core_of};
 use crate::base::time::{HLC_COUNTER_BITS, hlc_ms};
@@ -21,7 +22,7 @@ use crate::engine::recover::{NodeConfig, NodeStore};
 use crate::engine::{Engine, EngineConfig, EngineError, Planted};
 use crate::io::signal::Signal;
 use crate::io::{Class, Io, SocketAddr};
-use crate::limits::VNODES_DEFAULT;
+use crate::limits::{CLUSTER_VERSION, VNODES_DEFAULT};
 use std::cell::{Cell, RefCell};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -272,6 +273,9 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
             shard.cluster.iter().for_each(|cluster| cluster.moves.set_register(register.clone()));
             others.clone().for_each(|core| mailbox.send(core, Mail::Topology(topology.clone())));
             shard.learn_topology(&topology);
+        } else {
+            // Nobody has to be waited for.
+            layout.raise_format(io, CLUSTER_VERSION).await?;
         }
         others.for_each(|core| mailbox.send(core, Mail::Serve));
     } else {
@@ -512,6 +516,7 @@ fn report(shard: &Shard) -> Report {
         report.count(&stats::LINKS, &[], cluster.links.up() as u64);
         report.count(&stats::COORDINATED, &[], cluster.requests.running() as u64);
         report.count(&stats::EPOCH, &[], cluster.epoch());
+        report.count(&stats::VERSION, &[], u64::from(cluster.topology().version()));
         let (coming, taken_over) = cluster.moves.progress();
         report.count(&stats::COMING, &[], coming as u64);
         report.count(&stats::TAKEN_OVER, &[], taken_over as u64);
@@ -575,10 +580,12 @@ enum MailEnd {
 fn take_mail(shard: &Rc<Shard>) -> MailEnd {
     let mut end = MailEnd::Taken;
     for core in 0..shard.mailbox.cores() {
+        let mut requests = ForwardedBatch::default();
         while let Some(mail) = shard.mailbox.pop(core) {
             match mail {
                 Mail::Request { ticket, form, id, body, room } => {
-                    shard.handle_forwarded(Origin::Core { core: core as u16, ticket, room }, form, id, &body);
+                    let ticket = Ticket { origin: Origin::Core { core: core as u16, ticket, room }, id };
+                    requests.add(shard, Forwarded { ticket, form, body });
                 }
                 Mail::NeedsRoom { ticket, bytes, form, body } => {
                     let ticket = shard.mailbox.claim(core, ticket, true);
@@ -600,6 +607,7 @@ fn take_mail(shard: &Rc<Shard>) -> MailEnd {
                 Mail::Open(_) | Mail::LogsRead | Mail::Opened(Ok(())) | Mail::Serve => {}
             }
         }
+        requests.carry_out(shard);
     }
     shard.settle();
     end

@@ -116,6 +116,8 @@ pub static COORDINATED: Meaning = gauge("coordinated", "Requests that this core 
 pub static COMING: Meaning = gauge("vnodes_coming", "Vnodes that this node has yet to take over.");
 pub static TAKEN_OVER: Meaning = gauge("vnodes_taken_over", "Vnodes that this node has taken over and that have yet to become its own.");
 pub static EPOCH: Meaning = gauge("topology_epoch", "Epoch of the topology in use.");
+pub static VERSION: Meaning =
+    gauge("cluster_version", "Version of what nodes of the cluster keep and say to each other, which all of them know.");
 /// Connections that are open.
 pub static CONNECTIONS: Meaning = gauge("connections", "Connections open.");
 /// Requests that wait for a disk, a lock, another core or the log.

@@ -61,6 +61,8 @@ pub mod kind {
     pub const CORRECT: u16 = 0x0104;
     pub const FETCH_TOPOLOGY: u16 = 0x0105;
     pub const NAMESPACES: u16 = 0x0106;
+    #[cfg(feature = "next-version")]
+    pub const NAMESPACES_NEXT: u16 = 0x0107;
     pub const TOPOLOGY: u16 = 0x8105;
     pub const CLOCK: u16 = 0x8101;
     pub const STORED: u16 = 0x8102;
@@ -195,6 +197,11 @@ pub enum Message<'a> {
     Namespaces {
         bytes: &'a [u8],
     },
+    /// The same as the next version says it; a program of this one takes it for no message.
+    #[cfg(feature = "next-version")]
+    NamespacesNext {
+        bytes: &'a [u8],
+    },
 }
 
 impl Digest {
@@ -317,6 +324,12 @@ pub fn encode(out: &mut Vec<u8>, id: u64, head: Head, message: &Message<'_>) {
             let bytes = w.bytes(bytes);
             w.u64(head.epoch).u32(head.deadline_ms).span(bytes);
             if matches!(message, Message::Topology { .. }) { kind::TOPOLOGY } else { kind::NAMESPACES }
+        }
+        #[cfg(feature = "next-version")]
+        Message::NamespacesNext { bytes } => {
+            let bytes = w.bytes(bytes);
+            w.u64(head.epoch).u32(head.deadline_ms).span(bytes);
+            kind::NAMESPACES_NEXT
         }
         Message::Clock { hlc } => {
             w.u64(head.epoch).u32(head.deadline_ms).u64(*hlc);
@@ -483,6 +496,11 @@ pub(super) fn decode_body(kind: u16, bytes: &[u8]) -> Result<(Head, Message<'_>)
         kind::NAMESPACES => {
             let (head, b) = open!(ArchivedPeerBytes);
             (head, Message::Namespaces { bytes: &b.bytes })
+        }
+        #[cfg(feature = "next-version")]
+        kind::NAMESPACES_NEXT => {
+            let (head, b) = open!(ArchivedPeerBytes);
+            (head, Message::NamespacesNext { bytes: &b.bytes })
         }
         kind::CLOCK => {
             let (head, b) = open!(ArchivedClock);

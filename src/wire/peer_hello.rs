@@ -12,11 +12,12 @@
 use super::frame::Frame;
 use super::native::{WireError, Writer, access, bad, frozen};
 use crate::base::time::WallMs;
+use crate::limits::{CLUSTER_VERSION, CLUSTER_VERSION_MIN};
 
 /// The newest version of the messages between nodes that this build speaks.
-pub const PEER_VERSION: u16 = 1;
+pub const PEER_VERSION: u16 = CLUSTER_VERSION;
 /// The oldest one.
-pub const PEER_VERSION_MIN: u16 = 1;
+pub const PEER_VERSION_MIN: u16 = CLUSTER_VERSION_MIN;
 /// Bytes of a MAC.
 pub const PROOF_BYTES: usize = 32;
 
@@ -187,6 +188,6 @@ mod tests {
         let swapped = PeerHello { from: 2, to: 1, ..hello };
         let all = [transcript(true, &hello, &[9; 16]), transcript(false, &hello, &[9; 16]), transcript(true, &swapped, &[9; 16])];
         assert!(all[0] != all[1] && all[0] != all[2]);
-        assert_eq!((negotiate(1, 9), negotiate(2, 9), negotiate(0, 0)), (Some(1), None, None));
+        assert_eq!((negotiate(1, 9), negotiate(PEER_VERSION + 1, 9), negotiate(0, 0)), (Some(PEER_VERSION), None, None));
     }
 }

@@ -73,8 +73,8 @@ struct Process {
 }
 
 impl Process {
-    fn spawn(words: &[String]) -> Process {
-        let mut command = Command::new(BINARY);
+    fn spawn(program: &str, words: &[String]) -> Process {
+        let mut command = Command::new(program);
         command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary starts");
         let (out, err) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
@@ -128,7 +128,12 @@ fn words(words: &[&str]) -> Vec<String> {
 
 /// Runs the binary with these words to its end.
 pub fn run(args: &[&str]) -> Ended {
-    Process::spawn(&words(args)).wait()
+    run_program(BINARY, args)
+}
+
+/// The same of another build.
+pub fn run_program(program: &str, args: &[&str]) -> Ended {
+    Process::spawn(program, &words(args)).wait()
 }
 
 /// A running node.
@@ -149,6 +154,11 @@ impl Node {
 
     /// A node, or how it ended without becoming ready.
     pub fn try_start(data: &Path, flags: &[&str]) -> Result<Node, Ended> {
+        Node::try_start_program(BINARY, data, flags)
+    }
+
+    /// The same of another build.
+    pub fn try_start_program(program: &str, data: &Path, flags: &[&str]) -> Result<Node, Ended> {
         let mut line = words(&["--data", data.to_str().expect("plain names")]);
         let one = one_core();
         for (flag, value) in [("--port", "0"), ("--admin-port", "0"), ("--memory", "64MiB"), ("--cores", &one)] {
@@ -160,7 +170,7 @@ impl Node {
             line.extend(["--io".to_owned(), io]);
         }
         line.extend(words(flags));
-        let mut process = Process::spawn(&line);
+        let mut process = Process::spawn(program, &line);
         let by = Instant::now() + PATIENCE;
         loop {
             match process.lines.recv_timeout(by.saturating_duration_since(Instant::now())) {
@@ -261,6 +271,15 @@ fn addresses(line: &str) -> (SocketAddr, SocketAddr) {
         (Some(native), Some(admin)) => (native, admin),
         _ => panic!("a ready line names both addresses: {line}"),
     }
+}
+
+/// A program of the next version, which `scripts/check.sh` builds and names; `None`, and said, where there is none.
+pub fn next_program(test: &str) -> Option<String> {
+    let named = std::env::var("RINGKV_NEXT").ok();
+    if named.is_none() {
+        eprintln!("SKIPPED {test}: RINGKV_NEXT names no program built with the feature next-version");
+    }
+    named
 }
 
 /// The first CPU that may be used.

@@ -6,15 +6,16 @@
 use super::Identity;
 use crate::base::checksum::checksum;
 use crate::base::codec::{Malformed, Reader};
-use crate::limits::{BLOCK_BYTES, CORES_MAX};
+use crate::limits::{BLOCK_BYTES, CLUSTER_VERSION, CLUSTER_VERSION_MIN, CORES_MAX};
 
 const MAGIC: [u8; 8] = *b"RINGKVLO";
-const VERSION: u32 = 1;
 const BYTES: usize = 64;
 
 /// What `LAYOUT` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
+    /// The newest version of what may lie in the folder: a program that does not know it must not read on.
+    pub format: u16,
     pub identity: Identity,
     /// Rises each time that the data moves to another list of cores.
     pub generation: u64,
@@ -26,7 +27,7 @@ pub struct Layout {
 pub fn layout_block(layout: &Layout) -> Vec<u8> {
     let mut out = Vec::with_capacity(BLOCK_BYTES);
     out.extend_from_slice(&MAGIC);
-    out.extend_from_slice(&VERSION.to_le_bytes());
+    out.extend_from_slice(&u32::from(layout.format).to_le_bytes());
     out.extend_from_slice(&[0; 4 + 8 + 8]);
     for word in [layout.identity.cluster, layout.identity.node, layout.generation] {
         out.extend_from_slice(&word.to_le_bytes());
@@ -46,6 +47,17 @@ pub enum BadLayout {
     TooNew,
 }
 
+impl std::fmt::Display for BadLayout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            BadLayout::Damaged(what) => f.write_str(what.0),
+            BadLayout::TooNew => {
+                write!(f, "a data folder of a later version; this program knows version {CLUSTER_VERSION}: start the one that wrote it")
+            }
+        }
+    }
+}
+
 /// Takes the file apart.
 pub fn parse_layout(bytes: &[u8]) -> Result<Layout, BadLayout> {
     parse(bytes).map_err(BadLayout::Damaged)?.ok_or(BadLayout::TooNew)
@@ -62,16 +74,15 @@ fn parse(bytes: &[u8]) -> Result<Option<Layout>, Malformed> {
     }
     body.take(8)?;
     let (version, _, required, _) = (body.u32()?, body.u32()?, body.u64()?, body.u64()?);
-    if version != VERSION || required != 0 {
-        return Ok(None);
-    }
+    let known = u16::try_from(version).ok().filter(|format| (CLUSTER_VERSION_MIN..=CLUSTER_VERSION).contains(format) && required == 0);
+    let Some(format) = known else { return Ok(None) };
     let identity = Identity { cluster: body.u64()?, node: body.u64()? };
     let generation = body.u64()?;
     let (cores, vnodes) = (body.u32()?, body.u32()?);
     if cores == 0 || cores as usize > CORES_MAX || !vnodes.is_power_of_two() || vnodes < 2 {
         return Err(Malformed("a layout of no cores, too many, or an odd number of vnodes"));
     }
-    Ok(Some(Layout { identity, generation, cores: cores as u16, vnodes }))
+    Ok(Some(Layout { format, identity, generation, cores: cores as u16, vnodes }))
 }
 
 #[cfg(test)]
@@ -80,7 +91,7 @@ mod tests {
 
     #[test]
     fn the_bytes_of_the_layout_are_frozen_and_damage_is_noticed() {
-        let layout = Layout { identity: Identity { cluster: 1, node: 2 }, generation: 3, cores: 4, vnodes: 4096 };
+        let layout = Layout { format: 1, identity: Identity { cluster: 1, node: 2 }, generation: 3, cores: 4, vnodes: 4096 };
         let block = layout_block(&layout);
         let hex: String = block[..72].iter().map(|b| format!("{b:02x}")).collect();
         let words = ["0100000000000000", "0200000000000000", "0300000000000000", "0400000000100000", "ac72f8433026da1b"];
@@ -92,5 +103,9 @@ mod tests {
             assert!(parse_layout(&bad).is_err(), "{at}");
         }
         assert!(parse_layout(&block[..71]).is_err());
+        let newest = Layout { format: CLUSTER_VERSION, ..layout };
+        assert_eq!(parse_layout(&layout_block(&newest)), Ok(newest));
+        let later = Layout { format: CLUSTER_VERSION + 1, ..layout };
+        assert_eq!(parse_layout(&layout_block(&later)), Err(BadLayout::TooNew));
     }
 }
