@@ -47,19 +47,19 @@ mod of_a_cluster {
     const SHOWN_BY: [(Planted, u64); 15] = [
         (Planted::PutRestamps, 1),
         (Planted::DupIsSuperseded, 1),
-        (Planted::ClocksNotAsked, 3),
-        (Planted::ReadNoWriteback, 9),
+        (Planted::ClocksNotAsked, 4),
+        (Planted::ReadNoWriteback, 1),
         (Planted::RetryNewStamp, 1),
-        (Planted::HintCountedToW, 2),
+        (Planted::HintCountedToW, 14),
         (Planted::AckBeforeSync, 97),
-        (Planted::OldEpochObeyed, 7),
-        (Planted::PendingNotInQuorum, 26),
-        (Planted::FlipAfterOneSource, 244),
+        (Planted::OldEpochObeyed, 96),
+        (Planted::PendingNotInQuorum, 110),
+        (Planted::FlipAfterOneSource, 1033),
         (Planted::DropWithoutFence, 69),
         (Planted::FloorLocalOnly, 1),
-        (Planted::RepairCopyBelowFloor, 55),
+        (Planted::RepairCopyBelowFloor, 244),
         (Planted::AbsentIsVersionZero, 1),
-        (Planted::FloorNotInherited, 24),
+        (Planted::FloorNotInherited, 119),
     ];
     /// A bug has to be found within so many.
     const SEEDS_MAX: u64 = 600;
