@@ -51,7 +51,7 @@ mod of_a_cluster {
         (Planted::ReadNoWriteback, 1),
         (Planted::RetryNewStamp, 1),
         (Planted::HintCountedToW, 14),
-        (Planted::AckBeforeSync, 97),
+        (Planted::AckBeforeSync, 1008),
         (Planted::OldEpochObeyed, 96),
         (Planted::PendingNotInQuorum, 110),
         (Planted::FlipAfterOneSource, 1033),
