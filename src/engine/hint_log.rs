@@ -10,10 +10,10 @@
 //! hints that nobody takes keep old segments alive, they are written anew at the log's end as soon as the files are more than twice what is
 //! kept. Hints of a folder that moves to another list of cores are lost with it.
 
-use super::EngineError;
 use super::format::Identity;
 use super::format::hints::{FRAME_BYTES, file_name, header_block, parse_frame, put_frame, read_segment, segment_of};
-use super::manifest::{Turns, is_full, read_file};
+use super::manifest::{Turns, read_file};
+use super::{EngineError, is_disk_full};
 use crate::io::op::OpenHow;
 use crate::io::{File, Io};
 use crate::limits::BLOCK_BYTES;
@@ -295,7 +295,7 @@ impl HintLog {
     }
 
     async fn write_group(&self, group: &[(u64, Vec<u8>)]) -> Result<(), EngineError> {
-        let full = |error| if is_full(&error) { EngineError::DiskFull } else { EngineError::Io(error) };
+        let full = |error| if is_disk_full(&error) { EngineError::DiskFull } else { EngineError::Io(error) };
         let segment = self.segment_to_write().await.map_err(full)?;
         let (file, start) = {
             let state = self.state.borrow();

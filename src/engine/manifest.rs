@@ -4,11 +4,11 @@
 //! order in which `commit` was called. The file is allocated in full when it is made, so that a full disk cannot stop a compaction
 //! that would free room. When it is full, the state is written into a new file and `CURRENT` is switched to it by a rename.
 
-use super::EngineError;
 use super::format::Identity;
 use super::format::manifest::{
     Bad, Edit, GROUP_BYTES_MAX, MergeRecord, Replay, TableId, TableRecord, VnodeRecord, group_blocks, header_block, put_edit, replay,
 };
+use super::{EngineError, is_disk_full};
 use crate::base::codec::Malformed;
 use crate::base::record::NamespaceId;
 use crate::io::buffer::Buf;
@@ -209,11 +209,6 @@ fn to_buf(io: &Io, bytes: &[u8]) -> Buf {
     buf
 }
 
-/// The operation failed because the disk has no room.
-pub(super) fn is_full(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
-}
-
 /// The whole of a small file.
 ///
 /// # Errors
@@ -338,7 +333,7 @@ async fn supersede(io: &Io, dir: &Path, identity: Identity, old: u64, state: &St
         Ok(log)
     };
     let log = match written.await {
-        Err(EngineError::Io(error)) if is_full(&error) => {
+        Err(EngineError::Io(error)) if is_disk_full(&error) => {
             remove_left(io, dir, old + 1).await?;
             return Err(EngineError::DiskFull);
         }
@@ -512,7 +507,7 @@ impl Manifest {
             return self.replace(state).await;
         }
         match self.io.write(&file, end_bytes, to_buf(&self.io, &blocks), true).await {
-            Err(error) if is_full(&error) => return Err(EngineError::DiskFull),
+            Err(error) if is_disk_full(&error) => return Err(EngineError::DiskFull),
             other => other?,
         };
         let mut state = self.state.borrow_mut();

@@ -4,7 +4,7 @@ use super::EngineError;
 use super::format::Identity;
 use super::format::manifest::{Edit, TableId, TableRecord};
 use super::manifest::{Manifest, State, exists, load};
-use super::test_core::on;
+use super::test_core::{lives_with_failing_syncs, on};
 use crate::io::Io;
 use crate::io::sim::{CrashSite, Faults, World};
 use std::cell::Cell;
@@ -78,25 +78,11 @@ fn a_crash_at_any_operation_loses_no_acknowledged_commit_and_leaves_none_by_half
 
 #[test]
 fn what_a_failed_sync_left_in_the_cache_only_is_not_built_upon() {
-    let mut failed = 0;
-    for seed in 0..200 {
-        let world = World::new(seed);
-        let machine = world.add_machine(Faults::default());
+    let lives = |seed| {
         let acknowledged = Rc::new(Cell::new(0));
-        let count = acknowledged.clone();
-        on(&world, machine, |io| live(io, count, 1)).expect("no crash").unwrap();
-        world.faults(machine, |faults| faults.sync_error_one_in = 12);
-        for _ in 0..12 {
-            let count = acknowledged.clone();
-            match on(&world, machine, |io| live(io, count, 10)).expect("no crash") {
-                Ok(()) => {}
-                Err(EngineError::Io(error)) if error.raw_os_error() == Some(5) => failed += 1,
-                Err(other) => panic!("seed {seed}: {other}"),
-            }
-            // A process that was started anew sees what no sync has brought to the disk, until the power fails.
-            if world.random_u64().is_multiple_of(2) { world.crash(machine) } else { world.kill(machine) }
-        }
-    }
+        lives_with_failing_syncs(seed, 12, 12, "/shard", |io| live(io, acknowledged.clone(), 10))
+    };
+    let failed: u32 = (0..200).map(lives).sum();
     assert!(failed > 200, "{failed}");
 }
 

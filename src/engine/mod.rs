@@ -69,7 +69,7 @@ mod wal_tests;
 
 pub use batch::{Batch, KeyRef};
 pub use store::{Engine, EngineConfig};
-pub use store_read::{Ahead, Value, Whole};
+pub use store_read::{PREFETCH_MAX, Value, Whole};
 
 use crate::base::codec::Malformed;
 
@@ -116,7 +116,21 @@ pub enum EngineError {
     },
 }
 
+/// The disk, or the quota, has no room.
+pub fn is_disk_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}
+
 impl EngineError {
+    /// There was no room on the disk, whoever found that.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            EngineError::DiskFull => true,
+            EngineError::Io(error) => is_disk_full(error),
+            _ => false,
+        }
+    }
+
     pub fn corrupt(file: &str, offset: u64, what: Malformed) -> EngineError {
         EngineError::Corrupt { file: file.to_owned(), offset, what: what.0.to_owned() }
     }

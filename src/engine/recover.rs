@@ -19,18 +19,20 @@ use super::levels::TableFile;
 use super::manifest::{self, State, read_file};
 use super::moving::Moving;
 use super::vnode_set::VnodeSet;
-use super::wal_segments::is_disk_full;
 use crate::base::codec::Malformed;
 use crate::io::Io;
 use crate::io::op::OpenHow;
 use crate::limits::{CLUSTER_VERSION, CLUSTER_VERSION_MIN};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
 pub(super) const LAYOUT: &str = "LAYOUT";
+/// What a folder that this program does not know needs.
+pub(super) const LATER_LAYOUT: &str = "a later version of the data folder";
 const LAYOUT_NEW: &str = "LAYOUT.new";
 pub(super) const TABLES: &str = "tables";
 
@@ -83,9 +85,6 @@ impl NodeStore {
         let parent = data.parent().filter(|parent| !parent.as_os_str().is_empty());
         io.sync_dir(parent.unwrap_or(Path::new("."))).await?;
         let names: Vec<String> = io.list(data).await?.into_iter().map(|entry| entry.name).collect();
-        if names.iter().any(|name| name == LAYOUT_NEW) {
-            io.remove(&data.join(LAYOUT_NEW)).await?;
-        }
         let found = if names.iter().any(|name| name == LAYOUT) { Some(read_layout(io, data).await?) } else { None };
         make_durable(io, data, &names, found.as_ref()).await?;
         remove_other_generations(io, data, &names, found.map_or(0, |layout| layout.generation)).await?;
@@ -225,7 +224,8 @@ impl NodeStore {
         self.format.load(Ordering::Acquire)
     }
 
-    /// From here on what a program of an older version does not read may be written: it refuses the folder. Durable when it returns.
+    /// From here on what a program of an older version does not read may be written: it refuses the folder. Durable when it returns. One at
+    /// a time: the new layout has one name until it is in force.
     ///
     /// # Errors
     /// Of the disk.
@@ -362,12 +362,17 @@ async fn read_layout(io: &Io, data: &Path) -> Result<Layout, EngineError> {
     let name = path.display().to_string();
     parse_layout(&read_file(io, &path).await?).map_err(|bad| match bad {
         BadLayout::Damaged(what) => EngineError::corrupt(&name, 0, what),
-        BadLayout::TooNew => EngineError::Unsupported { file: name, what: bad.to_string() },
+        BadLayout::TooNew => EngineError::Unsupported { file: name, what: LATER_LAYOUT.into() },
     })
 }
 
 async fn write_layout(io: &Io, data: &Path, layout: &Layout) -> Result<(), EngineError> {
     let (new, bytes) = (data.join(LAYOUT_NEW), layout_block(layout));
+    // An attempt that found no room leaves it.
+    match io.remove(&new).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        other => other?,
+    }
     let file = io.open(&new, OpenHow::Create).await?;
     let mut buf = io.buf(bytes.len());
     buf.copy_from_slice(&bytes);
@@ -387,7 +392,7 @@ async fn make_durable(io: &Io, data: &Path, names: &[String], found: Option<&Lay
     if let Some(layout) = found {
         match write_layout(io, data, layout).await {
             // What a sync can do must do.
-            Err(EngineError::Io(error)) if is_disk_full(&error) => {}
+            Err(error) if error.is_disk_full() => {}
             other => return other,
         }
     }

@@ -21,7 +21,7 @@ use super::levels::TableFile;
 use super::manifest::{self, CURRENT, Manifest, State, read_file};
 use super::memtable::{Memtable, MemtableConfig};
 use super::pick::Policy;
-use super::recover::{LAYOUT, TABLES, shard_name};
+use super::recover::{LATER_LAYOUT, LAYOUT, TABLES, shard_name};
 use super::tables::{Tables, TablesConfig, cache_id};
 use super::vnode_set::VnodeSet;
 use super::wal::CEILING_AHEAD;
@@ -108,7 +108,7 @@ pub async fn salvage(io: &Io, from: &Path, to: &Path) -> Result<SalvageReport, E
     }
     let layout = parse_layout(&read_file(io, &from.join(LAYOUT)).await?).map_err(|bad| match bad {
         BadLayout::Damaged(what) => EngineError::corrupt(LAYOUT, 0, what),
-        BadLayout::TooNew => EngineError::Unsupported { file: LAYOUT.to_owned(), what: bad.to_string() },
+        BadLayout::TooNew => EngineError::Unsupported { file: LAYOUT.to_owned(), what: LATER_LAYOUT.to_owned() },
     })?;
     io.make_dir(to).await?;
     if io.list(to).await?.iter().any(|entry| entry.name != "lock") {

@@ -139,7 +139,12 @@ impl Engine {
         Ok((engine, report))
     }
 
-    /// As `NodeStore::raise_format`.
+    /// As `NodeStore::format`.
+    pub fn format(&self) -> u16 {
+        self.core.store.format()
+    }
+
+    /// As `NodeStore::raise_format`. One at a time.
     ///
     /// # Errors
     /// Of the disk.

@@ -18,13 +18,8 @@ use std::rc::Rc;
 /// How often a large string is begun anew that is overwritten while it is read.
 const ATTEMPTS_MAX: usize = 64;
 
-/// What `Engine::prefetch` loads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ahead {
-    Index,
-    /// Once the index is there.
-    Entry,
-}
+/// Keys whose lookups are prefetched together.
+pub const PREFETCH_MAX: usize = 16;
 
 /// What is stored at a place, all tables and memtables joined.
 #[derive(Clone, Debug, Default)]
@@ -234,16 +229,15 @@ impl<'a> Lookup<'a> {
 }
 
 impl Engine {
-    /// Begins to load what `peek` looks at first. For several keys: all of `Ahead::Index` first, then all of `Ahead::Entry`, then the
-    /// peeks, so that their misses overlap.
+    /// Begins to load what `peek` looks at first, for keys that are looked up next: all their index lines, then their entries, so that
+    /// their misses overlap. What is beyond `PREFETCH_MAX` is left alone.
     #[inline]
-    pub fn prefetch(&self, namespace: NamespaceId, token: Token, ahead: Ahead) {
+    pub fn prefetch(&self, keys: impl Iterator<Item = (NamespaceId, Token)>) {
         let cells = &self.core.cells;
-        let hash = cells.hash(namespace, token);
-        match ahead {
-            Ahead::Index => cells.prefetch_index(hash),
-            Ahead::Entry => cells.prefetch_entry(hash),
-        }
+        let mut hashes = [const { None }; PREFETCH_MAX];
+        hashes.iter_mut().zip(keys).for_each(|(slot, (namespace, token))| *slot = Some(cells.hash(namespace, token)));
+        hashes.iter().flatten().for_each(|hash| cells.prefetch_index(*hash));
+        hashes.iter().flatten().for_each(|hash| cells.prefetch_entry(*hash));
     }
 
     /// The head of a key, if memory alone decides: cells in the cache, memtables, blocks in the cache, filters, version bounds. `f` gets

@@ -4,7 +4,7 @@ use super::batch::{Batch, KeyRef};
 use super::pick::Policy;
 use super::recover::{NodeConfig, NodeStore};
 use super::store::{Engine, EngineConfig};
-use super::test_core::on;
+use super::test_core::{lives_with_failing_syncs, on};
 use super::{EngineError, Planted, Seq};
 use crate::base::prng::Prng;
 use crate::base::record::{Cell, Kind, Version, token_of, vnode_of};
@@ -412,28 +412,11 @@ fn crashes_at_any_operation_lose_nothing_acknowledged_and_bring_nothing_back() {
 fn what_a_failed_sync_left_in_the_cache_only_is_not_built_upon() {
     let (mut failed, mut checked) = (0, 0);
     for seed in seeds() {
-        let world = World::new(seed);
-        let machine = world.add_machine(Faults::default());
-        // The folder's own name is its owner's to make durable.
-        on(&world, machine, |io| async move {
-            io.make_dir(Path::new("/data")).await?;
-            io.sync_dir(Path::new("/")).await
-        })
-        .expect("no crash")
-        .unwrap();
-        world.faults(machine, |faults| faults.sync_error_one_in = 40);
         let (model, mut prng) = (Rc::new(Model::default()), Prng::new(seed));
-        for _ in 0..8 {
-            let (known, fork, cores) = (model.clone(), prng.fork(), 1 + prng.below(3) as u16);
-            match on(&world, machine, |io| live(io, known, fork, cores, 100, None)).expect("no crash") {
-                Ok(()) => {}
-                Err(EngineError::Io(error)) if error.raw_os_error() == Some(5) => failed += 1,
-                Err(EngineError::Stopped(why)) if why.contains("(os error 5)") || why.contains("a sync of the folder") => failed += 1,
-                Err(other) => panic!("seed {seed}: {other}"),
-            }
-            // A process that was started anew sees what no sync has brought to the disk, until the power fails.
-            if prng.one_in(2) { world.crash(machine) } else { world.kill(machine) }
-        }
+        failed += lives_with_failing_syncs(seed, 40, 8, "/data", |io| {
+            let cores = 1 + prng.below(3) as u16;
+            live(io, model.clone(), prng.fork(), cores, 100, None)
+        });
         checked += *model.checked.borrow();
     }
     assert!(failed > 100 && checked > 1000, "{failed} failed, {checked} checked");

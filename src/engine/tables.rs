@@ -7,13 +7,13 @@ use super::filter::{bits_for_false_positives, prefix_hash};
 use super::format::manifest::{Edit, Level, TableId, TableRecord};
 use super::format::{Identity, key_prefix_len};
 use super::levels::{Levels, Release, TableFile, TableRef, Tree};
-use super::manifest::{Manifest, is_full};
+use super::manifest::Manifest;
 use super::memtable::Memtable;
 use super::pace::Meter;
 use super::pick::{Policy, TreeShape};
 use super::table::{Table, TableStats};
 use super::table_writer::{TableOptions, TableWriter};
-use super::{EngineError, Planted, Seq};
+use super::{EngineError, Planted, Seq, is_disk_full};
 use crate::base::record::{NamespaceId, Version};
 use crate::base::time::WallMs;
 use crate::io::Io;
@@ -318,7 +318,7 @@ impl Tables {
 /// The error that callers can act on, where the disk is full.
 pub(super) fn or_full(error: EngineError) -> EngineError {
     match error {
-        EngineError::Io(error) if is_full(&error) => EngineError::DiskFull,
+        EngineError::Io(error) if is_disk_full(&error) => EngineError::DiskFull,
         other => other,
     }
 }

@@ -147,8 +147,8 @@ impl Look<'_> {
                 self.damaged(LAYOUT, 0, what.0);
                 return None;
             }
-            Err(BadLayout::TooNew) => {
-                self.report.unread.push(format!("{LAYOUT}: a later layout, which this build does not know"));
+            Err(bad @ BadLayout::TooNew) => {
+                self.report.unread.push(format!("{LAYOUT}: {bad}"));
                 return None;
             }
         };

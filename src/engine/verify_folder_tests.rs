@@ -278,5 +278,5 @@ fn a_read_error_is_no_damage_and_a_later_format_neither() {
     .expect("no crash")
     .unwrap();
     let report = verify(&world, machine);
-    assert!(report.damage.is_empty() && report.unread[0].starts_with("LAYOUT: a later layout"), "{report:?}");
+    assert!(report.damage.is_empty() && report.unread[0].starts_with("LAYOUT: a data folder of a later version"), "{report:?}");
 }

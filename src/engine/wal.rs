@@ -10,8 +10,8 @@ use super::format::wal::{
     GROUP_HEADER_BYTES, GroupHead, RECORD_BYTES_MAX, WAL_BLOCK_PAYLOAD_BYTES, blocks_of, fill_group, put_framed, set_ceiling, start_payload,
 };
 use super::wal_replay::{Replay, WalReader};
-use super::wal_segments::{Ring, Segment, is_disk_full, prepare};
-use super::{EngineError, Planted, Seq};
+use super::wal_segments::{Ring, Segment, prepare};
+use super::{EngineError, Planted, Seq, is_disk_full};
 use crate::base::time::Mono;
 use crate::io::signal::{Signal, race};
 use crate::io::{Class, Io};

@@ -102,11 +102,6 @@ pub fn segment_number(name: &str) -> Option<u64> {
     name.strip_prefix("wal-")?.strip_suffix(".seg")?.parse().ok()
 }
 
-/// There is no room on the disk (or in the quota).
-pub fn is_disk_full(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
-}
-
 /// Makes a segment file, zero-filled and durable, name included. What it left behind after an error is removed when the log is opened.
 pub async fn prepare(io: &Io, dir: &Path, number: u64, bytes: usize, identity: Identity) -> std::io::Result<Segment> {
     let temporary = dir.join(format!("wal-{number}.new"));

@@ -2,7 +2,7 @@
 
 use super::format::Identity;
 use super::format::wal::WAL_BLOCK_PAYLOAD_BYTES;
-use super::test_core::on;
+use super::test_core::{lives_with_failing_syncs, on};
 use super::wal::{Wal, WalConfig, WalReport};
 use super::{EngineError, Planted, Seq};
 use crate::base::prng::Prng;
@@ -157,30 +157,11 @@ fn many_crashes_in_a_row_are_survived() {
 
 #[test]
 fn what_a_failed_sync_left_in_the_cache_only_is_not_built_upon() {
-    let mut failed = 0;
-    for seed in 0..300 {
-        let world = World::new(seed);
-        let machine = world.add_machine(Faults::default());
-        on(&world, machine, |io| async move {
-            io.make_dir(Path::new("/wal")).await?;
-            io.sync_dir(Path::new("/")).await
-        })
-        .expect("no crash")
-        .unwrap();
-        world.faults(machine, |faults| faults.sync_error_one_in = 25);
+    let lives = |seed| {
         let (model, mut prng) = (Rc::new(Model::default()), Prng::new(seed));
-        for _ in 0..10 {
-            let (known, fork) = (model.clone(), prng.fork());
-            match on(&world, machine, |io| live(io, known, fork, None)).expect("no crash") {
-                Ok(()) => {}
-                Err(EngineError::Io(error)) if error.raw_os_error() == Some(5) => failed += 1,
-                Err(EngineError::Stopped(why)) if why.ends_with("(os error 5)") => failed += 1,
-                Err(other) => panic!("seed {seed}: {other}"),
-            }
-            // A process that was started anew sees what no sync has brought to the disk, until the power fails.
-            if prng.one_in(2) { world.crash(machine) } else { world.kill(machine) }
-        }
-    }
+        lives_with_failing_syncs(seed, 25, 10, "/wal", |io| live(io, model.clone(), prng.fork(), None))
+    };
+    let failed: u32 = (0..300).map(lives).sum();
     assert!(failed > 300, "{failed}");
 }
 

@@ -24,7 +24,6 @@ use crate::io::signal::Signal;
 use crate::io::{Class, Io, SocketAddr};
 use crate::limits::{CLUSTER_VERSION, VNODES_DEFAULT};
 use std::cell::{Cell, RefCell};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -274,8 +273,11 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
             others.clone().for_each(|core| mailbox.send(core, Mail::Topology(topology.clone())));
             shard.learn_topology(&topology);
         } else {
-            // Nobody has to be waited for.
-            layout.raise_format(io, CLUSTER_VERSION).await?;
+            // Nobody has to be waited for. A full disk keeps no node from starting: it rises another time.
+            match layout.raise_format(io, CLUSTER_VERSION).await {
+                Err(error) if error.is_disk_full() => {}
+                other => other?,
+            }
         }
         others.for_each(|core| mailbox.send(core, Mail::Serve));
     } else {
@@ -329,12 +331,7 @@ async fn open_engine(
 
 /// A move that a full disk ends has changed nothing, and says what can be done.
 fn no_room(error: EngineError, before: Option<u16>, cores: u16) -> StartFailure {
-    let is_full = match &error {
-        EngineError::DiskFull => true,
-        EngineError::Io(error) => matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded),
-        _ => false,
-    };
-    match before.filter(|_| is_full) {
+    match before.filter(|_| error.is_disk_full()) {
         Some(before) => StartFailure::NoRoom { before, cores },
         None => StartFailure::Engine(error),
     }
