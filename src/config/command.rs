@@ -209,6 +209,12 @@ pub struct SimRun {
     /// Shards of each simulated node; drawn by the seed if not said
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub cores: Option<u16>,
+    /// Client commands of each seed
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub commands: Option<u64>,
+    /// Groups of faults that do not happen, behind commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub without: Vec<String>,
 }
 
 /// The first look: either all is said, or a node's settings await the file.

@@ -210,7 +210,7 @@ fn the_shell_clients_words_are_understood() {
     assert_eq!(run("ring --nodes 20 --cores 16", &[]), Ok(Command::Ring(ring.clone())));
     let ring = RingRun { mixed: vec![4, 8], racks: 2, json: true, ..ring };
     assert_eq!(run("ring --nodes 20 --mixed 4,8 --racks 2 --json", &[]), Ok(Command::Ring(ring)));
-    let sim = SimRun { seed: None, seeds: Some(50), planted: None, cluster: false, first: None, jobs: None, cores: None };
+    let sim = SimRun { seeds: Some(50), ..SimRun::default() };
     assert_eq!(run("sim --seeds 50", &[]), Ok(Command::Sim(sim)));
 }
 

@@ -1,7 +1,7 @@
 //! Many seeds of `cluster`: what `ringkv sim --cluster` does, and what they have to show.
 
 use super::cluster::{FAULTS_WANTED, FLOORS, FORGOTTEN, FaultSet, Setup, run};
-use super::seeds::{Kind, Outcome, Summary};
+use super::seeds::{Kind, Outcome, Summary, Switch};
 use crate::cluster::coordinator::Planted;
 use crate::config::SimRun;
 
@@ -60,15 +60,15 @@ impl Kind for FaultSet {
     const PLANTED: &'static [Planted] = Planted::ALL;
     const FAULTS: FaultSet =
         FaultSet { crash: true, cut: true, network: true, slow: true, clock: true, full: true, errors: true, moves: true };
-    const SWITCHES: &'static [fn(&mut FaultSet)] = &[
-        |set| set.clock = false,
-        |set| set.slow = false,
-        |set| set.network = false,
-        |set| set.cut = false,
-        |set| set.full = false,
-        |set| set.errors = false,
-        |set| set.crash = false,
-        |set| set.moves = false,
+    const SWITCHES: &'static [Switch<FaultSet>] = &[
+        ("clock", |set| set.clock = false),
+        ("slow", |set| set.slow = false),
+        ("network", |set| set.network = false),
+        ("cut", |set| set.cut = false),
+        ("full", |set| set.full = false),
+        ("errors", |set| set.errors = false),
+        ("crash", |set| set.crash = false),
+        ("moves", |set| set.moves = false),
     ];
 
     fn name(planted: Planted) -> &'static str {

@@ -1,7 +1,7 @@
 //! Many seeds of `scenario`: what `ringkv sim` does, and what they have to show.
 
 use super::scenario::{self, FaultSet, Setup, run};
-use super::seeds::{Kind, Outcome, Summary};
+use super::seeds::{Kind, Outcome, Summary, Switch};
 use crate::config::SimRun;
 use crate::engine::Planted;
 
@@ -64,13 +64,13 @@ impl Kind for FaultSet {
     const COUNTS: &'static [(&'static str, u64)] = &[("flushes", 3), ("compactions", 1)];
     const PLANTED: &'static [Planted] = &Planted::ALL;
     const FAULTS: FaultSet = FaultSet { slow: true, errors: true, full: true, network: true, clock: true, rot: true };
-    const SWITCHES: &'static [fn(&mut FaultSet)] = &[
-        |set| set.rot = false,
-        |set| set.errors = false,
-        |set| set.full = false,
-        |set| set.network = false,
-        |set| set.clock = false,
-        |set| set.slow = false,
+    const SWITCHES: &'static [Switch<FaultSet>] = &[
+        ("rot", |set| set.rot = false),
+        ("errors", |set| set.errors = false),
+        ("full", |set| set.full = false),
+        ("network", |set| set.network = false),
+        ("clock", |set| set.clock = false),
+        ("slow", |set| set.slow = false),
     ];
 
     fn name(planted: Planted) -> &'static str {

@@ -34,6 +34,9 @@ pub struct Outcome {
     pub timeline: Vec<String>,
 }
 
+/// What a group of faults is called, and what switches it off.
+pub type Switch<K> = (&'static str, fn(&mut K));
+
 /// A kind of run, by the groups of faults that it has.
 pub trait Kind: Copy + PartialEq + fmt::Debug + Send + 'static {
     type Planted: Copy + fmt::Debug + Send + 'static;
@@ -49,9 +52,9 @@ pub trait Kind: Copy + PartialEq + fmt::Debug + Send + 'static {
     /// Counted in every run (`Outcome::counts`), and how often at least in each seed.
     const COUNTS: &'static [(&'static str, u64)];
     const PLANTED: &'static [Self::Planted];
-    /// All faults, and what switches each group of them off.
+    /// All faults, and what each group of them is called and switched off by.
     const FAULTS: Self;
-    const SWITCHES: &'static [fn(&mut Self)];
+    const SWITCHES: &'static [Switch<Self>];
 
     fn name(planted: Self::Planted) -> &'static str;
     fn run(setup: &Setup<Self>) -> Outcome;
@@ -78,19 +81,45 @@ impl<K: Kind> Setup<K> {
         Setup { seed, cores: None, planted, commands: K::COMMANDS, faults: K::FAULTS }
     }
 
-    /// Err: there is no planted bug of that name; the names that there are.
-    fn asked(seed: u64, asked: &SimRun) -> Result<Setup<K>, Vec<&'static str>> {
-        let named = |name: &String| K::PLANTED.iter().copied().find(|planted| K::name(*planted) == name);
-        let planted = match &asked.planted {
-            None => None,
-            Some(name) => Some(named(name).ok_or_else(|| K::PLANTED.iter().map(|planted| K::name(*planted)).collect::<Vec<_>>())?),
+    /// Err: there is no planted bug or no group of faults of a name, and which there are.
+    fn asked(seed: u64, asked: &SimRun) -> Result<Setup<K>, String> {
+        let strange =
+            |what: &str, name: &str, known: Vec<&str>| format!("no {what}{} is called {name}; there are {}", K::WHAT, known.join(", "));
+        let planted = asked.planted.as_ref().map(|name| {
+            let found = K::PLANTED.iter().copied().find(|planted| K::name(*planted) == name);
+            found.ok_or_else(|| strange("planted bug", name, K::PLANTED.iter().map(|planted| K::name(*planted)).collect()))
+        });
+        let commands = asked.commands.unwrap_or(K::COMMANDS);
+        let mut setup = Setup { cores: asked.cores, commands, ..Setup::of(seed, planted.transpose()?) };
+        for name in &asked.without {
+            let found = K::SWITCHES.iter().find(|(known, _)| known == name);
+            let (_, off) = found.ok_or_else(|| strange("group of faults", name, K::SWITCHES.iter().map(|(known, _)| *known).collect()))?;
+            off(&mut setup.faults);
+        }
+        Ok(setup)
+    }
+
+    /// What runs it again, for a command line.
+    fn words(&self) -> String {
+        let mut words = format!("ringkv sim{} --seed {}", K::FLAGS, self.seed);
+        if self.commands != K::COMMANDS {
+            words.push_str(&format!(" --commands {}", self.commands));
+        }
+        let is_off = |off: &fn(&mut K)| {
+            let mut faults = self.faults;
+            off(&mut faults);
+            faults == self.faults
         };
-        Ok(Setup { cores: asked.cores, ..Setup::of(seed, planted) })
+        let without: Vec<&str> = K::SWITCHES.iter().filter(|(_, off)| is_off(off)).map(|(name, _)| *name).collect();
+        if !without.is_empty() {
+            words.push_str(&format!(" --without {}", without.join(",")));
+        }
+        words
     }
 
     /// With one more group of faults off, for each that is on.
     fn calmer(&self) -> Vec<Setup<K>> {
-        let off = |switch: &fn(&mut K)| {
+        let off = |(_, switch): &Switch<K>| {
             let mut faults = self.faults;
             switch(&mut faults);
             (faults != self.faults).then(|| Setup { faults, ..self.clone() })
@@ -122,9 +151,8 @@ pub fn run<K: Kind>(asked: &SimRun, say: &mut dyn FnMut(&str)) -> i32 {
     };
     let setup = match Setup::<K>::asked(first, asked) {
         Ok(setup) => setup,
-        Err(names) => {
-            let asked = asked.planted.as_deref().unwrap_or_default();
-            say(&format!("no planted bug{} is called {asked}; there are {}", K::WHAT, names.join(", ")));
+        Err(why) => {
+            say(&why);
             return exit::CONFIG;
         }
     };
@@ -148,7 +176,9 @@ pub fn run<K: Kind>(asked: &SimRun, say: &mut dyn FnMut(&str)) -> i32 {
             say(&format!("the planted bug {planted} was not found in {count} seeds"));
             exit::FAILED
         }
-        None if asked.seed.is_none() && !summary.is_complete::<K>(asked, say) => exit::FAILED,
+        // Of less than the whole nobody expects to see everything.
+        None if asked.seed.is_some() || asked.commands.is_some() || !asked.without.is_empty() => exit::CLEAN,
+        None if !summary.is_complete::<K>(asked, say) => exit::FAILED,
         None => exit::CLEAN,
     }
 }
@@ -216,10 +246,10 @@ fn failed<K: Kind>(setup: &Setup<K>, outcome: &Outcome, after: u64, say: &mut dy
     }
     say(&format!("seed {seed} failed: {why}"));
     let (small, outcome) = smallest(setup, outcome);
-    say(&format!("smallest: {} commands, faults {:?}", small.commands, small.faults));
+    say(&format!("as small as it still fails: {}", small.words()));
     outcome.timeline.iter().for_each(|line| say(line));
     outcome.failures.iter().for_each(|line| say(&format!("  {line}")));
-    say(&format!("again: ringkv sim{} --seed {seed}", K::FLAGS));
+    say(&format!("again: {}", setup.words()));
     exit::FAILED
 }
 
@@ -323,7 +353,8 @@ mod tests {
         const COUNTS: &'static [(&'static str, u64)] = &[("turns", 2)];
         const PLANTED: &'static [u8] = &[0, 1];
         const FAULTS: Fake = [true; 3];
-        const SWITCHES: &'static [fn(&mut Fake)] = &[|set| set[0] = false, |set| set[1] = false, |set| set[2] = false];
+        const SWITCHES: &'static [Switch<Fake>] =
+            &[("fire", |set| set[0] = false), ("water", |set| set[1] = false), ("wind", |set| set[2] = false)];
 
         fn name(planted: u8) -> &'static str {
             ["one", "two"][usize::from(planted)]
@@ -350,10 +381,23 @@ mod tests {
     fn a_failing_seed_is_made_as_small_as_it_still_fails() {
         let (code, lines) = said(&SimRun::default());
         assert_eq!(code, exit::FAILED);
-        let smallest = lines.iter().find(|line| line.starts_with("smallest")).unwrap();
-        let commands: u64 = smallest.split_whitespace().nth(1).unwrap().parse().unwrap();
-        assert!((300..300 + STEP_MIN).contains(&commands) && smallest.ends_with("[true, false, false]"), "{smallest}");
+        let smallest =
+            lines.iter().find_map(|line| line.strip_prefix("as small as it still fails: ringkv sim --fake --seed 1 --commands "));
+        let (commands, without) = smallest.and_then(|words| words.split_once(' ')).unwrap();
+        let commands: u64 = commands.parse().unwrap();
+        assert!((300..300 + STEP_MIN).contains(&commands) && without == "--without water,wind", "{commands} {without}");
         assert_eq!(lines.last().unwrap(), "again: ringkv sim --fake --seed 1");
+        // What it says runs that.
+        let without = vec!["water".to_owned(), "wind".to_owned()];
+        let (code, again) = said(&SimRun { seed: Some(1), commands: Some(commands), without: without.clone(), ..SimRun::default() });
+        assert_eq!((code, again.last().unwrap().ends_with("--without water,wind")), (exit::FAILED, true), "{again:?}");
+        let calm = SimRun { seed: Some(1), without: vec!["fire".to_owned()], ..SimRun::default() };
+        assert_eq!(said(&calm).0, exit::CLEAN);
+        let (code, lines) = said(&SimRun { without: vec!["ice".to_owned()], ..SimRun::default() });
+        assert_eq!(
+            (code, &lines[..]),
+            (exit::CONFIG, &["no group of faults of fakes is called ice; there are fire, water, wind".to_owned()][..])
+        );
     }
 
     #[test]
