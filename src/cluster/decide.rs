@@ -266,7 +266,7 @@ impl Proposer {
                     self.over(Outcome::Chosen(chosen), out);
                 }
             }
-            // Late, or one that takes our topology for none, which it never says of its own epoch's.
+            // Late, or one that takes our topology for none, as a program does that is too old for it.
             _ => {}
         }
     }

@@ -31,7 +31,7 @@ pub mod wire;
 use crate::base::prng::Prng;
 use crate::base::time::{Mono, WallMs};
 use crate::limits::{MEMBERS_MAX, SEEDS_MAX};
-use member::{Address, Digest, Profile, Record, State, Suspecters, Versions};
+use member::{Address, Digest, Profile, Record, State, Suspecters};
 use news::{News, tell_limit};
 use probe::Probe;
 use refusal::{REASONS, Refusal, Refusals};
@@ -372,18 +372,6 @@ impl Gossip {
     /// How often a peer was refused by this node, or this node by a peer, with the names of the reasons.
     pub fn refusals(&self) -> impl Iterator<Item = (&'static str, u64)> {
         REASONS.into_iter().zip(*self.refusals.counts())
-    }
-
-    /// The newest protocol and format version that every member has which did not leave: what may be switched on. `None` where there is
-    /// none in common.
-    pub fn versions_of_all(&self) -> (Option<u16>, Option<u16>) {
-        let others = self.members.values().filter(|member| member.state != State::Left).map(|member| &member.profile);
-        let all = |of: fn(&Profile) -> Versions| {
-            let narrow = |a: Versions, b: Versions| Versions { min: a.min.max(b.min), max: a.max.min(b.max) };
-            let common = others.clone().map(of).fold(of(&self.me.profile), narrow);
-            (common.min <= common.max).then_some(common.max)
-        };
-        (all(|profile| profile.protocol), all(|profile| profile.format))
     }
 
     /// This node has the topology of this epoch now.

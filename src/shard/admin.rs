@@ -102,7 +102,11 @@ impl Shard {
                 // Nothing else is cancelled than what was under way when it was asked for.
                 let meant: Vec<Move> = topology.moving().map(|vnode| Move { vnode, since: topology.epoch_of(vnode) }).collect();
                 let is_meant = |ours: &Topology| !is_cancel || meant.iter().any(|of| is_under_way(ours, of)) || meant.is_empty();
-                let after = self.propose(cluster, |ours| is_meant(ours).then(|| change.clone()), deadline).await?;
+                let change = |ours: &Topology| match is_meant(ours) {
+                    true => cluster.check_newcomer(ours, &change).map(|()| Some(change.clone())),
+                    false => Ok(None),
+                };
+                let after = self.propose(cluster, change, deadline).await?;
                 let moving = after.moving().len();
                 Ok(match moving {
                     _ if is_cancel => format!("epoch {}: what has not moved stays where it is", after.epoch()),
@@ -154,6 +158,19 @@ impl Cluster {
             return Err(format!("`{bad}` is no address of a machine and a port"));
         }
         Ok(change)
+    }
+
+    /// Who is to come knows the cluster's version, as gossip says.
+    fn check_newcomer(&self, ours: &Topology, change: &Change) -> Result<(), String> {
+        let (Change::Join(spec) | Change::Replace { new: spec, .. }) = change else { return Ok(()) };
+        match self.version_of_all([spec.id]) {
+            version if version >= ours.version() => Ok(()),
+            version => Err(format!(
+                "node {} is known to know version {version}, and the cluster is at version {}: start a later program there",
+                spec.id,
+                ours.version()
+            )),
+        }
     }
 
     /// A node that gossip knows and the topology does not.

@@ -141,9 +141,8 @@ impl Cluster {
         node == self.me || self.links.is_reachable(node) && !self.is_known_gone(node)
     }
 
-    /// The newest version that every node of a topology knows, as gossip says; the oldest there is where one is not known to it.
-    pub fn version_of_all(&self, topology: &Topology) -> u16 {
-        let nodes = topology.nodes().iter().map(|node| node.spec.id);
+    /// The newest version that all of these nodes know, as gossip says; the oldest there is where one is not known to it.
+    pub fn version_of_all(&self, nodes: impl IntoIterator<Item = u64>) -> u16 {
         self.members.borrow().version_of_all(nodes).map_or(CLUSTER_VERSION_MIN, |version| version.min(CLUSTER_VERSION))
     }
 

@@ -12,7 +12,7 @@ use super::replicate::refusal_of;
 use super::{Shard, Ticket};
 use crate::base::record::{NamespaceId, Version, core_of};
 use crate::base::time::Mono;
-use crate::cluster::decide::{self, Acceptor, Answer, Ask, Effect, Outcome, Proposer, Register, Step};
+use crate::cluster::decide::{self, Acceptor, Answer, Ask, Effect, Outcome, Proposer, Question, Register, Step};
 use crate::cluster::forget::Marks;
 use crate::cluster::repair_plan::Pair;
 use crate::cluster::takeover::{self, MarksOf, Move, Stage, TakeOver, ready, steward, takers};
@@ -299,7 +299,7 @@ async fn keep_flipping(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
         // What was taken over was so in that move: by the time that the change is decided a vnode may be in another, which nobody has
         // taken over. Where another node was faster, the next look sees what there is to do.
         let still = |ours: &Topology| -> Vec<u32> { moves.iter().filter(|of| is_under_way(ours, of)).map(|of| of.vnode).collect() };
-        let done = |ours: &Topology| Some(Change::MoveDone { vnodes: still(ours) }).filter(|_| !still(ours).is_empty());
+        let done = |ours: &Topology| Ok(Some(Change::MoveDone { vnodes: still(ours) }).filter(|_| !still(ours).is_empty()));
         let _ = shard.propose(cluster, done, shard.io.now().plus(DECIDE_MAX)).await;
         flipped = shard.io.now();
     }
@@ -309,16 +309,14 @@ async fn keep_flipping(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
 async fn keep_raising(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
     while lives(shard) {
         shard.io.sleep(RAISE_EVERY).await;
-        let version = cluster.version_of_all(&cluster.topology());
-        let raise = |ours: &Topology| {
-            let is_of_all = cluster.version_of_all(ours) >= version;
-            Some(Change::Raise { version }).filter(|_| is_of_all && version > ours.version())
-        };
+        let known = |ours: &Topology| cluster.version_of_all(ours.nodes().iter().map(|node| node.spec.id));
+        let version = known(&cluster.topology());
+        let raise = |ours: &Topology| Some(Change::Raise { version }).filter(|_| known(ours) >= version && version > ours.version());
         let is_mine = || steward(&cluster.topology(), |node| cluster.is_alive(node)) == Some(cluster.me);
         if raise(&cluster.topology()).is_none() || !is_mine() {
             continue;
         }
-        match shard.propose(cluster, raise, shard.io.now().plus(DECIDE_MAX)).await {
+        match shard.propose(cluster, |ours| Ok(raise(ours)), shard.io.now().plus(DECIDE_MAX)).await {
             Ok(topology) => shard.node.warn(&format!(
                 "the cluster is at version {} from epoch {} on: every node knows it, and older programs are refused",
                 topology.version(),
@@ -421,13 +419,16 @@ impl Shard {
         if !decide::acceptors(&topology).contains(&cluster.me) && ask.epoch == topology.epoch() {
             return self.refuse_peer(&ticket, Refusal::NotReplica);
         }
-        let follows = |bytes: &[u8]| {
-            let next = topology_codec::decode(bytes);
-            next.is_ok_and(|next| {
-                (next.cluster(), next.vnodes(), next.epoch()) == (topology.cluster(), topology.vnodes(), topology.epoch() + 1)
-            })
+        let next = match &ask.question {
+            Question::Accept { topology } => topology_codec::decode(topology).ok(),
+            Question::Promise => None,
         };
-        let step = cluster.moves.acceptor.borrow_mut().on_ask(topology.epoch(), ask, follows);
+        let next = next
+            .filter(|next| (next.cluster(), next.vnodes(), next.epoch()) == (topology.cluster(), topology.vnodes(), topology.epoch() + 1));
+        if let Some(version) = next.as_ref().map(Topology::version).filter(|version| *version > self.engine.format()) {
+            return self.raise_and_answer(cluster, ticket, (head, ask), version);
+        }
+        let step = cluster.moves.acceptor.borrow_mut().on_ask(topology.epoch(), ask, |_| next.is_some());
         let (register, then) = match step {
             Step::Answer(answer) => return self.answer_move(cluster, &ticket, &MoveMessage::Decided(answer)),
             Step::Persist { register, then } => (register, then),
@@ -445,21 +446,42 @@ impl Shard {
         }
     }
 
+    /// What is accepted may be chosen whatever becomes of this node. So it is bound to the version before it accepts it: under an older
+    /// program it would else vote, by what it has accepted, for what it cannot read.
+    fn raise_and_answer(self: &Rc<Shard>, cluster: &Rc<Cluster>, ticket: Ticket, (head, ask): (Head, Ask), version: u16) {
+        if !self.admit.begin() {
+            return self.refuse_peer(&ticket, Refusal::Overloaded);
+        }
+        let (shard, cluster) = (self.clone(), cluster.clone());
+        drop(self.io.spawn(Class::Foreground, async move {
+            let raised = {
+                let _guard = shard.locks.lock(0).await;
+                shard.engine.raise_format(version).await
+            };
+            match raised {
+                Ok(()) => shard.answer_proposer(&cluster, ticket, head, ask),
+                Err(error) => shard.refuse_peer(&ticket, refusal_of(&error)),
+            }
+            shard.admit.end();
+            shard.settle();
+        }));
+    }
+
     /// Core 0: has a change decided, and tells everybody. Where another change came first, this one is made for what it left: `change` says
-    /// what it is for a topology, none where there is nothing left to change.
+    /// what it is for a topology, none where there is nothing left to change, or why it cannot be.
     ///
     /// # Errors
     /// A sentence.
     pub(super) async fn propose(
         self: &Rc<Shard>,
         cluster: &Rc<Cluster>,
-        change: impl Fn(&Topology) -> Option<Change>,
+        change: impl Fn(&Topology) -> Result<Option<Change>, String>,
         deadline: Mono,
     ) -> Result<Arc<Topology>, String> {
         let deadline = deadline.min(self.io.now().plus(DECIDE_MAX));
         loop {
             let ours = cluster.topology();
-            let Some(change) = change(&ours) else { return Ok(ours) };
+            let Some(change) = change(&ours)? else { return Ok(ours) };
             let proposal = Proposal { cluster: ours.cluster(), vnodes: ours.vnodes(), epoch: ours.epoch(), change };
             let next = ours.apply(&proposal).map_err(|refused| refused.to_string())?;
             let mut bytes = Vec::new();

@@ -8,16 +8,16 @@ use super::cluster::Cluster;
 use super::conn::Conn;
 use super::coordinate::RequestId;
 use super::forget::Verdict;
-use super::session::{Counted, REQUESTS_AHEAD, within};
+use super::session::{Counted, within};
 use super::visit::ANY_NODE;
 use super::{Origin, Shard, Ticket, late};
-use crate::base::record::{Body, Cell, Kind, NAMESPACE_SYSTEM, NamespaceId, Version, token_of};
+use crate::base::record::{Body, Cell, Kind, NAMESPACE_SYSTEM, NamespaceId, Token, Version, token_of};
 use crate::base::time::{Mono, WallMs};
 use crate::cluster::coordinator::Outcome;
 use crate::cluster::gossip::CLUSTER_UNKNOWN;
 use crate::cluster::replica::{Act, Fence, Held, Replica, Side};
 use crate::cluster::topology_codec;
-use crate::engine::{Ahead, Batch, EngineError, KeyRef, Seq};
+use crate::engine::{Batch, EngineError, KeyRef, PREFETCH_MAX, Seq};
 use crate::io::{Class, Parcel, Socket};
 use crate::limits::{
     CHUNK_BYTES, CORE_CONNECTIONS_MAX, DEADLINE_MS_MAX, GOSSIP_CLOCK_MS_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX, KEY_BYTES_MAX,
@@ -563,7 +563,7 @@ fn take_in(shard: &Rc<Shard>, cluster: &Rc<Cluster>, conn: &Rc<Conn>, reader: &m
     let mut frames = reader.feed(chunk);
     loop {
         // As with requests of clients, lookups are prefetched for some questions at a time.
-        let mut ahead = [const { None }; REQUESTS_AHEAD];
+        let mut ahead = [const { None }; PREFETCH_MAX];
         let mut is_sound = true;
         for slot in &mut ahead {
             let Some(frame) = frames.next() else { break };
@@ -574,13 +574,8 @@ fn take_in(shard: &Rc<Shard>, cluster: &Rc<Cluster>, conn: &Rc<Conn>, reader: &m
                 break;
             }
         }
-        let places = ahead.iter().flatten().filter_map(|(_, (_, message))| place_of(message));
-        let mut tokens = [const { None }; REQUESTS_AHEAD];
-        tokens.iter_mut().zip(places).for_each(|(slot, place)| *slot = Some((place.namespace, token_of(place.key))));
-        for step in [Ahead::Index, Ahead::Entry] {
-            tokens.iter().flatten().for_each(|(namespace, token)| shard.engine.prefetch(*namespace, *token, step));
-        }
-        let is_last = ahead[REQUESTS_AHEAD - 1].is_none();
+        shard.engine.prefetch(ahead.iter().flatten().filter_map(|(_, (_, message))| lookup_of(message)));
+        let is_last = ahead[PREFETCH_MAX - 1].is_none();
         for (id, (head, message)) in ahead.into_iter().flatten() {
             conn.begin_request();
             let ticket = Ticket { origin: Origin::Peer(conn.clone()), id };
@@ -599,10 +594,10 @@ fn take_in(shard: &Rc<Shard>, cluster: &Rc<Cluster>, conn: &Rc<Conn>, reader: &m
     }
 }
 
-/// What a question looks up in memory.
-fn place_of<'a>(message: &AnyMessage<'a>) -> Option<Place<'a>> {
+/// The key that a question looks up in memory, for `Engine::prefetch`.
+fn lookup_of(message: &AnyMessage<'_>) -> Option<(NamespaceId, Token)> {
     match message {
-        AnyMessage::Plain(Message::Store { place, .. } | Message::Read { place, .. }) => Some(*place),
+        AnyMessage::Plain(Message::Store { place, .. } | Message::Read { place, .. }) => Some((place.namespace, token_of(place.key))),
         _ => None,
     }
 }

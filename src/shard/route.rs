@@ -7,11 +7,11 @@ use super::gather::{Again, Gather, Values, Whole};
 use super::mailbox::Holds;
 use super::pace::Later;
 use super::perform::{self, ANSWER_BYTES_GUESS, NO_ROOM, multi_get_guess};
-use super::session::{REQUESTS_AHEAD, within};
+use super::session::within;
 use super::{Origin, Shard, Ticket};
-use crate::base::record::{NAMESPACE_SYSTEM, Token, Version, core_of, token_of};
+use crate::base::record::{NAMESPACE_SYSTEM, NamespaceId, Token, Version, core_of, token_of};
 use crate::base::time::Mono;
-use crate::engine::Ahead;
+use crate::engine::PREFETCH_MAX;
 use crate::io::Class;
 use crate::io::signal::Signal;
 use crate::limits::{CHUNK_BYTES, KEY_BYTES_MAX, MULTI_KEYS_MAX, VALUE_BYTES_MAX};
@@ -45,10 +45,11 @@ impl<'a> Asked<'a> {
         self.body.len()
     }
 
-    /// What a lookup in memory will touch begins to load.
-    pub fn prefetch(&self, shard: &Shard, ahead: Ahead) {
-        if let Ok(Request { namespace, command: Command::Get { .. } | Command::Put(_), .. }) = self.request {
-            shard.engine.prefetch(namespace, self.token, ahead);
+    /// The key that will be looked up in memory, for `Engine::prefetch`.
+    pub fn lookup(&self) -> Option<(NamespaceId, Token)> {
+        match self.request {
+            Ok(Request { namespace, command: Command::Get { .. } | Command::Put(_), .. }) => Some((namespace, self.token)),
+            _ => None,
         }
     }
 }
@@ -63,7 +64,7 @@ pub struct Forwarded {
 /// Some of them, whose lookups are prefetched together, as those of a connection are.
 #[derive(Default)]
 pub struct ForwardedBatch {
-    requests: [Option<Forwarded>; REQUESTS_AHEAD],
+    requests: [Option<Forwarded>; PREFETCH_MAX],
     count: usize,
 }
 
@@ -72,7 +73,7 @@ impl ForwardedBatch {
     pub fn add(&mut self, shard: &Rc<Shard>, request: Forwarded) {
         self.requests[self.count] = Some(request);
         self.count += 1;
-        if self.count == REQUESTS_AHEAD {
+        if self.count == PREFETCH_MAX {
             self.carry_out(shard);
         }
     }
@@ -80,11 +81,9 @@ impl ForwardedBatch {
     pub fn carry_out(&mut self, shard: &Rc<Shard>) {
         let requests = &self.requests[..std::mem::take(&mut self.count)];
         let asked = requests.iter().flatten().map(|of| (&of.ticket, Asked::new(of.form, &of.body)));
-        let mut ahead = [const { None }; REQUESTS_AHEAD];
+        let mut ahead = [const { None }; PREFETCH_MAX];
         ahead.iter_mut().zip(asked).for_each(|(slot, asked)| *slot = Some(asked));
-        for step in [Ahead::Index, Ahead::Entry] {
-            ahead.iter().flatten().for_each(|(_, asked)| asked.prefetch(shard, step));
-        }
+        shard.engine.prefetch(ahead.iter().flatten().filter_map(|(_, asked)| asked.lookup()));
         ahead.iter().flatten().for_each(|(ticket, asked)| shard.handle_asked((*ticket).clone(), asked));
     }
 }

@@ -8,7 +8,7 @@ use super::replicate::{self, Greeted, PeerConnection};
 use super::route::Asked;
 use super::{Origin, Shard, Ticket};
 use crate::base::time::Mono;
-use crate::engine::Ahead;
+use crate::engine::PREFETCH_MAX;
 use crate::io::{Class, Io, Listener, Parcel, Socket};
 use crate::limits::{
     CORE_CONNECTIONS_MAX, CORE_UNFINISHED_WAIT_MAX, DEADLINE_MS_DEFAULT, FRAME_BYTES_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX, STALLED_MS_MAX,
@@ -23,9 +23,6 @@ use crate::wire::native::{Form, decode_request, encode_reply, put_goodbye};
 use crate::wire::peer_hello::{self, PeerHello};
 use std::rc::Rc;
 use std::time::Duration;
-
-/// Requests of a pipeline whose lookups are prefetched together.
-pub(super) const REQUESTS_AHEAD: usize = 16;
 
 /// Takes connections in until the shard closes.
 pub async fn listen(shard: Rc<Shard>, listener: Listener) {
@@ -293,7 +290,7 @@ fn carry_out(shard: &Rc<Shard>, conn: &Rc<Conn>, lease: &mut Option<Lease>, fram
     loop {
         let mut at = frames.clone();
         // What a lookup touches is loaded for some requests at a time: a miss costs as much as all else that a small request does.
-        let mut ahead = [const { None }; REQUESTS_AHEAD];
+        let mut ahead = [const { None }; PREFETCH_MAX];
         let mut error = None;
         for slot in &mut ahead {
             match frames.next() {
@@ -302,9 +299,7 @@ fn carry_out(shard: &Rc<Shard>, conn: &Rc<Conn>, lease: &mut Option<Lease>, fram
                 None => break,
             }
         }
-        for step in [Ahead::Index, Ahead::Entry] {
-            ahead.iter().flatten().for_each(|(_, asked)| asked.prefetch(shard, step));
-        }
+        shard.engine.prefetch(ahead.iter().flatten().filter_map(|(_, asked)| asked.lookup()));
         for (id, asked) in ahead.iter().flatten() {
             let bytes = asked.body_bytes();
             if conn.closed.get() {
@@ -321,7 +316,7 @@ fn carry_out(shard: &Rc<Shard>, conn: &Rc<Conn>, lease: &mut Option<Lease>, fram
         }
         match error {
             Some(error) => return Halt::Lost(error),
-            None if ahead[REQUESTS_AHEAD - 1].is_none() => return Halt::End,
+            None if ahead[PREFETCH_MAX - 1].is_none() => return Halt::End,
             None => {}
         }
     }
