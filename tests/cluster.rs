@@ -73,11 +73,11 @@ fn data_of(folder: &Path, at: usize) -> PathBuf {
     folder.join(format!("node{}", at + 1))
 }
 
-fn launch(data: &Path, at: usize, ports: &[u16]) -> Node {
-    launch_program(BINARY, data, at, ports).unwrap_or_else(|ended| panic!("the node ended before it was ready: {ended:?}"))
+fn launch(program: &str, data: &Path, at: usize, ports: &[u16]) -> Node {
+    try_launch(program, data, at, ports).unwrap_or_else(|ended| panic!("node {} ended before it was ready: {ended:?}", at + 1))
 }
 
-fn launch_program(program: &str, data: &Path, at: usize, ports: &[u16]) -> Result<Node, Ended> {
+fn try_launch(program: &str, data: &Path, at: usize, ports: &[u16]) -> Result<Node, Ended> {
     let flags = flags(at, ports);
     Node::try_start_program(program, data, &flags.iter().map(String::as_str).collect::<Vec<_>>())
 }
@@ -88,7 +88,7 @@ impl Cluster {
         let (folder, ports) = (Folder::new(), free_ports(NODES));
         let nodes: Vec<Option<Node>> = thread::scope(|scope| {
             let (data, ports) = (folder.path(), &ports);
-            let started: Vec<_> = (0..NODES).map(|at| scope.spawn(move || launch(&data_of(data, at), at, ports))).collect();
+            let started: Vec<_> = (0..NODES).map(|at| scope.spawn(move || launch(BINARY, &data_of(data, at), at, ports))).collect();
             started.into_iter().map(|node| node.join().ok()).collect()
         });
         assert!(nodes.iter().all(Option::is_some), "not every node starts");
@@ -110,7 +110,11 @@ impl Cluster {
     }
 
     fn restart(&mut self, at: usize) {
-        self.nodes[at] = Some(launch(&self.data(at), at, &self.ports));
+        self.start_as(at, BINARY);
+    }
+
+    fn start_as(&mut self, at: usize, program: &str) {
+        self.nodes[at] = Some(launch(program, &self.data(at), at, &self.ports));
     }
 
     /// A client of one node that tries nothing twice.
@@ -597,8 +601,7 @@ fn nodes_are_upgraded_one_after_another_and_what_is_new_begins_with_the_last() {
         for (step, (at, program)) in steps.into_iter().enumerate() {
             let ended = cluster.nodes[at].take().expect("it runs").stop();
             assert!(ended.code == 0 && !ended.err.contains("malformed"), "{ended:?}");
-            let started = launch_program(program, &cluster.data(at), at, &cluster.ports);
-            cluster.nodes[at] = Some(started.unwrap_or_else(|ended| panic!("step {step}: {ended:?}")));
+            cluster.start_as(at, program);
             cluster.is_whole_again();
             if step + 1 < steps.len() {
                 // Longer than the nodes take to look.
@@ -626,11 +629,11 @@ fn nodes_are_upgraded_one_after_another_and_what_is_new_begins_with_the_last() {
     assert!(acknowledged > 1_000, "{acknowledged}");
     // An older program reads none of it, and is not let in.
     cluster.kill(2);
-    let ended = launch_program(BINARY, &cluster.data(2), 2, &cluster.ports).err().expect("it does not know this version");
+    let ended = try_launch(BINARY, &cluster.data(2), 2, &cluster.ports).err().expect("it does not know this version");
     assert!(ended.code == 5 && ended.err.contains("a data folder of a later version"), "{ended:?}");
     let ended = try_launch_joining(&cluster, 4, &[]).err().expect("it does not know this version");
     assert!(ended.err.contains("the cluster is at version 2, and this program knows version 1"), "{ended:?}");
-    cluster.nodes[2] = launch_program(&next, &cluster.data(2), 2, &cluster.ports).ok();
+    cluster.start_as(2, &next);
     cluster.is_whole_again();
 }
 
