@@ -6,9 +6,11 @@ mod common;
 use common::{BINARY, Ended, Folder, Node, becomes, next_program, run_program};
 use ringkv::base::prng::Prng;
 use ringkv::client::{Client, ClientConfig, ClientError, NamespaceChanges, NamespaceOptions, TimeToLive};
+use ringkv::config::exit;
 use ringkv::io::host::{self, Nudge, nudge};
 use ringkv::wire::command::{Durability, Level, LevelsAsked, PutItem};
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
@@ -338,6 +340,31 @@ fn a_killed_node_is_missed_by_all_alone_and_comes_back() {
 }
 
 /// Runs put and get by turns for so long; from the first to the last instant at which one failed or took over 100 ms, and how many failed.
+#[test]
+fn a_founder_without_its_disk_is_refused_though_nobody_could_tell_it_when_it_started() {
+    let mut cluster = Cluster::start();
+    let mut client = cluster.client(0, Level::Quorum);
+    (0..50u32).for_each(|key| _ = client.put(&key.to_le_bytes(), b"kept").expect("a put"));
+    cluster.kill(2);
+    fs::remove_dir_all(cluster.data(2)).expect("its data goes");
+    let is_refused = |ended: &Ended| ended.code == exit::CONFIG && ended.err.contains("ringkv cluster replace 3 NEW");
+    let ended = try_launch(BINARY, &cluster.data(2), 2, &cluster.ports).err().expect("its folder is empty, and others know the cluster");
+    assert!(is_refused(&ended), "{ended:?}");
+    cluster.kill(0);
+    cluster.kill(1);
+    let alone = launch(BINARY, &cluster.data(2), 2, &cluster.ports);
+    cluster.restart(0);
+    cluster.restart(1);
+    let ended = alone.ends();
+    assert!(is_refused(&ended), "{ended:?}");
+    let mut client = cluster.client(1, Level::Quorum);
+    for key in 0..50u32 {
+        let found =
+            becomes(PATIENCE, || client.get(&key.to_le_bytes()).is_ok_and(|found| found.is_some_and(|found| found.value == b"kept")));
+        assert!(found, "key {key} is lost");
+    }
+}
+
 fn trouble(clients: &mut [Client], seconds: u64) -> (Duration, u32) {
     let (began, mut first, mut last, mut errors) = (Instant::now(), None, Duration::ZERO, 0);
     for number in 0u32.. {

@@ -66,6 +66,8 @@ pub enum Planted {
     AbsentIsVersionZero,
     /// A pending owner takes over without the marks of the old ones.
     FloorNotInherited,
+    /// A founder that comes back without its disk votes.
+    RestoredReplicaVotes,
 }
 
 /// The levels of a request.

@@ -7,9 +7,10 @@
 //! anew. A **proposer** asks a majority to promise, takes over the topology of the highest ballot that any of them had accepted, else its
 //! own, and has a majority accept it. So what is chosen may be another's change; the proposer then makes its own for the epoch behind that.
 //!
-//! A node that lost its disk has forgotten its promises: it must come back under another id (rule M3).
+//! A node that lost its disk has forgotten its promises: it must come back under another id (rule M3). To found a cluster (`topology`) all
+//! founders have to accept, so that each of them can tell ever after that it did (`Acceptor::has_accepted`).
 
-use super::topology::Topology;
+use super::topology::{FOUNDING_EPOCH, Topology};
 use crate::base::codec::{Malformed, Reader, put_bytes};
 use crate::base::time::Mono;
 pub use crate::wire::peer_moves::{Accepted, Answer, Ask, Ballot, Question, Reply};
@@ -92,6 +93,11 @@ impl Acceptor {
     /// With what is durable.
     pub fn new(register: Register) -> Acceptor {
         Acceptor { register }
+    }
+
+    /// It has said yes, durable or about to be, to what follows an epoch.
+    pub fn has_accepted(&self, epoch: u64) -> bool {
+        self.register.epoch == epoch && self.register.accepted.is_some()
     }
 
     /// A proposer's question. `ours` is the node's epoch; `follows` says whether bytes are a topology that may follow it.
@@ -196,8 +202,12 @@ impl Proposer {
         proposer
     }
 
-    fn majority(&self) -> usize {
-        super::quorum::majority(self.acceptors.len())
+    /// How many have to say yes.
+    fn need(&self) -> usize {
+        match self.epoch {
+            FOUNDING_EPOCH => self.acceptors.len(),
+            _ => super::quorum::majority(self.acceptors.len()),
+        }
     }
 
     fn begin(&mut self, now: Mono, out: &mut Vec<Effect>) {
@@ -253,7 +263,7 @@ impl Proposer {
                     self.accepted = accepted;
                 }
                 self.said_yes.insert(node);
-                if self.said_yes.len() >= self.majority() {
+                if self.said_yes.len() >= self.need() {
                     self.phase = Phase::Accepting;
                     self.said_yes.clear();
                     self.ask_all(now, out);
@@ -261,7 +271,7 @@ impl Proposer {
             }
             (Reply::Accepted, Phase::Accepting) if is_current => {
                 self.said_yes.insert(node);
-                if self.said_yes.len() >= self.majority() {
+                if self.said_yes.len() >= self.need() {
                     let chosen = self.chosen().to_vec();
                     self.over(Outcome::Chosen(chosen), out);
                 }
@@ -276,7 +286,7 @@ impl Proposer {
         match self.phase {
             Phase::Over => {}
             _ if now >= self.deadline => {
-                let outcome = Outcome::Silent { answered: self.ever_answered.len(), need: self.majority() };
+                let outcome = Outcome::Silent { answered: self.ever_answered.len(), need: self.need() };
                 self.over(outcome, out);
             }
             Phase::Waiting { until } if now >= until => self.begin(now, out),

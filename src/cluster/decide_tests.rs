@@ -12,8 +12,12 @@ fn spec(id: u64) -> NodeSpec {
     NodeSpec { id, native: address(7400), gossip: address(7490), cores: 1, weight: 1, rack: String::new() }
 }
 
-fn topology(nodes: u64) -> Topology {
+fn founding(nodes: u64) -> Topology {
     Topology::found(1, 16, (1..=nodes).map(spec).collect()).unwrap()
+}
+
+fn topology(nodes: u64) -> Topology {
+    founding(nodes).founded().unwrap()
 }
 
 fn ask(epoch: u64, ballot: Ballot, question: Question) -> Ask {
@@ -65,6 +69,39 @@ fn who_joins_does_not_decide_and_who_leaves_does() {
     assert_eq!(acceptors(&change(&three, Change::Replace { dead: 2, new: spec(4) })), [1, 2, 3]);
     let four = topology(4);
     assert_eq!(acceptors(&change(&four, Change::Leave { node: 2 })), [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_cluster_is_founded_when_every_founder_has_said_yes() {
+    let (founding, mut out, mut chosen) = (founding(3), Vec::new(), 0);
+    let deadline = Mono(0).plus(Duration::from_secs(9));
+    let mut proposer = Proposer::new(Mono(0), (1, 1), &founding, b"founded".to_vec(), deadline, &mut out);
+    let mut acceptors = [const { None::<Acceptor> }; 3];
+    let mut now = Mono(0);
+    // The third founder comes late; the second loses its disk after its yes.
+    for is_third_there in [false, true] {
+        now = now.plus(Duration::from_millis(500));
+        proposer.on_tick(now, &mut out);
+        while let Some(effect) = out.pop() {
+            match effect {
+                Effect::Ask { to: 3, .. } if !is_third_there => {}
+                Effect::Ask { to, ask } => {
+                    let acceptor = acceptors[to as usize - 1].get_or_insert_default();
+                    let (Step::Answer(answer) | Step::Persist { then: answer, .. }) = acceptor.on_ask(1, ask, |_| true);
+                    proposer.on_answer(now, to, answer, 0, &mut out);
+                }
+                Effect::Over(outcome) => {
+                    assert_eq!(outcome, Outcome::Chosen(b"founded".to_vec()));
+                    chosen += 1;
+                }
+                Effect::Correct { .. } => unreachable!("one epoch"),
+            }
+        }
+        assert_eq!(chosen, u32::from(is_third_there), "two of three are not enough");
+    }
+    acceptors[1] = Some(Acceptor::default());
+    let has_said_yes = |acceptor: &Option<Acceptor>| acceptor.as_ref().is_some_and(|acceptor| acceptor.has_accepted(1));
+    assert_eq!(acceptors.each_ref().map(has_said_yes), [true, false, true], "the second can tell that it is not what it was");
 }
 
 /// A message on its way: a proposer's (its number, the acceptor asked) or an acceptor's.
@@ -138,7 +175,7 @@ impl World {
         match flying {
             Flying::Ask(number, to, ask) => {
                 let index = to as usize - 1;
-                match self.acceptors[index].on_ask(1, ask, |_| true) {
+                match self.acceptors[index].on_ask(self.topology.epoch(), ask, |_| true) {
                     Step::Answer(answer) => self.flying.push(Flying::Answer(number, to, answer)),
                     Step::Persist { register, then } => {
                         // It may fall before the register is durable, and then has said nothing.

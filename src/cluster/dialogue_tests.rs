@@ -16,7 +16,7 @@ fn spec(id: u64) -> NodeSpec {
     NodeSpec { id, native: address(7400), gossip: address(7490), cores: 1, weight: 1, rack: String::new() }
 }
 
-fn founded() -> Topology {
+fn listed() -> Topology {
     Topology::found(1, 16, (1..=3).map(spec).collect()).expect("three nodes")
 }
 
@@ -114,7 +114,7 @@ fn end(outcome: &Outcome) -> String {
 
 #[test]
 fn a_dialogue_of_topologies() {
-    let topology = founded();
+    let topology = listed().founded().expect("the first epoch");
     let nodes = (1..=3).map(|node| (node, (topology.epoch(), Acceptor::default()))).collect();
     let mut acceptors = Acceptors { nodes, trace: Trace::default() };
     let (start, deadline) = (Mono(0), Mono(0).plus(Duration::from_secs(10)));
@@ -140,14 +140,14 @@ fn a_dialogue_of_topologies() {
     let mut out = Vec::new();
     let mut second = propose(start, 3, "weight 2 9", &mut out);
     acceptors.run(&mut second, 3, out, &[1], start);
-    acceptors.trace.say("2 and 3 use it; 1 is back at epoch 1 and proposes anew");
+    acceptors.trace.say("2 and 3 use it; 1 is back at epoch 2 and proposes anew");
     for node in [2, 3] {
-        acceptors.nodes.get_mut(&node).expect("a node").0 = 2;
+        acceptors.nodes.get_mut(&node).expect("a node").0 = 3;
     }
     let mut out = Vec::new();
     let mut third = propose(start, 1, "leave 3", &mut out);
     acceptors.run(&mut third, 1, out, &[], start);
-    acceptors.trace.say("3 proposes what follows epoch 2; 2 is away");
+    acceptors.trace.say("3 proposes what follows epoch 3; 2 is away");
     let next = after(&topology, Change::Weight { node: 2, weight: 1 });
     let mut out = Vec::new();
     let mut fourth = Proposer::new(start, (3, 8), &next, b"weight 2 9".to_vec(), deadline, &mut out);
@@ -165,7 +165,7 @@ fn at(clock: u64) -> Version {
 #[test]
 fn a_dialogue_of_moves() {
     let mut trace = Trace::default();
-    let before = founded();
+    let before = listed();
     let pending = after(&before, Change::Join(spec(4)));
     let (of, old) = of_node(&pending, 3, 4).swap_remove(0);
     trace.say(&format!("node 4 joins; vnode {} comes to it from {old:?}", of.vnode));

@@ -7,6 +7,9 @@
 //!
 //! Rule M1's "coordinators of an older epoch are refused" is asked a vnode: a coordinator whose epoch saw this vnode's last change has
 //! the right replicas, whatever else moved since. So a flip disturbs the requests of one vnode, not of all.
+//!
+//! **Founding.** At epoch 1 nobody votes yet. Epoch 2 is the same topology, and it takes the yes of every founder, durable (`decide`). So
+//! from epoch 2 on a founder that knows nothing of its yes has lost its disk, whoever it can ask, and may not vote (M3).
 
 use super::placement::{NOBODY, Owners, Seat, UNOWNED, place};
 use super::quorum::Replicas;
@@ -14,6 +17,9 @@ use crate::base::record::core_of;
 use crate::limits::{
     ADDRESS_BYTES_MAX, CLUSTER_VERSION, CLUSTER_VERSION_MIN, CORES_MAX, NODES_MAX, RACK_BYTES_MAX, RF_MAX, VNODES_MAX, WEIGHT_MAX,
 };
+
+/// That of the founders' list.
+pub const FOUNDING_EPOCH: u64 = 1;
 
 /// What a node says of itself when it joins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +76,8 @@ pub enum Change {
     MoveDone {
         vnodes: Vec<u32>,
     },
+    /// All founders are there: from here on they vote.
+    Found,
     /// Every node knows this version: what needs it is written and said from now on.
     Raise {
         version: u16,
@@ -112,6 +120,8 @@ pub enum Refused {
         ours: u16,
         asked: u16,
     },
+    /// Only what is at its first epoch can be founded.
+    Founded,
     NothingPending,
     NotMoving {
         vnode: u32,
@@ -147,6 +157,7 @@ impl std::fmt::Display for Refused {
             Refused::Epoch { ours, theirs } => write!(f, "the change was made for epoch {theirs}, but the topology is at epoch {ours}"),
             Refused::MovePending { vnodes } => write!(f, "{vnodes} vnodes are still moving; wait for them, or cancel that change"),
             Refused::Version { ours, asked } => write!(f, "the cluster is at version {ours}, and {asked} cannot follow it"),
+            Refused::Founded => f.write_str("the cluster has been founded before"),
             Refused::NothingPending => f.write_str("no change is under way"),
             Refused::NotMoving { vnode } => write!(f, "vnode {vnode} is not moving"),
             Refused::NodeIdTaken { id } => write!(f, "node id {id} is taken"),
@@ -201,8 +212,9 @@ impl Topology {
         specs.sort_by_key(|spec| spec.id);
         let empty = vec![UNOWNED; vnodes as usize];
         // Founders of different versions begin with the same topology.
-        let (version, since) = (CLUSTER_VERSION_MIN, vec![1; vnodes as usize]);
-        let mut topology = Topology { version, cluster, epoch: 1, nodes: Vec::new(), owners: empty, since, pending: Vec::new() };
+        let (version, since) = (CLUSTER_VERSION_MIN, vec![FOUNDING_EPOCH; vnodes as usize]);
+        let mut topology =
+            Topology { version, cluster, epoch: FOUNDING_EPOCH, nodes: Vec::new(), owners: empty, since, pending: Vec::new() };
         for spec in specs {
             topology.admit(&spec, None)?;
             let token_id = spec.id;
@@ -217,6 +229,28 @@ impl Topology {
         let owners = vec![UNOWNED; vnodes as usize];
         let (version, since) = (CLUSTER_VERSION_MIN, vec![0; vnodes as usize]);
         Topology { version, cluster, epoch: 0, nodes: Vec::new(), owners, since, pending: Vec::new() }
+    }
+
+    /// All founders have said yes to it: it votes. Before that there is nothing that could be lost.
+    pub fn is_founded(&self) -> bool {
+        self.epoch > FOUNDING_EPOCH
+    }
+
+    /// What follows the founders' list when all of them are there.
+    pub fn founded(&self) -> Result<Topology, Refused> {
+        let Topology { cluster, epoch, .. } = *self;
+        self.apply(&Proposal { cluster, vnodes: self.vnodes(), epoch, change: Change::Found })
+    }
+
+    /// Whether `me`, which comes from this topology to a newer one, has been there before and forgotten it, so that what it once
+    /// acknowledged may be gone (M3): a founder that knows nothing of its yes to the founding (`said_yes`), or the owner of a vnode that
+    /// it neither owned nor was to take over. Nobody comes to a vnode but by having taken it over. `rf`: the replicas that move.
+    pub fn has_forgotten(&self, newer: &Topology, (me, rf): (u64, usize), said_yes: bool) -> bool {
+        let founded_it = !self.is_founded() && newer.is_founded() && self.index_of(me).is_some();
+        let is_me = |index: u16| self.nodes[usize::from(index)].spec.id == me;
+        let had_part = |vnode| self.epoch > 0 && self.replicas(vnode, rf).everybody().any(is_me);
+        let is_strange = |vnode: u32| newer.owns(me, vnode, rf) && !had_part(vnode);
+        (founded_it && !said_yes) || (0..newer.vnodes()).any(is_strange)
     }
 
     /// What may be kept and said: no node needs less.
@@ -309,6 +343,8 @@ impl Topology {
         match &proposal.change {
             Change::MoveDone { vnodes } => next.flip(vnodes)?,
             Change::Raise { version } => next.raise(*version)?,
+            Change::Found if self.is_founded() => return Err(Refused::Founded),
+            Change::Found => {}
             Change::Cancel if self.pending.is_empty() => return Err(Refused::NothingPending),
             Change::Cancel => next.cancel(),
             _ if !self.pending.is_empty() => return Err(Refused::MovePending { vnodes: self.pending.len() }),

@@ -195,6 +195,7 @@ fn every_refusal_is_typed_and_said_in_a_sentence() {
         (apply(&pending, Change::Leave { node: 1 }), Refused::MovePending { vnodes: pending.moving().len() }),
         (apply(&topology, Change::Raise { version: 1 }), Refused::Version { ours: 1, asked: 1 }),
         (apply(&topology, Change::Raise { version: CLUSTER_VERSION + 1 }), Refused::Version { ours: 1, asked: CLUSTER_VERSION + 1 }),
+        (apply(&topology.founded().unwrap(), Change::Found), Refused::Founded),
         (apply(&founded(1), Change::Leave { node: 1 }), Refused::NobodyLeft),
         (apply(&founded(1), Change::Weight { node: 1, weight: 0 }), Refused::NobodyLeft),
     ];
@@ -206,6 +207,37 @@ fn every_refusal_is_typed_and_said_in_a_sentence() {
     let many = (1..=NODES_MAX as u64).map(|id| NodeSpec { native: format!("n{id}:1"), gossip: format!("n{id}:2"), ..spec(id) }).collect();
     let full = Topology::found(CLUSTER, VNODES, many).unwrap();
     assert_eq!(apply(&full, Change::Join(spec(5000))), Err(Refused::TooManyNodes));
+}
+
+#[test]
+fn whoever_forgot_what_it_had_is_known_by_what_it_knows() {
+    let list = founded(3);
+    let founded = list.founded().unwrap();
+    assert_eq!((list.is_founded(), founded.is_founded(), founded.epoch()), (false, true, 2));
+    assert_eq!(Topology { epoch: 1, ..founded.clone() }, list);
+    let joining = apply(&founded, Change::Join(spec(4))).unwrap();
+    let joined = settled(&joining);
+    let unknown = Topology::unknown(CLUSTER, VNODES);
+    for (before, newer, me, said_yes, forgotten) in [
+        (&list, &founded, 1, true, false),
+        (&list, &founded, 1, false, true),
+        // However long it was away.
+        (&list, &joined, 2, true, false),
+        (&list, &joined, 2, false, true),
+        (&founded, &joined, 2, false, false),
+        // Who joins has to have been there when vnodes began to come.
+        (&founded, &joining, 4, false, false),
+        (&joining, &joined, 4, false, false),
+        (&founded, &joined, 4, false, true),
+        (&list, &joined, 4, false, true),
+        (&unknown, &joined, 4, false, true),
+        (&unknown, &joining, 4, false, false),
+        (&unknown, &joined, 5, false, false),
+        (&unknown, &list, 5, false, false),
+    ] {
+        let why = format!("{me} from epoch {} to {}, said yes: {said_yes}", before.epoch(), newer.epoch());
+        assert_eq!(before.has_forgotten(newer, (me, 3), said_yes), forgotten, "{why}");
+    }
 }
 
 #[cfg(feature = "next-version")]

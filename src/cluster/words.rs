@@ -165,6 +165,22 @@ fn bar(done: usize, all: usize) -> String {
     format!("[{}{}] {} %", "#".repeat(filled), ".".repeat(BAR_CHARS - filled), (done * 100).checked_div(all).unwrap_or(0))
 }
 
+/// Why a founder whose folder began anew is not let in again (rule M3).
+pub fn lost_disk(node: u64, epoch: u64) -> String {
+    format!(
+        "node-id {node}: the data folder began anew, and the cluster is at epoch {epoch}, so what this node held is lost: start it under \
+         another id with --join and --standby, and say: ringkv cluster replace {node} NEW"
+    )
+}
+
+/// Why a cluster that is not founded does nothing yet.
+pub fn waits_for_founders(topology: &Topology, me: u64, is_there: impl Fn(u64) -> bool) -> String {
+    let away = topology.nodes().iter().map(|node| node.spec.id).filter(|node| *node != me && !is_there(*node));
+    let away: Vec<String> = away.map(|node| node.to_string()).collect();
+    let who = if away.is_empty() { String::new() } else { format!("; not seen: {}", away.join(", ")) };
+    format!("the cluster waits until all its founders are there at once{who}")
+}
+
 /// A table of the nodes, and a bar while something moves.
 pub fn status(topology: &Topology, rf: usize, me: u64, is_there: impl Fn(u64) -> bool) -> String {
     let nodes = topology.nodes();
@@ -217,6 +233,7 @@ pub fn status(topology: &Topology, rf: usize, me: u64, is_there: impl Fn(u64) ->
     text.push_str(&table(&rows));
     match progress(topology) {
         Some((done, all)) => _ = writeln!(text, "moving: {done} of {all} vnodes {}", bar(done, all)),
+        None if !topology.is_founded() => _ = writeln!(text, "{}", waits_for_founders(topology, me, is_there)),
         None => text.push_str("nothing moves\n"),
     }
     text
@@ -279,10 +296,13 @@ mod tests {
 
     #[test]
     fn status_and_plan_are_tables_and_a_move_has_a_bar() {
-        let founded = Topology::found(0xC1, 16, (1..=3).map(spec).collect()).unwrap();
+        let list = Topology::found(0xC1, 16, (1..=3).map(spec).collect()).unwrap();
+        let waits = status(&list, 3, 1, |node| node != 3);
+        assert!(waits.ends_with("waits until all its founders are there at once; not seen: 3\n"), "{waits}");
+        let founded = list.founded().unwrap();
         let proposal = |topology: &Topology, change| Proposal { cluster: 0xC1, vnodes: 16, epoch: topology.epoch(), change };
         let still = status(&founded, 3, 1, |node| node != 3);
-        assert!(still.ends_with("nothing moves\n") && still.contains("cluster 00000000000000c1, epoch 1, 16 vnodes, version 1"), "{still}");
+        assert!(still.ends_with("nothing moves\n") && still.contains("cluster 00000000000000c1, epoch 2, 16 vnodes, version 1"), "{still}");
         assert!(still.lines().any(|line| line.starts_with("3 ") && line.contains(" no ")), "{still}");
         let join = proposal(&founded, Change::Join(spec(4)));
         let planned = plan(&founded.plan(&join, 3).unwrap());

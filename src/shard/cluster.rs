@@ -21,6 +21,7 @@ use crate::cluster::gossip::member::Profile;
 use crate::cluster::gossip::wire::Key;
 use crate::cluster::topology::{NodeSpec, Topology};
 use crate::cluster::topology_codec;
+use crate::cluster::words;
 use crate::io::SocketAddr;
 use crate::limits::{CLUSTER_VERSION, CLUSTER_VERSION_MIN, GATHERED_SHARE, REPAIR_SHARE, RF_DEFAULT};
 use crate::wire::peer::Head;
@@ -76,6 +77,12 @@ pub struct Cluster {
     /// As gossip said last.
     members: RefCell<Arc<Members>>,
     seen_members: Cell<u64>,
+}
+
+/// Why node `me` may not go on from one topology to a newer one.
+pub(super) fn lost_disk(before: &Topology, newer: &Topology, me: u64, said_yes: bool, planted: Option<Planted>) -> Option<String> {
+    let has_forgotten = before.has_forgotten(newer, (me, RF_DEFAULT), said_yes);
+    (has_forgotten && planted != Some(Planted::RestoredReplicaVotes)).then(|| words::lost_disk(me, newer.epoch()))
 }
 
 impl Cluster {
@@ -154,6 +161,12 @@ impl Cluster {
             NodeSpec { id: member.node, native, gossip, cores: *cores, weight: *weight, rack }
         };
         self.members.borrow().list().iter().filter(|member| member.state.is_live()).map(spec).collect()
+    }
+
+    /// Why this node may not go on to a newer topology: it has lost what it had (rule M3).
+    pub fn has_lost_its_disk(&self, newer: &Topology) -> Option<String> {
+        let ours = self.topology();
+        lost_disk(&ours, newer, self.me, self.moves.has_accepted(ours.epoch()), self.planted)
     }
 
     /// Replicas of a namespace. All have the same number so far.

@@ -4,14 +4,15 @@
 //! Both are values with an order (epoch, version); the newer one wins wherever two meet. Core 0 of each node compares its namespaces with
 //! every other node's once in a while, so a node that was away when they changed gets them when it is back.
 
-use super::cluster::{Cluster, ClusterPlan};
+use super::cluster::{Cluster, ClusterPlan, lost_disk};
 use super::mailbox::Mail;
 use super::namespaces::NamespaceTable;
 use super::peers::At;
+use super::start::StartFailure;
 use super::{Shard, Ticket, perform};
 use crate::base::record::{NAMESPACE_SYSTEM, Version};
 use crate::base::time::Mono;
-use crate::cluster::decide::Register;
+use crate::cluster::decide::{Acceptor, Register};
 use crate::cluster::topology::Topology;
 use crate::cluster::topology_codec::{self, DecodeError};
 use crate::engine::{Batch, Engine, EngineError, KeyRef, Seq};
@@ -41,30 +42,40 @@ fn corrupt(what: &str, error: &dyn std::fmt::Display) -> EngineError {
     EngineError::Corrupt { file: what.to_owned(), offset: 0, what: error.to_string() }
 }
 
-/// The topology as stored, or the one that the node was told at its start, where that is newer or nothing is stored: it is then. None where
-/// there is neither.
+/// The topology as stored, or the one that the node was told at its start, where that is newer or nothing is stored: it is then. Beside it
+/// what the node has promised and accepted of the next.
 ///
 /// # Errors
-/// Of the disk; `Corrupt` where what is stored is no topology.
-pub async fn load_topology(engine: &Engine, plan: &ClusterPlan, now_ms: u64) -> Result<Option<Topology>, EngineError> {
-    if let Some(value) = engine.read_value(key_of(TOPOLOGY_KEY), now_ms).await? {
-        let stored = topology_codec::decode(&value.bytes).map_err(|error| corrupt("the topology", &error))?;
-        if stored.epoch() >= plan.founding.epoch() {
-            return Ok(Some(stored));
-        }
+/// Of the disk; `Corrupt` where what is stored is no topology or no register; `Contradiction` where there is no topology at all, or one
+/// that says that the node has lost what it had.
+pub async fn load(engine: &Engine, plan: &ClusterPlan, now_ms: u64) -> Result<(Topology, Register), StartFailure> {
+    let register = load_register(engine, now_ms).await?;
+    let (told, stored) = (&plan.founding, engine.read_value(key_of(TOPOLOGY_KEY), now_ms).await?);
+    let decode = |bytes: &[u8]| topology_codec::decode(bytes).map_err(|error| corrupt("the topology", &error));
+    let stored = stored.map(|value| decode(&value.bytes)).transpose()?;
+    let before = stored.unwrap_or_else(|| Topology::unknown(told.cluster(), told.vnodes()));
+    if before.epoch() == 0 && told.epoch() == 0 {
+        let why = "join: none of these nodes tells the cluster's topology, and the data folder has none yet";
+        return Err(StartFailure::Contradiction(why.to_owned()));
     }
-    if plan.founding.epoch() == 0 {
-        return Ok(None);
+    if before.epoch() >= told.epoch() {
+        return Ok((before, register));
     }
-    store_topology(engine, &plan.founding, now_ms).await?;
-    Ok(Some(plan.founding.clone()))
+    let said_yes = Acceptor::new(register.clone()).has_accepted(before.epoch());
+    if told.is_founded()
+        && let Some(why) = lost_disk(&before, told, plan.node, said_yes, plan.planted)
+    {
+        return Err(StartFailure::Contradiction(why));
+    }
+    store_topology(engine, told, now_ms).await?;
+    Ok((told.clone(), register))
 }
 
 /// What this node has promised and accepted; nothing where it never was asked.
 ///
 /// # Errors
 /// Of the disk; `Corrupt` where what is stored is no register.
-pub async fn load_register(engine: &Engine, now_ms: u64) -> Result<Register, EngineError> {
+async fn load_register(engine: &Engine, now_ms: u64) -> Result<Register, EngineError> {
     match engine.read_value(key_of(DECISION_KEY), now_ms).await? {
         Some(value) => Register::decode(&value.bytes).map_err(|error| corrupt("what was promised of the next topology", &error)),
         None => Ok(Register::default()),
@@ -153,6 +164,10 @@ impl Shard {
         if topology.epoch() <= cluster.epoch() {
             return true;
         }
+        if let Some(why) = cluster.has_lost_its_disk(topology) {
+            self.end_for(why);
+            return false;
+        }
         if let Err(error) = store_topology(&self.engine, topology, self.io.wall_ms()).await {
             self.node.warn(&format!("the topology of epoch {} cannot be stored: {error}", topology.epoch()));
             return false;
@@ -163,6 +178,17 @@ impl Shard {
         self.learn_topology(topology);
         self.settle();
         true
+    }
+
+    /// Core 0: the node does not go on, and its process says why.
+    fn end_for(&self, why: String) {
+        *self.ends_for.borrow_mut() = Some(why);
+        self.node.stop();
+        // They look at the flag when something comes.
+        (0..self.mailbox.cores())
+            .filter(|&core| core != usize::from(self.core()))
+            .for_each(|core| self.mailbox.send(core, Mail::CompareAnew));
+        self.mailbox.wake();
     }
 
     /// Namespaces from another node: stored, and told to all cores, if they are newer.

@@ -90,6 +90,8 @@ pub struct Shard {
     /// The oldest write that was acknowledged before it was durable, and when.
     ahead: Cell<(Seq, Mono)>,
     dirty: RefCell<Vec<Rc<Conn>>>,
+    /// Why the node does not go on.
+    ends_for: RefCell<Option<String>>,
     closing: Cell<bool>,
     connections: Cell<usize>,
     /// Connections that are served here, to be let go at the end.

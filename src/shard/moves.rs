@@ -18,6 +18,7 @@ use crate::cluster::repair_plan::Pair;
 use crate::cluster::takeover::{self, MarksOf, Move, Stage, TakeOver, ready, steward, takers};
 use crate::cluster::topology::{Change, Proposal, Topology};
 use crate::cluster::topology_codec;
+use crate::cluster::words;
 use crate::engine::store_marks::VnodeMarks;
 use crate::io::Class;
 use crate::io::signal::{Signal, race};
@@ -32,6 +33,9 @@ use std::time::Duration;
 
 /// Between two looks at what is to be taken over, where there was nothing to do or nobody there to do it with.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How often a node looks whether all founders are there, and after how long it says which it waits for.
+const FOUND_EVERY: Duration = Duration::from_millis(20);
+const FOUND_SAID_AFTER: Duration = Duration::from_secs(3);
 /// How often the steward looks whether all nodes know a newer version.
 const RAISE_EVERY: Duration = Duration::from_secs(1);
 /// Vnodes that a core takes over at a time.
@@ -65,6 +69,11 @@ impl Moves {
     /// What was promised and accepted before.
     pub fn set_register(&self, register: Register) {
         *self.acceptor.borrow_mut() = Acceptor::new(register);
+    }
+
+    /// This node has said yes to what follows an epoch.
+    pub fn has_accepted(&self, epoch: u64) -> bool {
+        self.acceptor.borrow().has_accepted(epoch)
     }
 
     /// Cells of the vnode are taken and shown; false while the node has yet to learn what the old owners may have forgotten.
@@ -128,6 +137,8 @@ pub fn start(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
     if shard.core() == 0 {
         let (flipping, ours) = (shard.clone(), cluster.clone());
         drop(shard.io.spawn(Class::Background, async move { keep_flipping(&flipping, &ours).await }));
+        let (founding, ours) = (shard.clone(), cluster.clone());
+        drop(shard.io.spawn(Class::Background, async move { found(&founding, &ours).await }));
         let (raising, ours) = (shard.clone(), cluster.clone());
         drop(shard.io.spawn(Class::Background, async move { keep_raising(&raising, &ours).await }));
         if shard.node.asks_in() {
@@ -305,6 +316,35 @@ async fn keep_flipping(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
     }
 }
 
+/// Until the cluster is founded: the steward has it founded when all founders are there; the others ask whether it has happened.
+async fn found(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
+    let began = shard.io.now();
+    while lives(shard) && !cluster.topology().is_founded() {
+        let topology = cluster.topology();
+        let founders = decide::acceptors(&topology);
+        match steward(&topology, |node| cluster.is_alive(node)) == Some(cluster.me) {
+            true if founders.iter().all(|node| *node == cluster.me || cluster.is_alive(*node)) => {
+                let found = |ours: &Topology| Ok((!ours.is_founded()).then_some(Change::Found));
+                if let Ok(topology) = shard.propose(cluster, found, shard.io.now().plus(DECIDE_MAX)).await {
+                    return shard.node.warn(&format!("the cluster is founded, with {} nodes", topology.nodes().len()));
+                }
+            }
+            true => {}
+            false => {
+                if let Some(other) = shard.any_other(cluster) {
+                    shard.fetch_topology(cluster, other);
+                    shard.settle();
+                }
+            }
+        }
+        if shard.io.now().since(began) >= FOUND_SAID_AFTER {
+            let why = || words::waits_for_founders(&topology, cluster.me, |node| cluster.is_alive(node));
+            shard.notice(0, "founders", why);
+        }
+        shard.io.sleep(FOUND_EVERY).await;
+    }
+}
+
 /// The steward's other work: what all nodes know, the dead among them by what was last known, is switched on.
 async fn keep_raising(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
     while lives(shard) {
@@ -425,6 +465,8 @@ impl Shard {
         };
         let next = next
             .filter(|next| (next.cluster(), next.vnodes(), next.epoch()) == (topology.cluster(), topology.vnodes(), topology.epoch() + 1));
+        // What founds a cluster is the same whoever proposes it.
+        let next = next.filter(|next| topology.is_founded() || topology.founded().is_ok_and(|founded| founded == *next));
         if let Some(version) = next.as_ref().map(Topology::version).filter(|version| *version > self.engine.format()) {
             return self.raise_and_answer(cluster, ticket, (head, ask), version);
         }
@@ -482,6 +524,9 @@ impl Shard {
         loop {
             let ours = cluster.topology();
             let Some(change) = change(&ours)? else { return Ok(ours) };
+            if !ours.is_founded() && change != Change::Found {
+                return Err(words::waits_for_founders(&ours, cluster.me, |node| cluster.is_alive(node)));
+            }
             let proposal = Proposal { cluster: ours.cluster(), vnodes: ours.vnodes(), epoch: ours.epoch(), change };
             let next = ours.apply(&proposal).map_err(|refused| refused.to_string())?;
             let mut bytes = Vec::new();

@@ -294,7 +294,7 @@ impl Shard {
             me: cluster.me,
             topology,
             rf: cluster.rf(namespace),
-            votes: true,
+            votes: topology.is_founded(),
             clock,
             now_ms: self.io.wall_ms(),
             planted: cluster.planted,

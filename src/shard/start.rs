@@ -118,6 +118,11 @@ impl NodeInfo {
         }
     }
 
+    /// Every core ends as when it is told to.
+    pub fn stop(&self) {
+        self.plan.stop.store(true, Ordering::Release);
+    }
+
     /// The port of the native protocol.
     pub fn port(&self) -> u16 {
         self.plan.port.load(Ordering::Relaxed)
@@ -217,7 +222,7 @@ pub async fn run(io: Io, ends: MailboxEnds, plan: Arc<Plan>) -> Result<(), Start
     if let Err(error) = shard.engine.close().await {
         plan.board.stopped(shard.core(), &error.to_string());
     }
-    Ok(())
+    shard.ends_for.take().map_or(Ok(()), |why| Err(StartFailure::Contradiction(why)))
 }
 
 /// The data folder's layout; an empty folder becomes a node's with names of its own.
@@ -265,10 +270,8 @@ async fn open(io: &Io, mailbox: &Rc<Mailbox>, plan: &Arc<Plan>) -> Result<Rc<Sha
         let table = load_namespaces(&shard, plan.durability).await?;
         shard.publish_namespaces(Arc::new(table));
         if let Some(cluster) = &plan.cluster {
-            let topology = decisions::load_topology(&shard.engine, cluster, shard.io.wall_ms()).await?;
-            let why = "join: none of these nodes tells the cluster's topology, and the data folder has none yet";
-            let topology = Arc::new(topology.ok_or_else(|| StartFailure::Contradiction(why.to_owned()))?);
-            let register = decisions::load_register(&shard.engine, shard.io.wall_ms()).await?;
+            let (topology, register) = decisions::load(&shard.engine, cluster, shard.io.wall_ms()).await?;
+            let topology = Arc::new(topology);
             shard.cluster.iter().for_each(|cluster| cluster.moves.set_register(register.clone()));
             others.clone().for_each(|core| mailbox.send(core, Mail::Topology(topology.clone())));
             shard.learn_topology(&topology);
@@ -387,6 +390,7 @@ fn assemble(
         commits: RefCell::default(),
         ahead: Cell::default(),
         dirty: RefCell::default(),
+        ends_for: RefCell::default(),
         closing: Cell::new(false),
         connections: Cell::new(0),
         open: RefCell::default(),

@@ -17,6 +17,7 @@
 use super::agree::{AGREE_MAX, all_agree};
 use super::buried::{all_absent, delete_all, fill};
 use super::checker::{Checker, Span};
+use super::fates::{Fates, draw_latencies};
 use super::final_look::Quiet;
 use super::operator::{self, Operator};
 use super::scenario::small_engine;
@@ -89,7 +90,12 @@ pub const FAULTS_WANTED: &[&str] = &[
     operator::FELL_MEANWHILE,
     operator::CUT_MEANWHILE,
     operator::MOVERS_CUT,
+    operator::DISK_LOST,
+    REFUSED,
 ];
+
+/// A node whose disk was lost was started on an empty one, and ended by itself.
+const REFUSED: &str = "node without its data refused";
 
 /// A shard whose disk failed stops, and its node with it.
 const SHARD_STOPPED: &str = "shard stopped by its disk";
@@ -119,7 +125,7 @@ pub struct FaultSet {
 
 /// How fast time passes for those who forget. A session's f lies behind every clock, and behind what clients may still be waiting for.
 #[derive(Clone, Copy, Debug)]
-struct Pace {
+pub(super) struct Pace {
     /// How far clocks lie apart at most.
     skew_ms: u64,
     lag_ms: u64,
@@ -127,7 +133,7 @@ struct Pace {
     /// A session takes so long.
     dwell: Duration,
     /// Something fails in one of so many turns.
-    fails_one_in: u64,
+    pub fails_one_in: u64,
     thought_us_max: u64,
 }
 
@@ -135,7 +141,7 @@ impl Pace {
     fn draw(prng: &mut Prng) -> Pace {
         let (is_slow, dwell) = (prng.one_in(3), Duration::from_millis(prng.below(2) * prng.below(300)));
         // A node that falls is away for a second or two, and without it nothing is forgotten.
-        let (fails_one_in, thought_us_max) = if prng.one_in(2) { (15, 20_000) } else { (80, 150_000) };
+        let (fails_one_in, thought_us_max) = if prng.one_in(2) { (10, 20_000) } else { (50, 150_000) };
         let lag_ms = if is_slow { prng.between(700, 1_500) } else { prng.between(110, 250) };
         let (skew_ms, patience) = if is_slow { (300, REQUEST_PATIENCE) } else { (40, Duration::from_millis(400)) };
         Pace { skew_ms, lag_ms, patience, dwell, fails_one_in, thought_us_max }
@@ -151,7 +157,7 @@ impl Pace {
 pub(super) struct Life {
     pub plan: Arc<Plan>,
     tasks: Vec<Task<Result<(), StartFailure>>>,
-    ready: Arc<AtomicBool>,
+    pub ready: Arc<AtomicBool>,
     _wakers: Wakers,
 }
 
@@ -160,6 +166,8 @@ pub(super) struct Node {
     pub cores: u16,
     hash_seed: u64,
     pub life: Option<Life>,
+    /// How many disks it has lost; it has voted on the first.
+    pub disks_lost: u32,
     /// It is down until then.
     pub back_at: Option<Mono>,
     /// It fell for good.
@@ -167,16 +175,16 @@ pub(super) struct Node {
     /// It is, or was, or is to be, one of the cluster's.
     pub was_member: bool,
     /// Its disk is full, or fails, until then.
-    sick_until: Option<Mono>,
+    pub sick_until: Option<Mono>,
     /// Its disk has failed in this life.
-    had_errors: bool,
+    pub had_errors: bool,
 }
 
 /// A cut link, until when.
-struct Cut {
-    from: usize,
-    to: usize,
-    until: Mono,
+pub(super) struct Cut {
+    pub from: usize,
+    pub to: usize,
+    pub until: Mono,
 }
 
 pub(super) struct Run {
@@ -194,8 +202,9 @@ pub(super) struct Run {
     shared: Rc<Shared>,
     outcome: Outcome,
     drawn: Faults,
-    cuts: Vec<Cut>,
-    pace: Pace,
+    pub(super) cuts: Vec<Cut>,
+    pub(super) pace: Pace,
+    pub(super) fates: Fates,
     /// Every flush is merged with all that there is.
     is_merging_often: bool,
 }
@@ -261,6 +270,7 @@ impl Run {
                 cores,
                 hash_seed: prng.next_u64(),
                 life: None,
+                disks_lost: 0,
                 back_at: None,
                 is_dead: false,
                 was_member: number < count,
@@ -278,11 +288,8 @@ impl Run {
         };
         let specs: Vec<NodeSpec> = nodes.iter().enumerate().map(spec).collect();
         let founding = Topology::found(CLUSTER, VNODES, specs[..count].to_vec()).expect("a sound cluster");
-        let mut drawn = if setup.faults.slow && prng.one_in(2) { Faults::rough() } else { Faults::default() };
-        if setup.faults.network {
-            drawn.chunk_one_in = prng.between(2, 20);
-            drawn.reset_one_in = if prng.one_in(2) { 3_000 } else { 0 };
-        }
+        let fates = Fates::draw(&mut prng, &setup.faults);
+        let drawn = draw_latencies(&mut prng, &setup.faults);
         let shared = shared_of(&setup, &world, &nodes, pace, &mut prng);
         let outcome = Outcome { seed: setup.seed, ..Outcome::default() };
         let (is_eager, is_merging_often) = (prng.one_in(2), !prng.one_in(3));
@@ -302,6 +309,7 @@ impl Run {
             drawn,
             cuts: Vec::new(),
             pace,
+            fates,
             is_merging_often,
         }
     }
@@ -408,7 +416,7 @@ impl Run {
             late: Some(LATE),
         };
         Plan {
-            data: PathBuf::from("/data"),
+            data: PathBuf::from(format!("/data{}", self.nodes[node].disks_lost)),
             listen: address(machine),
             host: World::ip(machine).to_string(),
             cores,
@@ -451,7 +459,7 @@ impl Run {
     }
 
     /// Nodes that fell at a disk operation are noticed; those whose time has come are started.
-    fn look_after_nodes(&mut self) {
+    pub(super) fn look_after_nodes(&mut self) {
         let now = self.world.now();
         for node in 0..self.nodes.len() {
             let machine = self.nodes[node].machine;
@@ -462,11 +470,14 @@ impl Run {
             if self.nodes[node].life.is_some() && self.world.cores(machine) == 0 {
                 let tasks = self.nodes[node].life.take().map(|life| life.tasks).unwrap_or_default();
                 let why = tasks.into_iter().filter_map(|task| task.take_result()).find_map(Result::err);
-                self.fail(format!(
-                    "node {} ended by itself: {}",
-                    node + 1,
-                    why.map_or_else(|| "no reason".to_owned(), |why| why.to_string())
-                ));
+                let why = why.map_or_else(|| "no reason".to_owned(), |why| why.to_string());
+                if self.nodes[node].disks_lost == 0 {
+                    return self.fail(format!("node {} ended by itself: {why}", node + 1));
+                }
+                self.note(format!("node {} ends, which lost its disk: {why}", node + 1));
+                self.happened(REFUSED);
+                // Its place is another's from now on.
+                (self.nodes[node].is_dead, self.nodes[node].back_at) = (true, None);
             }
             if self.nodes[node].sick_until.is_some_and(|until| until <= now) {
                 self.cure(node);
@@ -491,7 +502,7 @@ impl Run {
         }
     }
 
-    fn fell(&mut self, node: usize) {
+    pub(super) fn fell(&mut self, node: usize) {
         let away = Duration::from_millis(if self.prng.one_in(3) { self.prng.between(500, 3_000) } else { self.prng.between(1, 300) });
         self.outcome.crashes += 1;
         self.count_meanwhile(node, operator::FELL_MEANWHILE);
@@ -515,122 +526,6 @@ impl Run {
         for (what, figure) in [(FLOORS, "forget_floors_total"), (FORGOTTEN, "forgotten_total")] {
             *self.outcome.counts.entry(what).or_default() += self.figure(node, figure);
         }
-    }
-
-    // Faults.
-
-    fn disturb(&mut self) {
-        let faults = self.setup.faults;
-        if faults.moves && faults.cut && self.prng.one_in(6) {
-            self.cut_movers();
-        }
-        if faults.moves && self.is_eager && self.prng.one_in(6) {
-            self.order_something();
-        }
-        let count = self.nodes.len() as u64;
-        let (one, other) = (self.prng.below(count) as usize, self.prng.below(count) as usize);
-        let fate = self.prng.below(8 * self.pace.fails_one_in);
-        match fate {
-            0 if faults.crash => self.fall(one, fate),
-            1 if faults.crash => self.fall(one, fate),
-            2 if faults.crash && self.nodes[one].life.is_some() => {
-                let site = [CrashSite::Before, CrashSite::During, CrashSite::After][self.prng.below(3) as usize];
-                let at = self.world.disk_ops(self.nodes[one].machine) + self.prng.between(1, 200);
-                self.world.crash_at_op(self.nodes[one].machine, at, site);
-            }
-            3 if faults.crash && self.prng.one_in(4) => {
-                self.note("the power of all nodes fails");
-                (0..self.nodes.len()).for_each(|node| self.fall(node, 0));
-            }
-            4 if faults.cut && one != other => {
-                self.cut(one, other);
-                self.happened("link cut one way");
-            }
-            5 if faults.cut && one != other => {
-                self.cut(one, other);
-                self.cut(other, one);
-                self.happened("link cut both ways");
-            }
-            6 if faults.cut => {
-                self.note(format!("node {} is cut off", one + 1));
-                self.count_meanwhile(one, operator::CUT_MEANWHILE);
-                for other in (0..self.nodes.len()).filter(|other| *other != one) {
-                    self.cut(one, other);
-                    self.cut(other, one);
-                }
-                self.happened("node cut off");
-            }
-            7 if faults.network && one != other => {
-                self.world.reset_connections(self.nodes[one].machine, self.nodes[other].machine);
-            }
-            8..14 if faults.moves => self.order_something(),
-            14 if faults.full => self.sicken(one, Self::fill_disk),
-            15 if faults.errors => self.sicken(one, Self::break_disk),
-            _ => {}
-        }
-    }
-
-    fn fall(&mut self, node: usize, fate: u64) {
-        if self.nodes[node].life.is_none() || !self.world.is_up(self.nodes[node].machine) {
-            return;
-        }
-        let machine = self.nodes[node].machine;
-        if fate == 0 {
-            self.note(format!("the power of node {} fails", node + 1));
-            self.world.crash(machine);
-        } else {
-            self.note(format!("node {} is killed", node + 1));
-            self.world.kill(machine);
-        }
-        self.fell(node);
-    }
-
-    /// Something is wrong with a node's disk for a while, if nothing is already.
-    fn sicken(&mut self, node: usize, how: fn(&mut Run, usize)) {
-        // One that is still starting would end, and have to be started again.
-        let serves = self.nodes[node].life.as_ref().is_some_and(|life| life.ready.load(Ordering::Acquire));
-        if serves && self.nodes[node].sick_until.is_none() {
-            self.nodes[node].sick_until = Some(self.world.now().plus(Duration::from_millis(self.prng.between(20, 1_500))));
-            how(self, node);
-        }
-    }
-
-    fn fill_disk(&mut self, node: usize) {
-        let (machine, room) = (self.nodes[node].machine, self.prng.between(0, 200) * 1024);
-        self.note(format!("the disk of node {} has room for {room} bytes more", node + 1));
-        self.world.set_capacity(machine, self.world.disk_bytes(machine) + room);
-    }
-
-    fn break_disk(&mut self, node: usize) {
-        let one_in = self.prng.between(100, 2_000);
-        self.note(format!("one in {one_in} operations of node {}'s disk fails", node + 1));
-        self.nodes[node].had_errors = true;
-        self.world.faults(self.nodes[node].machine, |faults| {
-            (faults.read_error_one_in, faults.write_error_one_in, faults.sync_error_one_in) = (one_in, one_in, one_in);
-        });
-    }
-
-    fn cure(&mut self, node: usize) {
-        self.nodes[node].sick_until = None;
-        self.world.set_capacity(self.nodes[node].machine, u64::MAX);
-        self.world.faults(self.nodes[node].machine, |faults| {
-            (faults.read_error_one_in, faults.write_error_one_in, faults.sync_error_one_in) = (0, 0, 0);
-        });
-    }
-
-    /// A node falls, and never comes back.
-    pub(super) fn bury(&mut self, node: usize) {
-        self.nodes[node].is_dead = true;
-        self.nodes[node].back_at = None;
-        self.fall(node, 0);
-        self.note(format!("node {} is gone for good", node + 1));
-    }
-
-    pub(super) fn cut(&mut self, from: usize, to: usize) {
-        let until = self.world.now().plus(Duration::from_millis(self.prng.between(20, 1_500)));
-        self.note(format!("nothing comes from node {} to node {} for a while", from + 1, to + 1));
-        self.world.cut(self.nodes[from].machine, self.nodes[to].machine);
-        self.cuts.push(Cut { from, to, until });
     }
 
     /// From here on nothing fails, and everybody is up.

@@ -23,6 +23,7 @@ impl Planted {
         Planted::RepairCopyBelowFloor,
         Planted::AbsentIsVersionZero,
         Planted::FloorNotInherited,
+        Planted::RestoredReplicaVotes,
     ];
 
     /// As PROTOCOL.md calls it.
@@ -44,6 +45,7 @@ impl Planted {
             Planted::RepairCopyBelowFloor => "repair_copy_below_floor",
             Planted::AbsentIsVersionZero => "absent_is_version_zero",
             Planted::FloorNotInherited => "floor_not_inherited",
+            Planted::RestoredReplicaVotes => "restored_replica_votes",
         }
     }
 }

@@ -1,15 +1,16 @@
 //! Whole nodes in one thread, from a seed, under a checker: production code of every room over `io::sim`.
 //!
 //! `scenario` is one run; `workload` its clients; `checker` knows what answers may be; `final_look` reads everything at the end; `rot`
-//! flips bits. `cluster` is a run of several nodes, `operator` orders its moves, `agree` and `buried` look at its end. `seeds` runs many
-//! seeds of either and makes a failing one smaller. `gossip` is membership alone, for clusters of any size. A seed is a bug report: the
-//! same seed gives the same bytes.
+//! flips bits. `cluster` is a run of several nodes, `fates` what befalls them; `operator` orders moves, `agree` and `buried` look at its
+//! end. `seeds` runs many seeds of either and makes a failing one smaller. `gossip` is membership alone, for clusters of any size. A seed
+//! is a bug report: the same seed gives the same bytes.
 
 mod agree;
 mod buried;
 pub mod checker;
 pub mod cluster;
 mod cluster_run;
+mod fates;
 mod final_look;
 pub mod gossip;
 #[cfg(test)]

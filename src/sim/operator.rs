@@ -30,11 +30,16 @@ pub(super) const CANCEL: &str = "cancel decided";
 pub(super) const FELL_MEANWHILE: &str = "node fell while vnodes moved";
 pub(super) const CUT_MEANWHILE: &str = "node cut off while vnodes moved";
 
+/// A member falls, and comes back on an empty disk.
+pub(super) const DISK_LOST: &str = "disk lost";
+
 /// A node was cut off from some of those that have, or take over, a vnode that moves.
 pub(super) const MOVERS_CUT: &str = "links to nodes that move a vnode cut";
 
 const LOOK_EVERY: Duration = Duration::from_millis(40);
 const PATIENCE: Duration = Duration::from_secs(3);
+/// A move to a node that is dead is given up after so long.
+const DEAD_MOVE_MAX: Duration = Duration::from_secs(15);
 /// Members that a leave must leave.
 const MEMBERS_MIN: usize = 3;
 
@@ -110,9 +115,17 @@ async fn visit(io: &Io, server: SocketAddr, operator: &Operator) -> Result<(), S
                 let said = error.to_string();
                 // Who could not reach enough others, was in the middle of something, or does not know yet that a move has ended, has not
                 // the last word.
-                let is_final = !["answered in time", "all the time", "did not answer", "can be reached", "shutting down", "still moving"]
-                    .iter()
-                    .any(|part| said.contains(part));
+                let is_final = ![
+                    "answered in time",
+                    "all the time",
+                    "did not answer",
+                    "can be reached",
+                    "shutting down",
+                    "still moving",
+                    "waits until all",
+                ]
+                .iter()
+                .any(|part| said.contains(part));
                 if is_final {
                     end(operator, kind, false, said);
                 }
@@ -186,6 +199,9 @@ impl Run {
             return;
         }
         let known = self.operator.known();
+        if !known.is_founded() {
+            return;
+        }
         if !self.operator.is_idle() {
             if self.prng.one_in(12) {
                 self.order("cancel".to_owned(), CANCEL);
@@ -199,16 +215,33 @@ impl Run {
         let strangers: Vec<usize> = (0..self.nodes.len()).filter(|node| !members.contains(node) && !self.nodes[*node].is_dead).collect();
         let one = members[self.prng.below(members.len() as u64) as usize];
         let stranger = strangers.get(self.prng.below(strangers.len().max(1) as u64) as usize).copied();
-        match (self.prng.below(8), stranger) {
+        match (self.prng.below(10), stranger) {
             (0..3, Some(node)) => self.order_join(node),
-            (3, Some(node)) if members.len() >= MEMBERS_MIN && self.setup.faults.crash => self.order_replacement(one, node),
-            (4..6, _) if members.len() > MEMBERS_MIN => self.order(format!("leave {}", one + 1), LEAVE),
-            (6.., _) => {
+            (3..5, _) if members.len() >= MEMBERS_MIN && self.setup.faults.crash && !self.has_lost_a_disk() => self.lose_disk(one),
+            (5, Some(node)) if members.len() >= MEMBERS_MIN && self.setup.faults.crash && !self.has_lost_a_disk() => {
+                self.order_replacement(one, node);
+            }
+            (6..8, _) if members.len() > MEMBERS_MIN => self.order(format!("leave {}", one + 1), LEAVE),
+            (8.., _) => {
                 let weight = self.prng.between(1, 6);
                 self.order(format!("weight {} {weight}", one + 1), WEIGHT);
             }
             _ => {}
         }
+    }
+
+    /// A member has lost its disk, and is not gone yet.
+    fn has_lost_a_disk(&self) -> bool {
+        (0..self.nodes.len()).any(|node| self.nodes[node].disks_lost > 0 && self.operator.is_member(node as u64 + 1))
+    }
+
+    /// It comes back on an empty disk, as the founder that it was, or was not. Nothing is lost as long as it is the only one, and has no
+    /// vote.
+    fn lose_disk(&mut self, node: usize) {
+        self.fall(node, true);
+        self.note(format!("node {} has lost its disk", node + 1));
+        self.nodes[node].disks_lost += 1;
+        self.happened(DISK_LOST);
     }
 
     fn order_join(&mut self, node: usize) {
@@ -285,7 +318,9 @@ impl Run {
     /// After the faults: whoever is dead is replaced, and everything that moves comes to its end.
     pub(super) fn await_moves(&mut self) -> Result<(), String> {
         let until = self.world.now().plus(super::cluster::STUCK);
+        let mut to_cancel = self.world.now().plus(DEAD_MOVE_MAX);
         loop {
+            self.look_after_nodes();
             self.look_at_operator();
             let known = self.operator.known();
             if self.operator.is_idle() {
@@ -293,6 +328,10 @@ impl Run {
                     None => return Ok(()),
                     Some(dead) => self.order_end_of(dead),
                 }
+            } else if self.operator.order.borrow().is_none() && self.dead_member().is_some() && self.world.now() >= to_cancel {
+                // Who is to take something over is dead: that move never ends.
+                to_cancel = until;
+                self.order("cancel".to_owned(), CANCEL);
             }
             if self.world.now() >= until {
                 let joining = known.nodes().iter().filter(|node| node.state != NodeState::Member).count();

@@ -218,6 +218,11 @@ impl Node {
         self.process.wait();
     }
 
+    /// How it ends by itself.
+    pub fn ends(mut self) -> Ended {
+        self.process.wait()
+    }
+
     /// Ends it with SIGTERM.
     pub fn stop(mut self) -> Ended {
         let pid = self.pid().to_string();

@@ -259,8 +259,10 @@ impl Get {
         self.drop_question(turn, at);
         match why {
             Refusal::EpochOld { epoch } => turn.out.push(Effect::FetchTopology { node: from.node, epoch }),
-            Refusal::Behind { .. } => {
-                turn.out.push(Effect::Correct { node: from.node });
+            Refusal::Behind { .. } | Refusal::NotVoting => {
+                if why != Refusal::NotVoting {
+                    turn.out.push(Effect::Correct { node: from.node });
+                }
                 if self.behind.is_empty() {
                     self.retry_at = turn.now.plus(BEHIND_RETRY);
                 }
@@ -269,7 +271,7 @@ impl Get {
             Refusal::ClockAhead { ms } => turn.out.push(Effect::Skewed { node: from.node, ahead_ms: ms }),
             _ => {}
         }
-        if !matches!(why, Refusal::EpochOld { .. } | Refusal::Behind { .. }) {
+        if !matches!(why, Refusal::EpochOld { .. } | Refusal::Behind { .. } | Refusal::NotVoting) {
             self.gone.add(at);
         }
         self.settle(turn);

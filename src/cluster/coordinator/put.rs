@@ -220,8 +220,10 @@ impl Put {
                 self.why = self.why.or(Some(why));
                 return turn.out.push(Effect::FetchTopology { node: from.node, epoch });
             }
-            Refusal::Behind { .. } => {
-                turn.out.push(Effect::Correct { node: from.node });
+            Refusal::Behind { .. } | Refusal::NotVoting => {
+                if why != Refusal::NotVoting {
+                    turn.out.push(Effect::Correct { node: from.node });
+                }
                 if self.behind.is_empty() {
                     self.retry_at = turn.now.plus(BEHIND_RETRY);
                 }

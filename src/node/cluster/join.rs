@@ -4,6 +4,7 @@
 use super::{ClusterConfig, layout_of, make_folder, run_briefly};
 use crate::cluster::gossip::wire::Key;
 use crate::cluster::topology::Topology;
+use crate::cluster::words;
 use crate::config::{Config, exit};
 use crate::engine::format::Identity;
 use crate::io::driver::Backend;
@@ -80,20 +81,13 @@ fn ask(nodes: &[SocketAddr], rounds: u32, key: &Key, backend: Backend) -> Result
 }
 
 /// A founder's folder is to be made: refused where the cluster has gone on without it, since then what it held is lost, and with it what it
-/// has promised (rule M3). A cluster in which nothing has moved yet looks the same from outside as one that is being founded.
+/// has promised (rule M3). Where nobody can tell, it finds out before it may vote (`shard::cluster::Cluster::has_lost_its_disk`).
 pub(super) fn is_founded(cluster: &ClusterConfig, id: Identity, key: &Key, backend: Backend) -> Result<(), Failure> {
     let others: Vec<SocketAddr> = cluster.founders.iter().filter(|founder| founder.node != id.node).map(|founder| founder.native).collect();
     match ask(&others, 1, key, backend)? {
-        Ok(topology) if topology.cluster() == id.cluster && topology.epoch() > 1 => Err(Failure::new(
-            exit::CONFIG,
-            format!(
-                "node-id {}: the data folder is empty, and the cluster is at epoch {}, so what this node held is lost: start it under \
-                 another id with --join and --standby, and say: ringkv cluster replace {} NEW",
-                id.node,
-                topology.epoch(),
-                id.node
-            ),
-        )),
+        Ok(topology) if topology.cluster() == id.cluster && topology.is_founded() => {
+            Err(Failure::new(exit::CONFIG, words::lost_disk(id.node, topology.epoch())))
+        }
         _ => Ok(()),
     }
 }
