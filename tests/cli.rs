@@ -308,6 +308,28 @@ fn founders_meet_keep_their_ids_and_tell_who_left() {
 }
 
 #[test]
+fn nobody_has_to_read_what_is_said() {
+    let piped = |args: &[&str]| ringkv(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut table = piped(&["ring", "--nodes", "20", "--cores", "16"]);
+    drop(table.stdout.take());
+    let output = table.wait_with_output().unwrap();
+    assert!(!said(&output).contains("panicked"), "{}", said(&output));
+    // A node serves on.
+    let folder = Folder::new();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let mut child = piped(&["--data", &folder.path("data"), "--port", &free, "--admin-port", "0", "--memory", "64MiB"]);
+    drop((child.stdout.take(), child.stderr.take()));
+    let node = Node { child, native: format!("127.0.0.1:{free}"), admin: String::new() };
+    let began = Instant::now();
+    while node.shell(&["put", "greeting", "hello"]).0 != exit::CLEAN {
+        assert!(began.elapsed() < READY_WITHIN, "it does not serve");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(node.ok(&["get", "greeting"]), "hello");
+    assert_eq!(node.terminate(), exit::CLEAN);
+}
+
+#[test]
 fn a_secret_is_asked_of_every_client() {
     let folder = Folder::new();
     let (right, wrong) = (folder.path("right"), folder.path("wrong"));
