@@ -57,9 +57,9 @@ mod of_a_cluster {
         (Planted::FlipAfterOneSource, 51),
         (Planted::DropWithoutFence, 78),
         (Planted::FloorLocalOnly, 1),
-        (Planted::RepairCopyBelowFloor, 244),
+        (Planted::RepairCopyBelowFloor, 144),
         (Planted::AbsentIsVersionZero, 1),
-        (Planted::FloorNotInherited, 119),
+        (Planted::FloorNotInherited, 65),
         (Planted::RestoredReplicaVotes, 150),
     ];
     /// A bug has to be found within so many.

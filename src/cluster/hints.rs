@@ -35,7 +35,7 @@ const HINT_VERSION: u8 = 1;
 /// A hint costs at least so many bytes, so that the bound on bytes bounds what is remembered of them too.
 pub const HINT_BYTES_MIN: usize = 64;
 /// Hints of one peer that may be under way.
-const WINDOW: usize = 64;
+const WINDOW: usize = 1024;
 const WINDOW_BYTES: usize = 1 << 20;
 /// Nothing was answered for so long: what is under way is lost.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -390,7 +390,7 @@ mod tests {
     #[test]
     fn silence_doubles_the_pause_and_an_answer_ends_it() {
         let (mut hints, mut now) = (Hints::new(Limits::default(), 1), Mono(1));
-        let numbers: Vec<u64> = (0..100).map(|_| hints.offer(0, 7, 100).unwrap()).collect();
+        let numbers: Vec<u64> = (0..2 * WINDOW).map(|_| hints.offer(0, 7, 100).unwrap()).collect();
         assert_eq!(hints.next(now, 7, 1 << 20), numbers[..WINDOW]);
         assert!(hints.next(now, 7, 1 << 20).is_empty(), "the window is full");
         for doubled in 0..10 {

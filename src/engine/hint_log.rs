@@ -65,6 +65,15 @@ struct At {
     len: u32,
 }
 
+impl At {
+    fn end(&self) -> u64 {
+        self.offset + (FRAME_BYTES + self.len as usize) as u64
+    }
+}
+
+/// One read brings so many bytes of hints that lie side by side.
+const READ_BYTES_MAX: u64 = 128 * 1024;
+
 struct Segment {
     file: File,
     /// Where the next group goes.
@@ -215,26 +224,63 @@ impl HintLog {
     /// # Errors
     /// Of the disk.
     pub async fn read(&self, number: u64) -> Result<Option<Vec<u8>>, EngineError> {
-        let (at, file) = {
-            let state = self.state.borrow();
-            if let Some(bytes) = state.fresh.get(&number) {
-                return Ok(Some(bytes.clone()));
+        let mut read = None;
+        self.read_each(&[number], &mut |_, bytes| read = bytes.map(<[u8]>::to_vec)).await?;
+        Ok(read)
+    }
+
+    /// Hints, in the order in which they were appended: neighbours on disk are read at once. `each` gets what `read` gives.
+    ///
+    /// # Errors
+    /// Of the disk; then some have had no turn.
+    pub async fn read_each(&self, numbers: &[u64], each: &mut dyn FnMut(u64, Option<&[u8]>)) -> Result<(), EngineError> {
+        let mut left = numbers;
+        while let Some((&number, behind)) = left.split_first() {
+            let fresh = self.state.borrow().fresh.get(&number).cloned();
+            if let Some(bytes) = fresh {
+                each(number, Some(&bytes));
+                left = behind;
+                continue;
             }
-            let Some(at) = state.index.get(&number).copied() else { return Ok(None) };
-            (at, state.segments[&at.segment].file.clone())
-        };
-        let first = at.offset / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
-        let front = (at.offset - first) as usize;
-        let buf = self.io.read(&file, first, (front + FRAME_BYTES + at.len as usize).next_multiple_of(BLOCK_BYTES)).await?;
-        let frame = buf.get(front..).unwrap_or_default();
-        match parse_frame(frame, self.config.identity, at.segment, at.offset) {
-            Ok((of, bytes)) if of == number => Ok(Some(bytes.to_vec())),
-            _ => {
-                let mut state = self.state.borrow_mut();
-                state.figures.lost += u64::from(state.drop_index(number));
-                Ok(None)
+            let Some((file, run)) = self.run_of(left) else {
+                each(number, None);
+                left = behind;
+                continue;
+            };
+            left = &left[run.len()..];
+            let first = run[0].1.offset / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+            let end = run[run.len() - 1].1.end();
+            let buf = self.io.read(&file, first, ((end - first) as usize).next_multiple_of(BLOCK_BYTES)).await?;
+            for (number, at) in run {
+                let frame = buf.get((at.offset - first) as usize..).unwrap_or_default();
+                match parse_frame(frame, self.config.identity, at.segment, at.offset) {
+                    Ok((of, bytes)) if of == number => each(number, Some(bytes)),
+                    _ => {
+                        let mut state = self.state.borrow_mut();
+                        state.figures.lost += u64::from(state.drop_index(number));
+                        drop(state);
+                        each(number, None);
+                    }
+                }
             }
         }
+        Ok(())
+    }
+
+    /// The first of some hints that are on disk, and those behind it that one read brings with it. None: it is not there.
+    fn run_of(&self, numbers: &[u64]) -> Option<(File, Vec<(u64, At)>)> {
+        let state = self.state.borrow();
+        let first = *state.index.get(numbers.first()?)?;
+        let mut run: Vec<(u64, At)> = Vec::new();
+        for number in numbers {
+            let Some(at) = state.index.get(number).filter(|_| !state.fresh.contains_key(number)) else { break };
+            let follows = at.segment == first.segment && run.last().is_none_or(|(_, before)| at.offset >= before.end());
+            if !follows || at.end() - first.offset > READ_BYTES_MAX && !run.is_empty() {
+                break;
+            }
+            run.push((*number, *at));
+        }
+        Some((state.segments[&first.segment].file.clone(), run))
     }
 
     /// A hint is done with. Its segment's file goes with the last of them, at the next `maintain`.

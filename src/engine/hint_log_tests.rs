@@ -64,11 +64,14 @@ async fn live(io: Io, model: Rc<RefCell<Model>>, mut prng: Prng, ops: u32) -> Re
             }
             7 => log.maintain().await?,
             8 | 9 => {
-                let number = 1 + prng.below(next);
-                let read = log.read(number).await?;
+                let first = 1 + prng.below(next);
+                let numbers: Vec<u64> = (first..).step_by(prng.between(1, 3) as usize).take(prng.between(1, 30) as usize).collect();
+                let mut read = Vec::new();
+                log.read_each(&numbers, &mut |number, bytes| read.push((number, bytes.map(<[u8]>::to_vec)))).await?;
                 let model = model.borrow();
-                let expected = model.hints.get(&number).filter(|_| !model.done.contains(&number));
-                assert_eq!(read.as_ref(), expected, "hint {number}");
+                let there = |number| model.hints.get(number).filter(|_| !model.done.contains(number)).cloned();
+                let expected: Vec<(u64, Option<Vec<u8>>)> = numbers.iter().map(|number| (*number, there(number))).collect();
+                assert!(read == expected, "hints {numbers:?}");
             }
             _ => {
                 let number = next.saturating_sub(1 + prng.below(60));

@@ -24,9 +24,9 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// How often hints are sent, where there are any, and the bytes that each peer gets at a time.
+/// How often hints are sent, where there are any, and the bytes that each peer gets at a time: all that is kept for one within a minute.
 const REPLAY_EVERY: Duration = Duration::from_millis(10);
-const REPLAY_BYTES: usize = 256 * 1024;
+const REPLAY_BYTES: usize = 48 * 1024;
 /// How often the log is written and tidied, and hints that are too old are looked for.
 const MAINTAIN_EVERY: Duration = Duration::from_millis(50);
 const EXPIRE_EVERY: u32 = 100;
@@ -102,14 +102,13 @@ impl Handoff {
                 continue;
             }
             let numbers = self.hints.borrow_mut().next(shard.io.now(), node, REPLAY_BYTES);
-            for number in numbers {
-                match self.log.read(number).await {
-                    Ok(Some(bytes)) => self.send(shard, cluster, node, number, &bytes),
-                    // Lost by the disk: repair's.
-                    Ok(None) => _ = self.hints.borrow_mut().done(shard.io.now(), node, number),
-                    Err(_) => {}
-                }
-            }
+            let mut each = |number, bytes: Option<&[u8]>| match bytes {
+                Some(bytes) => self.send(shard, cluster, node, number, bytes),
+                // Lost by the disk: repair's.
+                None => _ = self.hints.borrow_mut().done(shard.io.now(), node, number),
+            };
+            // What could not be read goes again after a silence.
+            let _ = self.log.read_each(&numbers, &mut each).await;
             shard.settle();
         }
     }
