@@ -3,8 +3,8 @@
 //! The fault model. Nodes lose power at any disk operation or between them, or their processes are killed; they come back with what was
 //! durable. Several may be down at once, all of them too. Links are cut, one way or both, one by one or all of a node's; connections are
 //! reset; bytes come late and in pieces; disks and cores are slow; wall clocks differ by up to 300 ms and drift. Meanwhile nodes join,
-//! leave, come back, change their weights and are replaced (`operator`); one at a time falls for good. What is not here: disks that lose or
-//! rot what was synced (`scenario` has those for one node).
+//! leave, come back, change their weights and are replaced (`operator`); one at a time falls for good, or comes back on an empty disk. What
+//! befalls them how often a seed draws (`fates`). What is not here: disks that rot (`scenario` has those for one node).
 //!
 //! Cells come late at times, or once more, up to some seconds later. The dead are forgotten as in life (rules G1 to G6), but for a lag of
 //! about a second, or much less, in place of an hour, and memtables and merges that are as small as can be.
