@@ -3,8 +3,8 @@
 //! The fault model. Nodes lose power at any disk operation or between them, or their processes are killed; they come back with what was
 //! durable. Several may be down at once, all of them too. Links are cut, one way or both, one by one or all of a node's; connections are
 //! reset; bytes come late and in pieces; disks and cores are slow; wall clocks differ by up to 300 ms and drift. Meanwhile nodes join,
-//! leave, come back, change their weights and are replaced (`operator`); one at a time falls for good, or comes back on an empty disk. What
-//! befalls them how often a seed draws (`fates`). What is not here: disks that rot (`scenario` has those for one node).
+//! leave, come back, change their weights and are replaced (`operator`); one at a time falls for good, or comes back on an empty disk, or
+//! has bits flip in its tables until it is replaced. What befalls them how often a seed draws (`fates`).
 //!
 //! Cells come late at times, or once more, up to some seconds later. The dead are forgotten as in life (rules G1 to G6), but for a lag of
 //! about a second, or much less, in place of an hour, and memtables and merges that are as small as can be.
@@ -91,6 +91,7 @@ pub const FAULTS_WANTED: &[&str] = &[
     operator::CUT_MEANWHILE,
     operator::MOVERS_CUT,
     operator::DISK_LOST,
+    operator::ROT,
     REFUSED,
 ];
 
@@ -168,6 +169,8 @@ pub(super) struct Node {
     pub life: Option<Life>,
     /// How many disks it has lost; it has voted on the first.
     pub disks_lost: u32,
+    /// Bits have flipped on its disk; somebody sees to it then.
+    pub rotten_until: Option<Mono>,
     /// It is down until then.
     pub back_at: Option<Mono>,
     /// It fell for good.
@@ -178,6 +181,13 @@ pub(super) struct Node {
     pub sick_until: Option<Mono>,
     /// Its disk has failed in this life.
     pub had_errors: bool,
+}
+
+impl Node {
+    /// It may lack what it has acknowledged.
+    pub fn has_lost(&self) -> bool {
+        self.disks_lost > 0 || self.rotten_until.is_some()
+    }
 }
 
 /// A cut link, until when.
@@ -271,6 +281,7 @@ impl Run {
                 hash_seed: prng.next_u64(),
                 life: None,
                 disks_lost: 0,
+                rotten_until: None,
                 back_at: None,
                 is_dead: false,
                 was_member: number < count,
@@ -471,11 +482,13 @@ impl Run {
                 let tasks = self.nodes[node].life.take().map(|life| life.tasks).unwrap_or_default();
                 let why = tasks.into_iter().filter_map(|task| task.take_result()).find_map(Result::err);
                 let why = why.map_or_else(|| "no reason".to_owned(), |why| why.to_string());
-                if self.nodes[node].disks_lost == 0 {
+                if !self.nodes[node].has_lost() {
                     return self.fail(format!("node {} ended by itself: {why}", node + 1));
                 }
-                self.note(format!("node {} ends, which lost its disk: {why}", node + 1));
-                self.happened(REFUSED);
+                self.note(format!("node {} ends, which has lost something: {why}", node + 1));
+                if self.nodes[node].disks_lost > 0 {
+                    self.happened(REFUSED);
+                }
                 // Its place is another's from now on.
                 (self.nodes[node].is_dead, self.nodes[node].back_at) = (true, None);
             }
@@ -484,13 +497,16 @@ impl Run {
             }
             let trouble = self.nodes[node].life.as_ref().and_then(|life| life.plan.board.trouble());
             if let Some(why) = trouble {
-                if !self.nodes[node].had_errors {
+                if !self.nodes[node].had_errors && self.nodes[node].rotten_until.is_none() {
                     return self.fail(format!("a shard of node {} stopped, and its disk never failed: {why}", node + 1));
                 }
                 self.note(format!("a shard of node {} stopped, and the node ends: {why}", node + 1));
                 self.happened(SHARD_STOPPED);
                 self.world.kill(machine);
                 self.fell(node);
+            }
+            if !self.nodes[node].is_dead && self.nodes[node].rotten_until.is_some_and(|until| until <= now) {
+                self.bury(node);
             }
             if self.nodes[node].back_at.is_some_and(|at| at <= now) {
                 self.note(format!("node {} starts", node + 1));
@@ -534,6 +550,9 @@ impl Run {
             self.world.heal(self.nodes[cut.from].machine, self.nodes[cut.to].machine);
         }
         for node in 0..self.nodes.len() {
+            if self.nodes[node].rotten_until.is_some() && !self.nodes[node].is_dead {
+                self.bury(node);
+            }
             self.cure(node);
             self.world.faults(self.nodes[node].machine, |faults| *faults = Faults::default());
             self.world.crash_at_op(self.nodes[node].machine, u64::MAX, CrashSite::Before);

@@ -16,6 +16,7 @@ use crate::limits::RF_DEFAULT;
 use crate::shard::session::within;
 use crate::wire::command::Command;
 use std::cell::{Cell, RefCell};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ pub(super) const CUT_MEANWHILE: &str = "node cut off while vnodes moved";
 
 /// A member falls, and comes back on an empty disk.
 pub(super) const DISK_LOST: &str = "disk lost";
+
+/// Bits flip in a member's tables, and after a while it is taken away.
+pub(super) const ROT: &str = "tables rotten";
 
 /// A node was cut off from some of those that have, or take over, a vnode that moves.
 pub(super) const MOVERS_CUT: &str = "links to nodes that move a vnode cut";
@@ -215,12 +219,13 @@ impl Run {
         let strangers: Vec<usize> = (0..self.nodes.len()).filter(|node| !members.contains(node) && !self.nodes[*node].is_dead).collect();
         let one = members[self.prng.below(members.len() as u64) as usize];
         let stranger = strangers.get(self.prng.below(strangers.len().max(1) as u64) as usize).copied();
+        // One at a time, and never one of two.
+        let may_lose = members.len() >= MEMBERS_MIN && self.setup.faults.crash && !self.has_one_lost_something();
         match (self.prng.below(10), stranger) {
             (0..3, Some(node)) => self.order_join(node),
-            (3..5, _) if members.len() >= MEMBERS_MIN && self.setup.faults.crash && !self.has_lost_a_disk() => self.lose_disk(one),
-            (5, Some(node)) if members.len() >= MEMBERS_MIN && self.setup.faults.crash && !self.has_lost_a_disk() => {
-                self.order_replacement(one, node);
-            }
+            (3, _) if may_lose => self.lose_disk(one),
+            (4, _) if may_lose => self.rot_tables(one),
+            (5, Some(node)) if may_lose => self.order_replacement(one, node),
             (6..8, _) if members.len() > MEMBERS_MIN => self.order(format!("leave {}", one + 1), LEAVE),
             (8.., _) => {
                 let weight = self.prng.between(1, 6);
@@ -230,9 +235,9 @@ impl Run {
         }
     }
 
-    /// A member has lost its disk, and is not gone yet.
-    fn has_lost_a_disk(&self) -> bool {
-        (0..self.nodes.len()).any(|node| self.nodes[node].disks_lost > 0 && self.operator.is_member(node as u64 + 1))
+    /// A member has lost something, and is not gone yet.
+    fn has_one_lost_something(&self) -> bool {
+        (0..self.nodes.len()).any(|node| self.nodes[node].has_lost() && self.operator.is_member(node as u64 + 1))
     }
 
     /// It comes back on an empty disk, as the founder that it was, or was not. Nothing is lost as long as it is the only one, and has no
@@ -242,6 +247,25 @@ impl Run {
         self.note(format!("node {} has lost its disk", node + 1));
         self.nodes[node].disks_lost += 1;
         self.happened(DISK_LOST);
+    }
+
+    /// Its data is as good as lost, though nobody knows yet: it goes on, answers what it can read, and is taken away later.
+    fn rot_tables(&mut self, node: usize) {
+        let machine = self.nodes[node].machine;
+        let data = format!("/data{}/tables/", self.nodes[node].disks_lost);
+        let tables: Vec<(String, u64)> =
+            self.world.tree(machine).into_iter().filter(|(name, bytes)| name.starts_with(&data) && *bytes > 0).collect();
+        if tables.is_empty() {
+            return;
+        }
+        for _ in 0..self.prng.between(1, 20) {
+            let (name, bytes) = &tables[self.prng.below(tables.len() as u64) as usize];
+            // Where nothing was written there is nothing to flip.
+            let _ = self.world.rot(machine, Path::new(name), self.prng.below(*bytes));
+        }
+        self.note(format!("bits flip in tables of node {}", node + 1));
+        self.nodes[node].rotten_until = Some(self.world.now().plus(Duration::from_millis(self.prng.between(100, 4_000))));
+        self.happened(ROT);
     }
 
     fn order_join(&mut self, node: usize) {

@@ -339,7 +339,11 @@ impl Run {
             let site = [CrashSite::Before, CrashSite::During, CrashSite::After][self.prng.below(3) as usize];
             let at = self.prng.between(20, 1_500);
             let from = self.world.disk_ops(self.node);
-            self.world.crash_at_op(self.node, from + at, site);
+            // Manifests are written rarely.
+            match self.prng.one_in(6) {
+                true => self.world.crash_at_op_on(self.node, from + at, site, "MANIFEST"),
+                false => self.world.crash_at_op(self.node, from + at, site),
+            }
         }
     }
 

@@ -275,7 +275,7 @@ impl State {
         let machine = &mut self.machines[at];
         machine.disk_ops += 1;
         let site = match machine.crash_at {
-            Some((n, site)) if n <= machine.disk_ops => {
+            Some((n, site, of)) if n <= machine.disk_ops && of.is_none_or(|of| *kind == *of) => {
                 machine.crash_at = None;
                 Some(site)
             }

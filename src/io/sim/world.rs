@@ -73,7 +73,8 @@ pub(super) struct Machine {
     pub(super) faults: Faults,
     pub(super) up: bool,
     pub(super) doom: Option<Doom>,
-    pub(super) crash_at: Option<(u64, CrashSite)>,
+    /// From which disk operation on, where, and on what kind of file.
+    pub(super) crash_at: Option<(u64, CrashSite, Option<&'static str>)>,
     pub(super) disk_ops: u64,
     wall_offset_ms: i64,
     wall_drift_ppm: i64,
@@ -528,7 +529,12 @@ impl World {
 
     /// The power of a machine fails at its `n`th operation of the disk, counted from its first (see `disk_ops`).
     pub fn crash_at_op(&self, machine: MachineId, n: u64, site: CrashSite) {
-        self.with(|state| state.machines[machine.0].crash_at = Some((n, site)));
+        self.with(|state| state.machines[machine.0].crash_at = Some((n, site, None)));
+    }
+
+    /// The same, at the first operation from the `n`th on that is on a file whose name begins with these letters, and no others.
+    pub fn crash_at_op_on(&self, machine: MachineId, n: u64, site: CrashSite, kind: &'static str) {
+        self.with(|state| state.machines[machine.0].crash_at = Some((n, site, Some(kind))));
     }
 
     /// Operations that the machine's disk was asked for until now.
