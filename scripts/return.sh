@@ -5,9 +5,9 @@
 #   scripts/return.sh
 #
 # Prints how long after its start nothing is kept for the node any more; then ends the two others and reads every key from the node that was
-# away, alone, at ONE: nothing acknowledged may lack there, so that it was equal. And errors and the p99 of gets
-# and puts before, in the worst five seconds meanwhile, and after. Exit code 0 only if the node was equal within 60 s, no request failed,
-# nothing was lost or wrong, and p99 meanwhile is at most twice that before (or under 5 ms).
+# away, alone, at ONE: nothing acknowledged may lack there, so that it was equal. And errors and the p99 of gets and puts before, in the
+# worst five seconds meanwhile, and after. Exit code 0 only if nothing was kept after 60 s, no request failed, nothing was lost or wrong, and
+# p99 meanwhile is at most twice that before (or under 5 ms).
 #
 #   RINGKV_RETURN_RATE    requests a second (2000), half of them puts
 #   RINGKV_RETURN_KEYS    keys, each of which is written once while the node is away (1M)

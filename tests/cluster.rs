@@ -339,7 +339,6 @@ fn a_killed_node_is_missed_by_all_alone_and_comes_back() {
     eprintln!("ALL worked again {:?} after the restart", started.elapsed());
 }
 
-/// Runs put and get by turns for so long; from the first to the last instant at which one failed or took over 100 ms, and how many failed.
 #[test]
 fn a_founder_without_its_disk_is_refused_though_nobody_could_tell_it_when_it_started() {
     let mut cluster = Cluster::start();
@@ -365,6 +364,7 @@ fn a_founder_without_its_disk_is_refused_though_nobody_could_tell_it_when_it_sta
     }
 }
 
+/// Runs put and get by turns for so long; from the first to the last instant at which one failed or took over 100 ms, and how many failed.
 fn trouble(clients: &mut [Client], seconds: u64) -> (Duration, u32) {
     let (began, mut first, mut last, mut errors) = (Instant::now(), None, Duration::ZERO, 0);
     for number in 0u32.. {

@@ -206,6 +206,28 @@ fn moves(stage: &mut Stage) {
     stage.say("4: stored", |turn| put.on_stored(turn, second(4), Holds::Stored));
 }
 
+fn founding(stage: &mut Stage) {
+    stage.title("a put that comes before the cluster is founded, then a get: whoever has no vote yet is asked again");
+    stage.topology = Stage::new().topology;
+    (stage.vnode, stage.now_us) = (0, 0);
+    let mut put = stage.put("put by node 1", None, 1);
+    let founded = stage.topology.founded().expect("the first epoch");
+    for node in 1..=3 {
+        stage.say(&format!("{node}: I do not vote"), |turn| put.on_refused(turn, from(node, 1), Refusal::NotVoting));
+    }
+    stage.topology = founded.clone();
+    stage.say("the topology of epoch 2 comes", |turn| put.on_topology(turn, &founded));
+    stage.now_us += 60_000;
+    stage.say("a moment later", |turn| put.on_tick(turn));
+    (1..=2).for_each(|node| stage.say(&format!("{node}: my clock is 1000ms+0"), |turn| put.on_clock(turn, from(node, 2), HLC)));
+    (1..=2).for_each(|node| stage.say(&format!("{node}: stored"), |turn| put.on_stored(turn, from(node, 2), Holds::Stored)));
+    assert!(put.is_answered());
+    let mut get = stage.get("get at QUORUM", Level::Quorum);
+    stage.say("1: I do not vote", |turn| get.on_refused(turn, from(1, 1), Refusal::NotVoting));
+    stage.now_us += 30_000;
+    stage.say("a moment later", |turn| get.on_tick(turn));
+}
+
 fn heading(topology: &Topology, vnode: u32) -> Vec<u64> {
     topology.destination(vnode)[..3].iter().map(|index| topology.nodes()[usize::from(*index)].spec.id).collect()
 }
@@ -217,6 +239,7 @@ fn the_dialogues_are_as_written() {
     stage.clock = HybridClock::new(0, 0, 1);
     gets(&mut stage);
     moves(&mut stage);
+    founding(&mut stage);
     assert!(stage.said == include_str!("coordinator_golden.txt"), "it was said:\n{}", stage.said);
 }
 

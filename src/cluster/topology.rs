@@ -242,13 +242,20 @@ impl Topology {
         self.apply(&Proposal { cluster, vnodes: self.vnodes(), epoch, change: Change::Found })
     }
 
+    /// Whether the next decision may be for `next`, as far as can be told without knowing the change. What founds a cluster is the same
+    /// whoever proposes it.
+    pub fn may_precede(&self, next: &Topology) -> bool {
+        let follows = (next.cluster, next.vnodes(), next.epoch) == (self.cluster, self.vnodes(), self.epoch + 1);
+        follows && (self.is_founded() || self.founded().is_ok_and(|founded| founded == *next))
+    }
+
     /// Whether `me`, which comes from this topology to a newer one, has been there before and forgotten it, so that what it once
     /// acknowledged may be gone (M3): a founder that knows nothing of its yes to the founding (`said_yes`), or the owner of a vnode that
     /// it neither owned nor was to take over. Nobody comes to a vnode but by having taken it over. `rf`: the replicas that move.
     pub fn has_forgotten(&self, newer: &Topology, (me, rf): (u64, usize), said_yes: bool) -> bool {
         let founded_it = !self.is_founded() && newer.is_founded() && self.index_of(me).is_some();
         let is_me = |index: u16| self.nodes[usize::from(index)].spec.id == me;
-        let had_part = |vnode| self.epoch > 0 && self.replicas(vnode, rf).everybody().any(is_me);
+        let had_part = |vnode| self.epoch > 0 && vnode < self.vnodes() && self.replicas(vnode, rf).everybody().any(is_me);
         let is_strange = |vnode: u32| newer.owns(me, vnode, rf) && !had_part(vnode);
         (founded_it && !said_yes) || (0..newer.vnodes()).any(is_strange)
     }

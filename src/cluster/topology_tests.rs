@@ -215,7 +215,11 @@ fn whoever_forgot_what_it_had_is_known_by_what_it_knows() {
     let founded = list.founded().unwrap();
     assert_eq!((list.is_founded(), founded.is_founded(), founded.epoch()), (false, true, 2));
     assert_eq!(Topology { epoch: 1, ..founded.clone() }, list);
+    let early = apply(&list, Change::Join(spec(4))).unwrap();
+    let other = Topology::found(CLUSTER, 2 * VNODES, (1..=3).map(spec).collect()).unwrap().founded().unwrap();
+    assert!(list.may_precede(&founded) && !list.may_precede(&early) && !list.may_precede(&other) && !list.may_precede(&list));
     let joining = apply(&founded, Change::Join(spec(4))).unwrap();
+    assert!(founded.may_precede(&joining) && !founded.may_precede(&founded) && !list.may_precede(&joining));
     let joined = settled(&joining);
     let unknown = Topology::unknown(CLUSTER, VNODES);
     for (before, newer, me, said_yes, forgotten) in [

@@ -8,6 +8,7 @@ use super::store::{Engine, EngineConfig};
 use super::wal_replay::WalReader;
 use crate::base::prng::Prng;
 use crate::base::record::{Version, core_of, token_of, vnode_of};
+use crate::io::op::OpenHow;
 use crate::io::sim::{Faults, MachineId, World};
 use crate::io::wakers::Wakers;
 use crate::io::{Class, Io};
@@ -75,6 +76,26 @@ async fn open(io: &Io, cores: u16, memtable_bytes: usize) -> Result<(Vec<Engine>
     }
     store.commit(io).await?;
     Ok((engines, records))
+}
+
+#[test]
+fn what_a_failed_change_of_the_layout_left_does_not_stop_the_next() {
+    let world = World::new(3);
+    let machine = world.add_machine(Faults::default());
+    let result = on(&world, machine, |io| async move {
+        drop(open(&io, 1, SMALL).await?);
+        let store = store(&io, 2).await?;
+        for core in 0..2 {
+            Engine::read_old_logs(&io, &store, &config(core, SMALL)).await?;
+        }
+        let engines = [Engine::open(&io, &store, config(0, SMALL)).await?, Engine::open(&io, &store, config(1, SMALL)).await?];
+        // As where the disk was full when it was to be written.
+        io.open(&Path::new(DATA).join("LAYOUT.new"), OpenHow::Create).await?;
+        store.commit(&io).await?;
+        drop((engines, store));
+        open(&io, 2, SMALL).await.map(drop)
+    });
+    result.expect("the layout is changed");
 }
 
 type Written = BTreeMap<Vec<u8>, (Version, Vec<u8>)>;

@@ -79,7 +79,7 @@ pub struct Cluster {
     seen_members: Cell<u64>,
 }
 
-/// Why node `me` may not go on from one topology to a newer one.
+/// Why node `me` may not go on from one topology to a newer one: it has lost what it had (rule M3).
 pub(super) fn lost_disk(before: &Topology, newer: &Topology, me: u64, said_yes: bool, planted: Option<Planted>) -> Option<String> {
     let has_forgotten = before.has_forgotten(newer, (me, RF_DEFAULT), said_yes);
     (has_forgotten && planted != Some(Planted::RestoredReplicaVotes)).then(|| words::lost_disk(me, newer.epoch()))
@@ -161,12 +161,6 @@ impl Cluster {
             NodeSpec { id: member.node, native, gossip, cores: *cores, weight: *weight, rack }
         };
         self.members.borrow().list().iter().filter(|member| member.state.is_live()).map(spec).collect()
-    }
-
-    /// Why this node may not go on to a newer topology: it has lost what it had (rule M3).
-    pub fn has_lost_its_disk(&self, newer: &Topology) -> Option<String> {
-        let ours = self.topology();
-        lost_disk(&ours, newer, self.me, self.moves.has_accepted(ours.epoch()), self.planted)
     }
 
     /// Replicas of a namespace. All have the same number so far.

@@ -8,7 +8,7 @@ use super::cluster::{Cluster, ClusterPlan, lost_disk};
 use super::mailbox::Mail;
 use super::namespaces::NamespaceTable;
 use super::peers::At;
-use super::start::StartFailure;
+use super::start::{StartFailure, tell_failure};
 use super::{Shard, Ticket, perform};
 use crate::base::record::{NAMESPACE_SYSTEM, Version};
 use crate::base::time::Mono;
@@ -164,8 +164,9 @@ impl Shard {
         if topology.epoch() <= cluster.epoch() {
             return true;
         }
-        if let Some(why) = cluster.has_lost_its_disk(topology) {
-            self.end_for(why);
+        let ours = cluster.topology();
+        if let Some(why) = lost_disk(&ours, topology, cluster.me, cluster.moves.has_accepted(ours.epoch()), cluster.planted) {
+            self.end_for(StartFailure::Contradiction(why));
             return false;
         }
         if let Err(error) = store_topology(&self.engine, topology, self.io.wall_ms()).await {
@@ -181,14 +182,10 @@ impl Shard {
     }
 
     /// Core 0: the node does not go on, and its process says why.
-    fn end_for(&self, why: String) {
+    fn end_for(&self, why: StartFailure) {
+        tell_failure(&self.io, &self.mailbox, &why);
         *self.ends_for.borrow_mut() = Some(why);
         self.node.stop();
-        // They look at the flag when something comes.
-        (0..self.mailbox.cores())
-            .filter(|&core| core != usize::from(self.core()))
-            .for_each(|core| self.mailbox.send(core, Mail::CompareAnew));
-        self.mailbox.wake();
     }
 
     /// Namespaces from another node: stored, and told to all cores, if they are newer.

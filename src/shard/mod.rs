@@ -56,6 +56,7 @@ use locks::KeyLocks;
 use mailbox::{Mail, Mailbox};
 use namespaces::{Namespace, NamespaceTable};
 use pace::Pace;
+use start::StartFailure;
 use stats::Stats;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -91,7 +92,7 @@ pub struct Shard {
     ahead: Cell<(Seq, Mono)>,
     dirty: RefCell<Vec<Rc<Conn>>>,
     /// Why the node does not go on.
-    ends_for: RefCell<Option<String>>,
+    ends_for: RefCell<Option<StartFailure>>,
     closing: Cell<bool>,
     connections: Cell<usize>,
     /// Connections that are served here, to be let go at the end.

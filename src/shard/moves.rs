@@ -33,9 +33,11 @@ use std::time::Duration;
 
 /// Between two looks at what is to be taken over, where there was nothing to do or nobody there to do it with.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// How often a node looks whether all founders are there, and after how long it says which it waits for.
+/// How often a node looks whether all founders are there, at first and later; how long they may take to say yes before it says which of
+/// them it waits for.
 const FOUND_EVERY: Duration = Duration::from_millis(20);
-const FOUND_SAID_AFTER: Duration = Duration::from_secs(3);
+const FOUND_EVERY_MAX: Duration = Duration::from_millis(320);
+const FOUND_MAX: Duration = Duration::from_secs(3);
 /// How often the steward looks whether all nodes know a newer version.
 const RAISE_EVERY: Duration = Duration::from_secs(1);
 /// Vnodes that a core takes over at a time.
@@ -318,14 +320,14 @@ async fn keep_flipping(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
 
 /// Until the cluster is founded: the steward has it founded when all founders are there; the others ask whether it has happened.
 async fn found(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
-    let began = shard.io.now();
+    let (began, mut pause) = (shard.io.now(), FOUND_EVERY);
     while lives(shard) && !cluster.topology().is_founded() {
         let topology = cluster.topology();
         let founders = decide::acceptors(&topology);
         match steward(&topology, |node| cluster.is_alive(node)) == Some(cluster.me) {
             true if founders.iter().all(|node| *node == cluster.me || cluster.is_alive(*node)) => {
                 let found = |ours: &Topology| Ok((!ours.is_founded()).then_some(Change::Found));
-                if let Ok(topology) = shard.propose(cluster, found, shard.io.now().plus(DECIDE_MAX)).await {
+                if let Ok(topology) = shard.propose(cluster, found, shard.io.now().plus(FOUND_MAX)).await {
                     return shard.node.warn(&format!("the cluster is founded, with {} nodes", topology.nodes().len()));
                 }
             }
@@ -337,11 +339,12 @@ async fn found(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
                 }
             }
         }
-        if shard.io.now().since(began) >= FOUND_SAID_AFTER {
+        if shard.io.now().since(began) >= FOUND_MAX {
             let why = || words::waits_for_founders(&topology, cluster.me, |node| cluster.is_alive(node));
             shard.notice(0, "founders", why);
         }
-        shard.io.sleep(FOUND_EVERY).await;
+        shard.io.sleep(pause).await;
+        pause = (pause * 2).min(FOUND_EVERY_MAX);
     }
 }
 
@@ -460,13 +463,9 @@ impl Shard {
             return self.refuse_peer(&ticket, Refusal::NotReplica);
         }
         let next = match &ask.question {
-            Question::Accept { topology } => topology_codec::decode(topology).ok(),
+            Question::Accept { topology: bytes } => topology_codec::decode(bytes).ok().filter(|next| topology.may_precede(next)),
             Question::Promise => None,
         };
-        let next = next
-            .filter(|next| (next.cluster(), next.vnodes(), next.epoch()) == (topology.cluster(), topology.vnodes(), topology.epoch() + 1));
-        // What founds a cluster is the same whoever proposes it.
-        let next = next.filter(|next| topology.is_founded() || topology.founded().is_ok_and(|founded| founded == *next));
         if let Some(version) = next.as_ref().map(Topology::version).filter(|version| *version > self.engine.format()) {
             return self.raise_and_answer(cluster, ticket, (head, ask), version);
         }
@@ -533,8 +532,8 @@ impl Shard {
             topology_codec::encode(&next, &mut bytes);
             match self.decide(cluster, &ours, bytes.clone(), deadline).await {
                 Outcome::Chosen(chosen) => {
-                    let Ok(topology) = topology_codec::decode(&chosen) else { return Err("what was decided is no topology".to_owned()) };
-                    let topology = Arc::new(topology);
+                    let topology = topology_codec::decode(&chosen).ok().filter(|next| ours.may_precede(next));
+                    let Some(topology) = topology.map(Arc::new) else { return Err("what was decided is no topology".to_owned()) };
                     if !self.use_topology(&topology).await {
                         return Err("the topology was decided, but this node's disk does not take it".to_owned());
                     }

@@ -222,7 +222,7 @@ pub async fn run(io: Io, ends: MailboxEnds, plan: Arc<Plan>) -> Result<(), Start
     if let Err(error) = shard.engine.close().await {
         plan.board.stopped(shard.core(), &error.to_string());
     }
-    shard.ends_for.take().map_or(Ok(()), |why| Err(StartFailure::Contradiction(why)))
+    shard.ends_for.take().map_or(Ok(()), Err)
 }
 
 /// The data folder's layout; an empty folder becomes a node's with names of its own.
@@ -424,7 +424,7 @@ async fn next_step(io: &Io, mailbox: &Mailbox, plan: &Plan, is_it: impl Fn(&Mail
     }
 }
 
-fn tell_failure(io: &Io, mailbox: &Mailbox, failure: &StartFailure) {
+pub(super) fn tell_failure(io: &Io, mailbox: &Mailbox, failure: &StartFailure) {
     for core in (0..mailbox.cores()).filter(|&core| core != io.core()) {
         mailbox.send(core, Mail::Opened(Err(failure.to_string())));
     }

@@ -29,6 +29,7 @@ use crate::base::time::{Mono, WallMs};
 use crate::client::Answer;
 use crate::cluster::gossip::wire::Key;
 use crate::cluster::topology::{NodeSpec, Topology};
+use crate::engine::EngineError;
 use crate::io::sim::{CrashSite, Faults, MachineId, World};
 use crate::io::wakers::Wakers;
 use crate::io::{Class, Io, SocketAddr, Task};
@@ -481,8 +482,13 @@ impl Run {
             if self.nodes[node].life.is_some() && self.world.cores(machine) == 0 {
                 let tasks = self.nodes[node].life.take().map(|life| life.tasks).unwrap_or_default();
                 let why = tasks.into_iter().filter_map(|task| task.take_result()).find_map(Result::err);
+                let is_meant = match &why {
+                    Some(StartFailure::Contradiction(_)) => self.nodes[node].disks_lost > 0,
+                    Some(StartFailure::Engine(EngineError::Corrupt { .. })) => self.nodes[node].rotten_until.is_some(),
+                    _ => false,
+                };
                 let why = why.map_or_else(|| "no reason".to_owned(), |why| why.to_string());
-                if !self.nodes[node].has_lost() {
+                if !is_meant {
                     return self.fail(format!("node {} ended by itself: {why}", node + 1));
                 }
                 self.note(format!("node {} ends, which has lost something: {why}", node + 1));

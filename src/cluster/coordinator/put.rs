@@ -220,21 +220,26 @@ impl Put {
                 self.why = self.why.or(Some(why));
                 return turn.out.push(Effect::FetchTopology { node: from.node, epoch });
             }
-            Refusal::Behind { .. } | Refusal::NotVoting => {
-                if why != Refusal::NotVoting {
-                    turn.out.push(Effect::Correct { node: from.node });
-                }
-                if self.behind.is_empty() {
-                    self.retry_at = turn.now.plus(BEHIND_RETRY);
-                }
-                return self.behind.add(at);
+            Refusal::Behind { .. } => {
+                turn.out.push(Effect::Correct { node: from.node });
+                return self.ask_again(turn, at);
             }
+            // It learns what it lacks by itself.
+            Refusal::NotVoting => return self.ask_again(turn, at),
             Refusal::ClockAhead { ms } => turn.out.push(Effect::Skewed { node: from.node, ahead_ms: ms }),
             _ => {}
         }
         self.why = self.why.or(Some(why));
         self.gone.add(at);
         self.settle(turn);
+    }
+
+    /// One that has to learn something first is asked again in a moment.
+    fn ask_again(&mut self, turn: &mut Turn<'_>, at: usize) {
+        if self.behind.is_empty() {
+            self.retry_at = turn.now.plus(BEHIND_RETRY);
+        }
+        self.behind.add(at);
     }
 
     /// The link to `node` broke, or the node is down: it will not answer what it was asked.

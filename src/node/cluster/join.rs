@@ -81,7 +81,7 @@ fn ask(nodes: &[SocketAddr], rounds: u32, key: &Key, backend: Backend) -> Result
 }
 
 /// A founder's folder is to be made: refused where the cluster has gone on without it, since then what it held is lost, and with it what it
-/// has promised (rule M3). Where nobody can tell, it finds out before it may vote (`shard::cluster::Cluster::has_lost_its_disk`).
+/// has promised (rule M3). Where nobody can tell, it finds out before it may vote (`shard::cluster::lost_disk`).
 pub(super) fn is_founded(cluster: &ClusterConfig, id: Identity, key: &Key, backend: Backend) -> Result<(), Failure> {
     let others: Vec<SocketAddr> = cluster.founders.iter().filter(|founder| founder.node != id.node).map(|founder| founder.native).collect();
     match ask(&others, 1, key, backend)? {
