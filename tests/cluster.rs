@@ -575,6 +575,11 @@ fn a_node_joins_under_load_another_leaves_and_a_dead_one_is_replaced() {
     let mut client = Client::connect(ClientConfig { levels: LevelsAsked::both(Level::Quorum), ..fifth.config() }).expect("a client");
     assert!(becomes(PATIENCE, || client.get(&key(1_999)).is_ok_and(|found| found.is_some())));
     all_is_there(&mut client);
+    // It comes back without its disk, and of those in its list of founders nobody is left: those whom it does not know tell it.
+    fs::remove_dir_all(cluster.data(0)).expect("its data goes");
+    let ended = launch(BINARY, &cluster.data(0), 0, &cluster.ports).ends();
+    assert!(ended.code == exit::CONFIG && ended.err.contains("ringkv cluster replace 1 NEW"), "{ended:?}");
+    all_is_there(&mut client);
 }
 
 #[test]

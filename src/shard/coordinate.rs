@@ -739,6 +739,9 @@ impl Requests {
         if let Message::Topology { bytes } = message {
             return shard.on_topology_bytes(&cluster, bytes);
         }
+        if *message == Message::FetchTopology {
+            return shard.give_topology(&cluster, node);
+        }
         if frame & CLOCK_BIT != 0 {
             let mut askers = Vec::new();
             self.clocks.borrow_mut().answered(u64::from(link.index), frame & !CLOCK_BIT, |asker| askers.push(asker));

@@ -112,18 +112,41 @@ fn tell_namespaces(version: u16, bytes: &[u8]) -> Message<'_> {
 impl Shard {
     /// Asks a node for its topology, which is newer; where it cannot be asked, another. Until one has come it is asked for again (`moves`).
     pub(super) fn fetch_topology(self: &Rc<Shard>, cluster: &Cluster, node: u64) {
-        let now = self.io.now();
         cluster.moves.chase(node);
-        if now.since(cluster.asked_topology.get()) < FETCH_EVERY && cluster.asked_topology.get() != Mono::default() {
-            return;
-        }
         let is_known = node != cluster.me && cluster.address_of(node).is_some() && cluster.is_alive(node);
         let node = if is_known { Some(node) } else { self.any_other(cluster) };
-        let Some(node) = node else { return };
-        cluster.asked_topology.set(now);
-        if let Ok(link) = self.link(cluster, At { node, core: 0 }) {
-            self.say(cluster, &link, 0, cluster.head(now, Some(now.plus(TELL_MAX))), &Message::FetchTopology);
+        let Some(node) = node.filter(|_| self.may_ask_topology(cluster)) else { return };
+        self.tell(cluster, node, &Message::FetchTopology);
+    }
+
+    /// Whether a topology may be asked for now; it is then taken for asked for.
+    pub(super) fn may_ask_topology(&self, cluster: &Cluster) -> bool {
+        let (now, asked) = (self.io.now(), cluster.asked_topology.get());
+        let may = asked == Mono::default() || now.since(asked) >= FETCH_EVERY;
+        if may {
+            cluster.asked_topology.set(now);
         }
+        may
+    }
+
+    /// Tells a node about topologies, where it can be told now.
+    fn tell(self: &Rc<Shard>, cluster: &Cluster, node: u64, message: &Message<'_>) {
+        if let Ok(link) = self.link(cluster, At { node, core: 0 }) {
+            let now = self.io.now();
+            self.say(cluster, &link, 0, cluster.head(now, Some(now.plus(TELL_MAX))), message);
+        }
+    }
+
+    /// A node knows an older topology.
+    pub(super) fn correct(self: &Rc<Shard>, cluster: &Cluster, node: u64) {
+        self.tell(cluster, node, &Message::Correct);
+    }
+
+    /// Who was corrected knows no way to this node, and asks over the link that it was told over.
+    pub(super) fn give_topology(self: &Rc<Shard>, cluster: &Cluster, node: u64) {
+        let mut bytes = Vec::new();
+        topology_codec::encode(&cluster.topology(), &mut bytes);
+        self.tell(cluster, node, &Message::Topology { bytes: &bytes });
     }
 
     /// Any node of the topology that seems to be there.

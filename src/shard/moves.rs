@@ -23,7 +23,7 @@ use crate::engine::store_marks::VnodeMarks;
 use crate::io::Class;
 use crate::io::signal::{Signal, race};
 use crate::limits::{DEADLINE_MS_MAX, MOVE_BYTES_A_SECOND, RF_DEFAULT};
-use crate::wire::peer::{Head, Message, Refusal, encode_move};
+use crate::wire::peer::{Head, Refusal, encode_move};
 use crate::wire::peer_moves::{MARKS_VNODES_MAX, MoveMessage};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -599,13 +599,6 @@ impl Shard {
                 inbox.came.raise();
             }
         }));
-    }
-
-    fn correct(self: &Rc<Shard>, cluster: &Cluster, node: u64) {
-        let now = self.io.now();
-        if let Ok(link) = self.link(cluster, At { node, core: 0 }) {
-            self.say(cluster, &link, 0, cluster.head(now, Some(now.plus(ANSWER_MAX))), &Message::Correct);
-        }
     }
 
     /// Tells all nodes, those of the topology before too, that there is a newer one.

@@ -32,6 +32,7 @@ use crate::limits::{
 use crate::wire::peer::{Head, Refusal, encode_repair};
 use crate::wire::peer_repair::RepairMessage;
 use std::cell::{Cell, RefCell};
+use std::cmp::Ordering;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -260,8 +261,10 @@ impl<'a> Comparison<'a> {
         let pushed = if let Question::Push(cells) = &ask.question { cells.len() } else { 0 };
         let deadline = shard.io.now().plus(Duration::from_millis(REPAIR_ANSWER_MS_MAX));
         let (head, answer) = cluster.requests.ask_repair(shard, cluster, self.at, &RepairMessage::Ask(ask), deadline).await?;
-        if head.epoch > cluster.epoch() {
-            shard.fetch_topology(cluster, self.at.node);
+        match head.epoch.cmp(&cluster.epoch()) {
+            Ordering::Greater => shard.fetch_topology(cluster, self.at.node),
+            Ordering::Less => shard.correct(cluster, self.at.node),
+            Ordering::Equal => {}
         }
         let RepairMessage::Answer(answer) = answer else { return None };
         if let Reply::Stored { refused } = &answer.reply {

@@ -616,7 +616,7 @@ fn is_question(message: &AnyMessage<'_>) -> bool {
             place.kind != Kind::Chunk && !matches!(cell.body, Body::Chunked { .. }) && place.key.len() <= KEY_BYTES_MAX
         }
         Message::Read { place, .. } => place.kind != Kind::Chunk,
-        Message::AskClock | Message::Correct | Message::FetchTopology | Message::Namespaces { .. } => true,
+        Message::AskClock | Message::Correct | Message::FetchTopology | Message::Topology { .. } | Message::Namespaces { .. } => true,
         #[cfg(feature = "next-version")]
         Message::NamespacesNext { .. } => true,
         _ => false,
@@ -668,8 +668,17 @@ impl Shard {
                 topology_codec::encode(&cluster.topology(), &mut bytes);
                 self.answer_peer(&ticket, 0, deadline, &Message::Topology { bytes: &bytes });
             }
-            Message::Correct => {
+            Message::Correct if cluster.address_of(from).is_some() => {
                 self.fetch_topology(cluster, from);
+                self.end_question(&ticket);
+            }
+            // Who came since the topology that is known here: it can be asked over its own link only.
+            Message::Correct => match self.may_ask_topology(cluster) {
+                true => self.answer_peer(&ticket, 0, deadline, &Message::FetchTopology),
+                false => self.end_question(&ticket),
+            },
+            Message::Topology { bytes } => {
+                self.on_topology_bytes(cluster, bytes);
                 self.end_question(&ticket);
             }
             Message::Namespaces { bytes } => self.take_namespaces(ticket, bytes, deadline),
