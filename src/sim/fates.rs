@@ -64,8 +64,14 @@ impl Fate {
     }
 }
 
+/// Links to nodes that move a vnode are cut in so many of so many turns where vnodes move, where that comes evenly.
+const MOVERS_CUT: (u64, u64) = (1, 8);
+
 /// How often each comes in one seed.
-pub(super) struct Fates(Vec<(Fate, u64)>);
+pub(super) struct Fates {
+    drawn: Vec<(Fate, u64)>,
+    movers_cut: u64,
+}
 
 impl Fates {
     pub(super) fn draw(prng: &mut Prng, faults: &FaultSet) -> Fates {
@@ -75,13 +81,15 @@ impl Fates {
             let share = SHARES[prng.below(SHARES.len() as u64) as usize];
             drawn.push((fate, if fate.is_among(faults) { fate.evenly() * share } else { 0 }));
         }
-        Fates(drawn)
+        let share = SHARES[prng.below(SHARES.len() as u64) as usize];
+        let movers_cut = if faults.moves && faults.cut { MOVERS_CUT.0 * share } else { 0 };
+        Fates { drawn, movers_cut }
     }
 
     fn next(&self, prng: &mut Prng) -> Option<Fate> {
-        let total: u64 = self.0.iter().map(|(_, weight)| weight).sum();
+        let total: u64 = self.drawn.iter().map(|(_, weight)| weight).sum();
         let mut at = prng.below(total.max(1));
-        let chosen = self.0.iter().find(|(_, weight)| {
+        let chosen = self.drawn.iter().find(|(_, weight)| {
             let is_it = at < *weight;
             at = at.saturating_sub(*weight);
             is_it
@@ -108,7 +116,7 @@ pub(super) fn draw_latencies(prng: &mut Prng, faults: &FaultSet) -> Faults {
 impl Run {
     pub(super) fn disturb(&mut self) {
         let faults = self.setup.faults;
-        if faults.moves && faults.cut && self.prng.one_in(6) {
+        if self.prng.below(MOVERS_CUT.1) < self.fates.movers_cut {
             self.cut_movers();
         }
         if faults.moves && self.is_eager && self.prng.one_in(6) {

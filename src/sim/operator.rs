@@ -306,19 +306,19 @@ impl Run {
         }
     }
 
-    /// While vnodes move: somebody does not reach some of those that have, or take over, one of them.
+    /// While vnodes move: somebody does not reach who takes one of them over, or some of those that have it, or both.
     pub(super) fn cut_movers(&mut self) {
         let known = self.operator.known();
         let moving: Vec<u32> = known.moving().collect();
         let Some(at) = self.prng.below(moving.len().max(1) as u64).checked_rem(moving.len() as u64) else { return };
-        let replicas = known.replicas(moving[at as usize], RF_DEFAULT);
-        let ids: Vec<usize> = replicas.everybody().map(|index| known.nodes()[usize::from(index)].spec.id as usize - 1).collect();
+        let vnode = moving[at as usize];
+        let owners = known.replicas(vnode, RF_DEFAULT).owners;
+        let owners: Vec<u64> = owners.iter().map(|index| known.nodes()[usize::from(*index)].spec.id).collect();
+        let takers = takers(&known, vnode, RF_DEFAULT);
         let one = self.prng.below(self.nodes.len() as u64) as usize;
-        for _ in 0..self.prng.between(1, 2) {
-            let other = ids[self.prng.below(ids.len() as u64) as usize];
-            if one == other {
-                continue;
-            }
+        for ids in [takers, owners] {
+            let drawn = self.prng.below(ids.len().max(1) as u64).checked_rem(ids.len() as u64).map(|at| ids[at as usize] as usize - 1);
+            let Some(other) = drawn.filter(|other| *other != one && !self.prng.one_in(3)) else { continue };
             self.cut(one, other);
             if self.prng.one_in(2) {
                 self.cut(other, one);
