@@ -39,6 +39,8 @@ pub const ADDRESS_BYTES_MAX: usize = 261;
 pub const RF_MAX: usize = 5;
 /// Replicas of a vnode where its namespace says nothing.
 pub const RF_DEFAULT: usize = 3;
+/// How many replicas a namespace may have. An even number survives no more failures than the odd one below it.
+pub const RFS: [usize; 3] = [1, RF_DEFAULT, RF_MAX];
 /// The most cores (shards) of a node.
 pub const CORES_MAX: usize = 256;
 /// The longest name of a namespace.

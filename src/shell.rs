@@ -6,6 +6,7 @@
 use crate::base::record::Version;
 use crate::client::{Client, ClientConfig, ClientError, NamespaceChanges, NamespaceInfo, NamespaceOptions, PutOptions, TimeToLive};
 use crate::config::{self, Namespaces, Target, Word};
+use crate::limits::RF_DEFAULT;
 use crate::wire::command::{Compression, LevelsAsked};
 use std::io::Write;
 use std::time::Duration;
@@ -95,11 +96,13 @@ fn scan(client: &mut Client, vnode: Option<u32>, limit: u64, out: &mut dyn Write
 fn namespaces(client: &mut Client, word: &Namespaces) -> Result<String, Failure> {
     let rows = match word {
         Namespaces::List => client.namespaces(),
-        &Namespaces::Create { ref name, ttl, durability, compression, levels } => {
+        &Namespaces::Create { ref name, ttl, durability, compression, levels, replicas } => {
             let default_ttl = ttl.unwrap_or_default();
-            let made = match (compression, levels) {
-                (Compression::None, LevelsAsked { read: None, write: None }) => client.namespace_create(name, default_ttl, durability),
-                _ => client.namespace_create_with(name, NamespaceOptions { default_ttl, durability, compression, levels }),
+            let made = match (compression, levels, replicas) {
+                (Compression::None, LevelsAsked { read: None, write: None }, None) => {
+                    client.namespace_create(name, default_ttl, durability)
+                }
+                _ => client.namespace_create_with(name, NamespaceOptions { default_ttl, durability, compression, levels, replicas }),
             };
             made.map(|row| vec![row])
         }
@@ -122,7 +125,8 @@ fn namespace(row: &NamespaceInfo) -> String {
         Compression::Lz4 => " compression=lz4",
     };
     let levels = if row.levels == LevelsAsked::default() { String::new() } else { format!(" level={}", row.levels) };
-    format!("{} id={} ttl={ttl} durability={}{compression}{levels}", row.name, row.id, row.durability)
+    let replicas = if usize::from(row.replicas) == RF_DEFAULT { String::new() } else { format!(" replicas={}", row.replicas) };
+    format!("{} id={} ttl={ttl} durability={}{compression}{levels}{replicas}", row.name, row.id, row.durability)
 }
 
 fn write(out: &mut dyn Write, bytes: &[u8]) -> Result<(), Failure> {
@@ -180,7 +184,9 @@ mod tests {
     #[test]
     fn a_namespace_is_one_line() {
         let (default_ttl, durability, compression) = (Duration::from_secs(60), Durability::Interval, Compression::None);
-        let row = NamespaceInfo { id: 3, name: "cache".into(), default_ttl, durability, compression, levels: LevelsAsked::default() };
+        let levels = LevelsAsked::default();
+        let row = NamespaceInfo { id: 3, name: "cache".into(), default_ttl, durability, compression, levels, replicas: 3 };
+        assert!(namespace(&NamespaceInfo { replicas: 5, ..row.clone() }).ends_with(" replicas=5"));
         assert_eq!(namespace(&row), "cache id=3 ttl=60s durability=interval");
         for levels in ["one", "quorum,all", "2", "one,3"] {
             assert!(namespace(&NamespaceInfo { levels: levels.parse().unwrap(), ..row.clone() }).ends_with(&format!(" level={levels}")));

@@ -484,6 +484,15 @@ impl Judge {
     }
 }
 
+/// Ends a load when the test does, by a panic too.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A node that joins through the first one.
 fn launch_joining(cluster: &Cluster, id: usize, more: &[&str]) -> Node {
     try_launch_joining(cluster, id, more).unwrap_or_else(|ended| panic!("the node ended before it was ready: {ended:?}"))
@@ -511,22 +520,65 @@ fn is_settled(client: &mut Client, members: usize) -> bool {
     status.contains("nothing moves") && status.lines().filter(|line| line.contains(" member ")).count() == members
 }
 
+fn moved(number: u32) -> Vec<u8> {
+    format!("moved {number}").into_bytes()
+}
+
+/// A client of a namespace, at QUORUM.
+fn client_in(namespace: &str, config: ClientConfig) -> Client {
+    let config = ClientConfig { namespace: namespace.to_owned(), levels: LevelsAsked::both(Level::Quorum), ..config };
+    Client::connect(config).expect("the namespace is found")
+}
+
+/// Two namespaces with 300 keys each: `single` has each key on one node alone, `five` on all that there are.
+fn make_of_one_and_of_five(cluster: &Cluster, first: &mut Client) {
+    let replicas = |replicas| NamespaceOptions { replicas: Some(replicas), ..NamespaceOptions::default() };
+    for (name, count) in [("single", 1), ("five", 5)] {
+        let made = first.namespace_create_with(name, replicas(count)).expect("the first node makes it");
+        assert_eq!(made.replicas, count);
+        let mut client = client_in(name, cluster.node(0).config());
+        (0..300u32).for_each(|number| _ = client.put(&moved(number), &number.to_le_bytes()).expect("a put"));
+    }
+    let refused = first.namespace_create_with("two", replicas(2)).expect_err("nobody has two").to_string();
+    assert!(refused.contains("1, 3 or 5"), "{refused}");
+    let info = first.info().expect("a node tells about itself");
+    assert!(info.contains(" rf=1 ") && info.contains(" rf=5 ") && status(first).contains("namespaces of 1, 3, 5 replicas"), "{info}");
+}
+
+/// How many keys of one of these namespaces are there.
+fn those_there(namespace: &str, config: ClientConfig) -> usize {
+    let mut client = client_in(namespace, config);
+    let is_there = |number: &u32| client.get(&moved(*number)).expect("a get").is_some_and(|found| found.value == number.to_le_bytes());
+    (0..300u32).filter(is_there).count()
+}
+
+/// Every key has what was written last, of `last` writes over the first 500.
+fn all_is_there(client: &mut Client, last: u32) {
+    for number in 0..2_000u32 {
+        let found = client.get(&moved(number)).expect("a get").expect("it was put").value;
+        let found = u32::from_le_bytes(found.try_into().expect("four bytes"));
+        let wanted = if number < 500 { (0..last).rev().find(|put| put % 500 == number).unwrap_or(number) } else { number };
+        assert_eq!(found, wanted, "key {number}");
+    }
+}
+
 #[test]
 fn a_node_joins_under_load_another_leaves_and_a_dead_one_is_replaced() {
     let mut cluster = Cluster::start();
     let mut clients = cluster.clients(Level::Quorum);
-    let key = |number: u32| format!("moved {number}").into_bytes();
     for number in 0..2_000u32 {
-        clients[0].put(&key(number), &number.to_le_bytes()).expect("a put");
+        clients[0].put(&moved(number), &number.to_le_bytes()).expect("a put");
     }
+    make_of_one_and_of_five(&cluster, &mut clients[0]);
     // Writes go on over all of it; none of them may fail while nobody falls.
     let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         let (mut writer, stop, written) = (cluster.client(1, Level::Quorum), &stop, &written);
+        let _ends = Ends(stop);
         let writing = scope.spawn(move || {
             while !stop.load(Ordering::Relaxed) {
                 let number = written.load(Ordering::Relaxed) as u32;
-                writer.put(&key(number % 500), &number.to_le_bytes()).expect("a put while vnodes move");
+                writer.put(&moved(number % 500), &number.to_le_bytes()).expect("a put while vnodes move");
                 written.fetch_add(1, Ordering::Relaxed);
             }
         });
@@ -550,30 +602,29 @@ fn a_node_joins_under_load_another_leaves_and_a_dead_one_is_replaced() {
     // Who left serves clients still, and falls without being missed.
     cluster.kill(2);
     let last = written.load(Ordering::Relaxed) as u32;
-    let all_is_there = |client: &mut Client| {
-        for number in 0..2_000u32 {
-            let found = client.get(&key(number)).expect("a get").expect("it was put").value;
-            let found = u32::from_le_bytes(found.try_into().expect("four bytes"));
-            let wanted = if number < 500 { (0..last).rev().find(|put| put % 500 == number).unwrap_or(number) } else { number };
-            assert_eq!(found, wanted, "key {number}");
-        }
-    };
+    let all_is_there = |client: &mut Client| all_is_there(client, last);
     let mut ends = [cluster.client(0, Level::All), cluster.client(3, Level::Quorum)];
     ends.iter_mut().for_each(all_is_there);
+    for namespace in ["single", "five"] {
+        assert_eq!(those_there(namespace, cluster.node(3).config()), 300, "of {namespace}, after a join and a leave");
+    }
     // The second one dies, and a node that stood by takes its place.
     cluster.kill(1);
     let fifth = launch_joining(&cluster, 5, &["--standby"]);
-    let replaced = becomes(PATIENCE, || ends[0].cluster("replace 2 5").is_ok());
+    let replaced = becomes(PATIENCE, || ends[0].cluster("replace 2 5").is_ok_and(|said| said.contains("1 replica had on node 2 is lost")));
     assert!(replaced, "{:?}", ends[0].cluster("replace 2 5"));
     let mut first = cluster.client(0, Level::Quorum);
     assert!(becomes(PATIENCE * 2, || is_settled(&mut first, 3)), "no replacement: {}", status(&mut first));
     let mut client = Client::connect(ClientConfig { levels: LevelsAsked::both(Level::All), ..fifth.config() }).expect("a client");
-    assert!(becomes(PATIENCE, || client.get(&key(1_999)).is_ok_and(|found| found.is_some())));
+    assert!(becomes(PATIENCE, || client.get(&moved(1_999)).is_ok_and(|found| found.is_some())));
     all_is_there(&mut client);
+    assert_eq!(those_there("five", fifth.config()), 300, "after a replacement");
+    let left = those_there("single", fifth.config());
+    assert!((100..300).contains(&left), "{left} of 300: what the dead node alone had is gone, and nothing else");
     // The last founder goes: what the two who came have taken over has to be all.
     cluster.kill(0);
     let mut client = Client::connect(ClientConfig { levels: LevelsAsked::both(Level::Quorum), ..fifth.config() }).expect("a client");
-    assert!(becomes(PATIENCE, || client.get(&key(1_999)).is_ok_and(|found| found.is_some())));
+    assert!(becomes(PATIENCE, || client.get(&moved(1_999)).is_ok_and(|found| found.is_some())));
     all_is_there(&mut client);
     // It comes back without its disk, and of those in its list of founders nobody is left: those whom it does not know tell it.
     fs::remove_dir_all(cluster.data(0)).expect("its data goes");

@@ -35,7 +35,7 @@ fn requests() -> Vec<(&'static str, u64, Request<'static>)> {
     let alter = Command::NamespaceAlter { name: "sessions", default_ttl_ms: None, durability: Some(Durability::Sync) };
     let (durability, compression) = (Durability::Interval, Compression::Lz4);
     let levels = LevelsAsked::default();
-    let make = NamespaceSpec { name: "sessions", default_ttl_ms: 60_000, durability, compression, levels };
+    let make = NamespaceSpec { name: "sessions", default_ttl_ms: 60_000, durability, compression, levels, replicas: 3 };
     let change = NamespaceChange { name: "sessions", default_ttl_ms: None, durability: None, compression: Some(Compression::None), levels };
     let levels = LevelsAsked { read: Some(Level::One), write: Some(Level::All) };
     let delete = |condition, write| Command::Delete(Delete { key: b"key", condition, write });
@@ -72,6 +72,7 @@ fn requests() -> Vec<(&'static str, u64, Request<'static>)> {
         ("namespace_make", 25, plain(Command::NamespaceMake(make))),
         ("namespace_change", 26, plain(Command::NamespaceChange(change))),
         ("namespace_make_with_levels", 28, plain(Command::NamespaceMake(NamespaceSpec { levels, ..make }))),
+        ("namespace_make_of_five", 31, plain(Command::NamespaceMake(NamespaceSpec { replicas: 5, ..make }))),
         ("namespace_terms", 29, plain(Command::NamespaceTerms)),
         (
             "get_at_level_2",
@@ -113,8 +114,8 @@ fn replies() -> Vec<(&'static str, u64, bool, Reply<'static>)> {
     let entry = ScanEntry { key: b"key", version: VERSION, remaining_ms: None, value: Some(b"value") };
     let entries = vec![entry, ScanEntry { key: b"other", version: OTHER, remaining_ms: Some(9), value: None }];
     let (durability, compression, levels) = (Durability::Sync, Compression::None, LevelsAsked::default());
-    let default = Namespace { id: 1, name: "default", default_ttl_ms: 0, durability, compression, levels };
-    let other = Namespace { id: 2, name: "sessions", default_ttl_ms: 60_000, durability: Durability::Interval, compression, levels };
+    let default = Namespace { id: 1, name: "default", default_ttl_ms: 0, durability, compression, levels, replicas: 3 };
+    let other = Namespace { id: 2, name: "sessions", default_ttl_ms: 60_000, durability: Durability::Interval, ..default };
     let terms = vec![default, Namespace { levels: LevelsAsked { read: Some(Level::One), write: Some(Level::Quorum) }, ..other }];
     let (rows, details) = (vec![default, other], vec![default, Namespace { compression: Compression::Lz4, ..other }]);
     let unknown = ErrorReply { version: Some(VERSION), ..ErrorReply::new(ErrorCode::Unknown, "no answer from the disk in time") };
@@ -139,6 +140,7 @@ fn replies() -> Vec<(&'static str, u64, bool, Reply<'static>)> {
         ("namespaces", 20, false, Reply::Namespaces(rows.into())),
         ("namespace_details_are", 24, false, Reply::NamespaceDetails(details.into())),
         ("namespace_terms_are", 29, false, Reply::NamespaceTerms(terms.into())),
+        ("namespace_terms_of_five_are", 31, false, Reply::NamespaceTerms(vec![Namespace { replicas: 5, ..other }].into())),
         ("error_unknown", 10, false, Reply::Error(unknown)),
         ("error_unavailable", 11, false, Reply::Error(unavailable)),
     ]

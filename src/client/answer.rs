@@ -99,6 +99,8 @@ pub struct NamespaceInfo {
     pub compression: Compression,
     /// Of requests that name none, in a cluster; what is None is a quorum.
     pub levels: LevelsAsked,
+    /// Of each key, in a cluster.
+    pub replicas: u8,
 }
 
 /// What the hello told.
@@ -195,6 +197,7 @@ impl Answer {
 }
 
 fn namespace_info(row: &Namespace<'_>) -> NamespaceInfo {
-    let &Namespace { id, name, default_ttl_ms, durability, compression, levels } = row;
-    NamespaceInfo { id, name: name.to_owned(), default_ttl: Duration::from_millis(default_ttl_ms), durability, compression, levels }
+    let &Namespace { id, name, default_ttl_ms, durability, compression, levels, replicas } = row;
+    let (name, default_ttl) = (name.to_owned(), Duration::from_millis(default_ttl_ms));
+    NamespaceInfo { id, name, default_ttl, durability, compression, levels, replicas }
 }

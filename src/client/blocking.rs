@@ -545,16 +545,16 @@ impl Client {
     }
 
     /// As `namespace_create`, with more said. A node that knows no compression answers `UnknownKind`; one that knows no
-    /// levels of a namespace does the rest, and this says so with the same code.
+    /// levels of a namespace, or no other number of replicas than 3, does the rest, and this says so with the same code.
     pub fn namespace_create_with(&mut self, name: &str, options: NamespaceOptions) -> Result<NamespaceInfo, ClientError> {
-        request::namespace_with(self.call(Command::NamespaceMake(options.spec(name)))?, options.levels)
+        request::namespace_with(self.call(Command::NamespaceMake(options.spec(name)))?, options.levels, options.replicas)
     }
 
     /// As `namespace_alter`, with more said. A node that knows no compression answers `UnknownKind`; one that knows no
     /// levels of a namespace does the rest, and this says so with the same code. What is on disk takes on another
     /// compression little by little, as merges rewrite it.
     pub fn namespace_alter_with(&mut self, name: &str, changes: NamespaceChanges) -> Result<NamespaceInfo, ClientError> {
-        request::namespace_with(self.call(Command::NamespaceChange(changes.change(name)))?, changes.levels)
+        request::namespace_with(self.call(Command::NamespaceChange(changes.change(name)))?, changes.levels, None)
     }
 
     /// A snapshot on the node under this name; lines of `key:value` about it.

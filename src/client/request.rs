@@ -3,6 +3,7 @@
 
 use super::answer::{Answer, ClientError, NamespaceInfo, OwnedPage, OwnedValue, ServerInfo, TimeToLive, VersionedBytes};
 use crate::base::record::{NAMESPACE_DEFAULT, NamespaceId, Version, core_of, token_of, vnode_of};
+use crate::limits::RF_DEFAULT;
 use crate::wire::command::*;
 use std::time::Duration;
 
@@ -128,12 +129,15 @@ pub struct NamespaceOptions {
     pub compression: Compression,
     /// Of requests that name none, in a cluster.
     pub levels: LevelsAsked,
+    /// How many replicas each key has, in a cluster: 1, 3 or 5; 3 where this says nothing. It cannot be changed later.
+    pub replicas: Option<u8>,
 }
 
 impl NamespaceOptions {
     pub(super) fn spec(self, name: &str) -> NamespaceSpec<'_> {
-        let NamespaceOptions { default_ttl, durability, compression, levels } = self;
-        NamespaceSpec { name, default_ttl_ms: ms(default_ttl), durability, compression, levels }
+        let NamespaceOptions { default_ttl, durability, compression, levels, replicas } = self;
+        let replicas = replicas.unwrap_or(RF_DEFAULT as u8);
+        NamespaceSpec { name, default_ttl_ms: ms(default_ttl), durability, compression, levels, replicas }
     }
 }
 
@@ -345,13 +349,15 @@ pub(super) fn namespaces(answer: Answer) -> Result<Vec<NamespaceInfo>, ClientErr
     expect(answer, |answer| if let Answer::Namespaces(rows) = answer { Some(rows) } else { None })
 }
 
-/// The namespace that was made or changed, with these levels among what was said.
-pub(super) fn namespace_with(answer: Answer, levels: LevelsAsked) -> Result<NamespaceInfo, ClientError> {
+/// The namespace that was made or changed, with these levels and this number of replicas among what was said.
+pub(super) fn namespace_with(answer: Answer, levels: LevelsAsked, replicas: Option<u8>) -> Result<NamespaceInfo, ClientError> {
     let row = namespace(answer)?;
-    if levels.or(row.levels) == row.levels {
-        return Ok(row);
-    }
-    let message = format!("'{}' is as it was asked for, but for its levels: the node knows none of a namespace", row.name);
+    let missed = match () {
+        () if replicas.is_some_and(|replicas| replicas != row.replicas) => "its number of replicas: the node knows one alone",
+        () if levels.or(row.levels) != row.levels => "its levels: the node knows none of a namespace",
+        () => return Ok(row),
+    };
+    let message = format!("'{}' is as it was asked for, but for {missed}", row.name);
     Err(ClientError::Failed { code: ErrorCode::UnknownKind, message })
 }
 
@@ -364,7 +370,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_that_a_node_does_not_know_are_told() {
+    fn what_a_node_does_not_know_of_a_namespace_is_told() {
         let row = |levels| {
             let (durability, compression) = (Durability::Sync, Compression::None);
             Answer::Namespaces(vec![NamespaceInfo {
@@ -374,13 +380,14 @@ mod tests {
                 durability,
                 compression,
                 levels,
+                replicas: 3,
             }])
         };
         let (none, reads) = (LevelsAsked::default(), LevelsAsked { read: Some(Level::One), write: None });
-        assert!(namespace_with(row(none), none).is_ok() && namespace_with(row(reads), none).is_ok());
-        assert!(namespace_with(row(LevelsAsked::both(Level::One)), reads).is_ok(), "what was not named stays what it was");
-        for has in [none, LevelsAsked::both(Level::All)] {
-            let told = namespace_with(row(has), reads);
+        assert!(namespace_with(row(none), none, None).is_ok() && namespace_with(row(reads), none, Some(3)).is_ok());
+        assert!(namespace_with(row(LevelsAsked::both(Level::One)), reads, None).is_ok(), "what was not named stays what it was");
+        for (has, replicas) in [(none, None), (LevelsAsked::both(Level::All), None), (reads, Some(5))] {
+            let told = namespace_with(row(has), reads, replicas);
             assert!(matches!(told, Err(ClientError::Failed { code: ErrorCode::UnknownKind, .. })), "{told:?}");
         }
     }

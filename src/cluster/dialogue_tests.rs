@@ -3,7 +3,7 @@
 
 use super::decide::{Acceptor, Answer, Ask, Ballot, Effect, Outcome, Proposer, Question, Reply, Step};
 use super::hints::{Hints, Limits};
-use super::takeover::{MarksOf, Move, TakeOver, of_node, ready};
+use super::takeover::{MarksIn, MarksOf, Move, Part, TakeOver, of_node, ready};
 use super::topology::{Change, NodeSpec, Proposal, Standing, Topology};
 use crate::base::record::Version;
 use crate::base::time::Mono;
@@ -167,7 +167,8 @@ fn a_dialogue_of_moves() {
     let mut trace = Trace::default();
     let before = listed();
     let pending = after(&before, Change::Join(spec(4)));
-    let (of, old) = of_node(&pending, 3, 4).swap_remove(0);
+    let (part, old) = of_node(&pending, 4).swap_remove(0);
+    let of = part.of;
     trace.say(&format!("node 4 joins; vnode {} comes to it from {old:?}", of.vnode));
     let standing = |topology: &Topology, epoch| match topology.standing(of.vnode, epoch) {
         Standing::Knows => "served",
@@ -177,13 +178,16 @@ fn a_dialogue_of_moves() {
     for epoch in [1, 2, 3] {
         trace.say(&format!("> a coordinator of epoch {epoch} is {}", standing(&pending, epoch)));
     }
-    let mut take = TakeOver::new(of, old, false, None);
+    let mut take = TakeOver::new(part, old, false, None);
     let stage = |trace: &mut Trace, take: &TakeOver| {
         let state = if take.is_open() { "puts are taken" } else { "nothing is taken or shown" };
         let silent: Vec<u64> = take.silent().collect();
         trace.say(&format!("> {:?}, {state}; silent: {silent:?}; to compare: {:?}", take.stage(), take.next(|_| true)));
     };
-    let marks = |of: Move, fence, floor| MarksOf { of, namespaces: vec![(1, at(fence), at(floor))] };
+    let marks = |of: Move, fence, floor| {
+        let marks = MarksIn { namespace: 1, fence: at(fence), floor: at(floor), is_empty: false };
+        MarksOf { part: Part { of, ..part }, namespaces: vec![marks] }
+    };
     stage(&mut trace, &take);
     trace.say("node 1 tells fence 9, floor 4");
     take.told(1, &marks(of, 9, 4));
@@ -212,12 +216,12 @@ fn a_dialogue_of_moves() {
     take.joined(1, 1);
     stage(&mut trace, &take);
     let told = take.marks(1);
-    let flips = |taken: &BTreeSet<Move>| ready(&pending, 3, &BTreeMap::from([(4, taken.clone())])).contains(&of.vnode);
+    let flips = |taken: &BTreeSet<Part>| ready(&pending, &BTreeMap::from([(4, taken.clone())])).contains(&of);
     trace.say(&format!("fence {} and floor {} are durable at node 4", told.fence.hlc() >> 16, told.floor.hlc() >> 16));
     let mut line = String::new();
     _ = write!(line, "> the vnode may flip: {} before it has said so", flips(&BTreeSet::new()));
     take.inherited();
-    _ = write!(line, ", {} after it has", flips(&BTreeSet::from([of])));
+    _ = write!(line, ", {} after it has", flips(&BTreeSet::from([part])));
     trace.say(&line);
     stage(&mut trace, &take);
     let flipped = after(&pending, Change::MoveDone { vnodes: vec![of.vnode] });

@@ -8,6 +8,10 @@
 //! Rule M1's "coordinators of an older epoch are refused" is asked a vnode: a coordinator whose epoch saw this vnode's last change has
 //! the right replicas, whatever else moved since. So a flip disturbs the requests of one vnode, not of all.
 //!
+//! **Replication factors.** Namespaces may have different numbers of replicas, each the first so many of a vnode's owners, so a move
+//! concerns each of these numbers on its own. Which of them there are is part of the topology: a number is decided, while nothing moves,
+//! before the first namespace with it is made, so that nobody who moves a vnode can overlook one.
+//!
 //! **Founding.** At epoch 1 nobody votes yet. Epoch 2 is the same topology, and it takes the yes of every founder, durable (`decide`). So
 //! from epoch 2 on a founder that knows nothing of its yes has lost its disk, whoever it can ask, and may not vote (M3).
 
@@ -15,8 +19,12 @@ use super::placement::{NOBODY, Owners, Seat, UNOWNED, place};
 use super::quorum::Replicas;
 use crate::base::record::core_of;
 use crate::limits::{
-    ADDRESS_BYTES_MAX, CLUSTER_VERSION, CLUSTER_VERSION_MIN, CORES_MAX, NODES_MAX, RACK_BYTES_MAX, RF_MAX, VNODES_MAX, WEIGHT_MAX,
+    ADDRESS_BYTES_MAX, CLUSTER_VERSION, CLUSTER_VERSION_MIN, CORES_MAX, NODES_MAX, RACK_BYTES_MAX, RF_DEFAULT, RF_MAX, RFS, VNODES_MAX,
+    WEIGHT_MAX,
 };
+
+/// The replication factors of a topology, a bit each; that of namespaces that say nothing is always among them.
+pub(super) const FACTORS_DEFAULT: u8 = 1 << RF_DEFAULT;
 
 /// That of the founders' list.
 pub const FOUNDING_EPOCH: u64 = 1;
@@ -78,6 +86,10 @@ pub enum Change {
     },
     /// All founders are there: from here on they vote.
     Found,
+    /// There may be namespaces with so many replicas from here on.
+    Factor {
+        rf: usize,
+    },
     /// Every node knows this version: what needs it is written and said from now on.
     Raise {
         version: u16,
@@ -122,6 +134,12 @@ pub enum Refused {
     },
     /// Only what is at its first epoch can be founded.
     Founded,
+    /// Only what is founded can have other namespaces than those it began with.
+    NotFounded,
+    /// There are such namespaces already, or cannot be.
+    Factor {
+        rf: usize,
+    },
     NothingPending,
     NotMoving {
         vnode: u32,
@@ -158,6 +176,8 @@ impl std::fmt::Display for Refused {
             Refused::MovePending { vnodes } => write!(f, "{vnodes} vnodes are still moving; wait for them, or cancel that change"),
             Refused::Version { ours, asked } => write!(f, "the cluster is at version {ours}, and {asked} cannot follow it"),
             Refused::Founded => f.write_str("the cluster has been founded before"),
+            Refused::NotFounded => f.write_str("the cluster waits until all its founders have been there once"),
+            Refused::Factor { rf } => write!(f, "namespaces of {rf} replicas need no decision, or are none"),
             Refused::NothingPending => f.write_str("no change is under way"),
             Refused::NotMoving { vnode } => write!(f, "vnode {vnode} is not moving"),
             Refused::NodeIdTaken { id } => write!(f, "node id {id} is taken"),
@@ -201,6 +221,8 @@ pub struct Topology {
     pub(super) since: Vec<u64>,
     /// Vnodes that move, in order, and who will own them.
     pub(super) pending: Vec<(u32, Owners)>,
+    /// The replication factors that namespaces may have, a bit each.
+    pub(super) factors: u8,
 }
 
 impl Topology {
@@ -213,8 +235,16 @@ impl Topology {
         let empty = vec![UNOWNED; vnodes as usize];
         // Founders of different versions begin with the same topology.
         let (version, since) = (CLUSTER_VERSION_MIN, vec![FOUNDING_EPOCH; vnodes as usize]);
-        let mut topology =
-            Topology { version, cluster, epoch: FOUNDING_EPOCH, nodes: Vec::new(), owners: empty, since, pending: Vec::new() };
+        let mut topology = Topology {
+            version,
+            cluster,
+            epoch: FOUNDING_EPOCH,
+            nodes: Vec::new(),
+            owners: empty,
+            since,
+            pending: Vec::new(),
+            factors: FACTORS_DEFAULT,
+        };
         for spec in specs {
             topology.admit(&spec, None)?;
             let token_id = spec.id;
@@ -228,7 +258,7 @@ impl Topology {
     pub fn unknown(cluster: u64, vnodes: u32) -> Topology {
         let owners = vec![UNOWNED; vnodes as usize];
         let (version, since) = (CLUSTER_VERSION_MIN, vec![0; vnodes as usize]);
-        Topology { version, cluster, epoch: 0, nodes: Vec::new(), owners, since, pending: Vec::new() }
+        Topology { version, cluster, epoch: 0, nodes: Vec::new(), owners, since, pending: Vec::new(), factors: FACTORS_DEFAULT }
     }
 
     /// All founders have said yes to it: it votes. Before that there is nothing that could be lost.
@@ -251,13 +281,25 @@ impl Topology {
 
     /// Whether `me`, which comes from this topology to a newer one, has been there before and forgotten it, so that what it once
     /// acknowledged may be gone (M3): a founder that knows nothing of its yes to the founding (`said_yes`), or the owner of a vnode that
-    /// it neither owned nor was to take over. Nobody comes to a vnode but by having taken it over. `rf`: the replicas that move.
-    pub fn has_forgotten(&self, newer: &Topology, (me, rf): (u64, usize), said_yes: bool) -> bool {
+    /// it neither owned nor was to take over. Nobody comes to a vnode but by having taken it over, or by a replication factor that is
+    /// new, and with it what there is of that.
+    pub fn has_forgotten(&self, newer: &Topology, me: u64, said_yes: bool) -> bool {
         let founded_it = !self.is_founded() && newer.is_founded() && self.index_of(me).is_some();
         let is_me = |index: u16| self.nodes[usize::from(index)].spec.id == me;
-        let had_part = |vnode| self.epoch > 0 && vnode < self.vnodes() && self.replicas(vnode, rf).everybody().any(is_me);
-        let is_strange = |vnode: u32| newer.owns(me, vnode, rf) && !had_part(vnode);
+        let had_part = |vnode, rf| self.epoch > 0 && vnode < self.vnodes() && self.replicas(vnode, rf).everybody().any(is_me);
+        let factors = if self.epoch > 0 { self } else { newer }.factors();
+        let is_strange = |vnode: u32| factors.clone().any(|rf| newer.owns(me, vnode, rf) && !had_part(vnode, rf));
         (founded_it && !said_yes) || (0..newer.vnodes()).any(is_strange)
+    }
+
+    /// How many replicas namespaces may have, in order.
+    pub fn factors(&self) -> impl Iterator<Item = usize> + Clone + use<> {
+        let factors = self.factors;
+        RFS.into_iter().filter(move |rf| factors & 1 << rf != 0)
+    }
+
+    pub fn has_factor(&self, rf: usize) -> bool {
+        self.factors().any(|known| known == rf)
     }
 
     /// What may be kept and said: no node needs less.
@@ -355,6 +397,9 @@ impl Topology {
             Change::Cancel if self.pending.is_empty() => return Err(Refused::NothingPending),
             Change::Cancel => next.cancel(),
             _ if !self.pending.is_empty() => return Err(Refused::MovePending { vnodes: self.pending.len() }),
+            Change::Factor { .. } if !self.is_founded() => return Err(Refused::NotFounded),
+            Change::Factor { rf } if !RFS.contains(rf) || self.has_factor(*rf) => return Err(Refused::Factor { rf: *rf }),
+            Change::Factor { rf } => next.factors |= 1 << rf,
             Change::Join(spec) => next.join(spec)?,
             Change::Leave { node } => next.leave(*node)?,
             Change::Replace { dead, new } => next.replace(*dead, new)?,
@@ -562,6 +607,9 @@ impl Topology {
             || self.pending.last().is_some_and(|(vnode, _)| *vnode as usize >= vnodes)
         {
             return Err("moves out of order");
+        }
+        if RFS.iter().fold(self.factors, |left, rf| left & !(1 << rf)) != 0 || !self.has_factor(RF_DEFAULT) {
+            return Err("not a replication factor");
         }
         let lists = self.owners.iter().chain(self.pending.iter().map(|(_, list)| list));
         if lists.into_iter().any(|list| !is_list(list, self.nodes.len())) {

@@ -9,12 +9,13 @@
 //! | varint, then as many | nodes: id (8), token id (8); native, gossip, rack (behind varint lengths); cores, weight (varints); state (1) |
 //! | varint, then as many | vnodes: owners, epochs since their last change (varint) |
 //! | varint, then as many | moves: vnode (varint, distance from the one before), owners |
+//! | 0 or 1 | replication factors, a bit each; nothing where there is only the usual one |
 //! | 8 | xxh3 of all before |
 //!
 //! Owners are a count (1) and as many varint indexes of nodes. Integers are little-endian, varints LEB128.
 
 use super::placement::{Owners, UNOWNED};
-use super::topology::{Node, NodeSpec, NodeState, Topology};
+use super::topology::{FACTORS_DEFAULT, Node, NodeSpec, NodeState, Topology};
 use crate::base::checksum::checksum;
 use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::limits::{ADDRESS_BYTES_MAX, CLUSTER_VERSION, CLUSTER_VERSION_MIN, NODES_MAX, RACK_BYTES_MAX, RF_MAX, VNODES_MAX};
@@ -70,6 +71,9 @@ pub fn encode(topology: &Topology, out: &mut Vec<u8>) {
         before = *vnode;
         put_owners(out, list);
     }
+    if topology.factors != FACTORS_DEFAULT {
+        out.push(topology.factors);
+    }
     let sum = checksum(&out[start..]);
     out.extend_from_slice(&sum.to_le_bytes());
 }
@@ -121,8 +125,9 @@ pub fn decode(bytes: &[u8]) -> Result<Topology, DecodeError> {
         before = before.checked_add(distance).ok_or(Malformed("number too large"))?;
         pending.push((before, owners(&mut reader)?));
     }
+    let factors = if reader.rest().is_empty() { FACTORS_DEFAULT } else { reader.u8()? };
     reader.end()?;
-    let topology = Topology { version, cluster, epoch, nodes, owners: lists, since, pending };
+    let topology = Topology { version, cluster, epoch, nodes, owners: lists, since, pending, factors };
     topology.is_sound().map_err(Malformed)?;
     Ok(topology)
 }

@@ -240,7 +240,7 @@ fn whoever_forgot_what_it_had_is_known_by_what_it_knows() {
         (&unknown, &list, 5, false, false),
     ] {
         let why = format!("{me} from epoch {} to {}, said yes: {said_yes}", before.epoch(), newer.epoch());
-        assert_eq!(before.has_forgotten(newer, (me, 3), said_yes), forgotten, "{why}");
+        assert_eq!(before.has_forgotten(newer, me, said_yes), forgotten, "{why}");
     }
 }
 

@@ -224,11 +224,12 @@ pub fn status(topology: &Topology, rf: usize, me: u64, is_there: impl Fn(u64) ->
         ]);
     }
     let mut text = format!(
-        "cluster {:016x}, epoch {}, {} vnodes, version {}\n",
+        "cluster {:016x}, epoch {}, {} vnodes, version {}{}\n",
         topology.cluster(),
         topology.epoch(),
         topology.vnodes(),
-        topology.version()
+        topology.version(),
+        factors(topology)
     );
     text.push_str(&table(&rows));
     match progress(topology) {
@@ -237,6 +238,25 @@ pub fn status(topology: &Topology, rf: usize, me: u64, is_there: impl Fn(u64) ->
         None => text.push_str("nothing moves\n"),
     }
     text
+}
+
+/// How many replicas namespaces may have, where there is more to say than the usual.
+fn factors(topology: &Topology) -> String {
+    let factors: Vec<String> = topology.factors().map(|rf| rf.to_string()).collect();
+    match &factors[..] {
+        [_] => String::new(),
+        some => format!(", namespaces of {} replicas", some.join(", ")),
+    }
+}
+
+/// What is lost by a change, if anything can be: a node that is gone was the only one that had it.
+pub fn loses(topology: &Topology, change: &Change) -> String {
+    match change {
+        Change::Replace { dead, .. } if topology.has_factor(1) => {
+            format!("; what namespaces of 1 replica had on node {dead} is lost, unless it still answers")
+        }
+        _ => String::new(),
+    }
 }
 
 /// What a change would move.
@@ -304,6 +324,10 @@ mod tests {
         let still = status(&founded, 3, 1, |node| node != 3);
         assert!(still.ends_with("nothing moves\n") && still.contains("cluster 00000000000000c1, epoch 2, 16 vnodes, version 1"), "{still}");
         assert!(still.lines().any(|line| line.starts_with("3 ") && line.contains(" no ")), "{still}");
+        let of_one = founded.apply(&proposal(&founded, Change::Factor { rf: 1 })).unwrap();
+        assert!(status(&of_one, 3, 1, |_| true).contains(", version 1, namespaces of 1, 3 replicas\n"));
+        let replace = Change::Replace { dead: 2, new: spec(4) };
+        assert!(loses(&founded, &replace).is_empty() && loses(&of_one, &replace).contains("on node 2 is lost"));
         let join = proposal(&founded, Change::Join(spec(4)));
         let planned = plan(&founded.plan(&join, 3).unwrap());
         assert!(planned.lines().any(|line| line.starts_with("4 ")) && planned.contains("(25.0 %)"), "{planned}");

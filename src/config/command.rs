@@ -130,6 +130,7 @@ pub enum Namespaces {
         durability: Durability,
         compression: Compression,
         levels: LevelsAsked,
+        replicas: Option<u8>,
     },
     Alter {
         name: String,
@@ -351,6 +352,9 @@ enum NsVerb {
         /// In a cluster: how many replicas answer what names no level itself, as `--level` of get and put (quorum)
         #[arg(long = "default-level", value_name = "LEVEL")]
         levels: Option<LevelsAsked>,
+        /// In a cluster: how many replicas each of its keys has, 1, 3 or 5 (3); it stays so for the namespace's life
+        #[arg(long, value_name = "N", value_parser = parse::replicas)]
+        replicas: Option<u8>,
         #[command(flatten)]
         target: Target,
     },
@@ -427,8 +431,8 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, 
 fn namespaces(verb: NsVerb) -> Result<(Target, Word), Refusal> {
     let (target, word) = match verb {
         NsVerb::List(target) => (target, Namespaces::List),
-        NsVerb::Create { name, ttl, durability, compression, levels, target } => {
-            (target, Namespaces::Create { name, ttl, durability, compression, levels: levels.unwrap_or_default() })
+        NsVerb::Create { name, ttl, durability, compression, levels, replicas, target } => {
+            (target, Namespaces::Create { name, ttl, durability, compression, levels: levels.unwrap_or_default(), replicas })
         }
         NsVerb::Alter { ttl: None, durability: None, compression: None, levels: None, .. } => {
             return Err(Refusal::config("ns alter changes nothing without --ttl, --durability, --compression or --default-level"));

@@ -3,7 +3,7 @@
 use super::{Backend, Durability, Founder};
 use crate::base::record::Version;
 use crate::io::SocketAddr;
-use crate::limits::{CORES_MAX, SEEDS_MAX};
+use crate::limits::{CORES_MAX, RFS, SEEDS_MAX};
 use crate::wire::command::Compression;
 use std::time::Duration;
 
@@ -133,6 +133,14 @@ pub fn compression(text: &str) -> Result<Compression, String> {
         "none" => Ok(Compression::None),
         "lz4" => Ok(Compression::Lz4),
         _ => Err(format!("`{text}` is neither none nor lz4")),
+    }
+}
+
+/// 1, 3 or 5.
+pub fn replicas(text: &str) -> Result<u8, String> {
+    match text.parse::<u8>() {
+        Ok(replicas) if RFS.contains(&usize::from(replicas)) => Ok(replicas),
+        _ => Err(format!("`{text}` is no number of replicas: 1, 3 or 5")),
     }
 }
 

@@ -190,12 +190,14 @@ fn the_shell_clients_words_are_understood() {
     let none = Namespaces::Alter { name: "x".into(), ttl: Some(None), durability: None, compression: None, levels };
     assert_eq!(word("ns alter x --ttl none").word, Word::Namespaces(none));
     let (durability, compression) = (Durability::Interval, Compression::None);
-    let made = Namespaces::Create { name: "x".into(), ttl: None, durability, compression, levels };
+    let made = Namespaces::Create { name: "x".into(), ttl: None, durability, compression, levels, replicas: None };
     assert_eq!(word("ns create x --durability interval").word, Word::Namespaces(made));
+    let five = Namespaces::Create { name: "x".into(), ttl: None, durability, compression, levels, replicas: Some(5) };
+    assert_eq!(word("ns create x --durability interval --replicas 5").word, Word::Namespaces(five));
     let packed = Namespaces::Alter { name: "x".into(), ttl: None, durability: None, compression: Some(Compression::Lz4), levels };
     assert_eq!(word("ns alter x --compression lz4").word, Word::Namespaces(packed));
     let levels = LevelsAsked { read: Some(Level::One), write: Some(Level::Exactly(2)) };
-    let fast = Namespaces::Create { name: "x".into(), ttl: None, durability: Durability::Sync, compression, levels };
+    let fast = Namespaces::Create { name: "x".into(), ttl: None, durability: Durability::Sync, compression, levels, replicas: None };
     assert_eq!(word("ns create x --default-level one,2").word, Word::Namespaces(fast));
     let fast = Namespaces::Alter { name: "x".into(), ttl: None, durability: None, compression: None, levels };
     assert_eq!(word("ns alter x --default-level one,2").word, Word::Namespaces(fast));

@@ -55,8 +55,8 @@ impl RemnantFloors {
     }
 
     /// Nothing that was of these vnodes counts any more.
-    pub(super) fn forget(&self, vnodes: &[u32]) {
-        self.by_vnode.borrow_mut().retain(|(_, vnode), _| !vnodes.contains(vnode));
+    pub(super) fn forget(&self, is_void: impl Fn(NamespaceId, u32) -> bool) {
+        self.by_vnode.borrow_mut().retain(|(namespace, vnode), _| !is_void(*namespace, *vnode));
     }
 
     /// A floor rose, from `before`. `begun_is_over_ms`: as in `EngineConfig`.
@@ -183,7 +183,7 @@ mod tests {
         floors.begin_anew((1, 2), at(3_800), 4_500);
         assert_eq!(rose(3_800, 4_900, 5_000), Version::ZERO, "its new owner has it only since then");
         assert_eq!(rose(4_900, 5_100, 5_200), at(3_800));
-        floors.forget(&[2]);
+        floors.forget(|_, vnode| vnode == 2);
         assert_eq!(floors.get(1, 2), Version::ZERO);
         floors.rose((1, 4), (Version::ZERO, at(5_000)), 6_000, 500);
         floors.rose((1, 4), (at(5_000), at(6_499)), 7_000, 500);

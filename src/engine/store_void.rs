@@ -15,23 +15,28 @@ impl Engine {
         self.core.tables.manifest().state().vnodes.get(NAMESPACE_SYSTEM, vnode).incarnation
     }
 
-    /// Makes void what the shard holds of these vnodes in every namespace but the system's, and their marks. Durable when it returns. From
-    /// the call until then nothing may be written to them.
+    /// Makes void what the shard holds of these vnodes in the namespaces that are told, the system's never among them, and their marks.
+    /// Durable when it returns. From the call until then nothing may be written to them.
     ///
     /// # Errors
     /// As `flush`, and `Manifest::commit`; what holds of each vnode is then what held before.
-    pub async fn void_vnodes(&self, vnodes: &[u32], incarnation: u64) -> Result<(), EngineError> {
+    pub async fn void_vnodes(
+        &self,
+        vnodes: &[u32],
+        is_told: impl Fn(NamespaceId, u32) -> bool,
+        incarnation: u64,
+    ) -> Result<(), EngineError> {
         let core = &self.core;
         self.flush().await?;
         let had_data = self.vnodes_with_data();
-        let ours = |vnode: &u32| vnodes.contains(vnode);
+        let ours =
+            |namespace: NamespaceId, vnode: u32| namespace != NAMESPACE_SYSTEM && vnodes.contains(&vnode) && is_told(namespace, vnode);
         let edits = |state: &State| {
             // Above everything that any table holds, those that a merge is writing among them: they hold what its inputs held.
             let drop_seq = state.tables.values().map(|table| table.seqs.1 + 1).max().unwrap_or(0);
             let marked = state.vnodes.iter().flat_map(|(namespace, first, last, _)| (first..=last).map(move |vnode| (namespace, vnode)));
-            let both = had_data.iter().copied().chain(marked.filter(|(_, vnode)| ours(vnode)));
-            let places: BTreeSet<(NamespaceId, u32)> =
-                both.filter(|(namespace, vnode)| *namespace != NAMESPACE_SYSTEM && ours(vnode)).collect();
+            let both = had_data.iter().copied().chain(marked);
+            let places: BTreeSet<(NamespaceId, u32)> = both.filter(|(namespace, vnode)| ours(*namespace, *vnode)).collect();
             let edit = |namespace, vnode, record| Edit::Vnodes { namespace, first: vnode, last: vnode, record };
             let mut edits: Vec<Edit> = vnodes
                 .iter()
@@ -43,12 +48,22 @@ impl Engine {
             edits
         };
         core.checked(core.tables.manifest().update(edits).await)?;
-        core.remnant_floors.forget(vnodes);
-        if had_data.iter().any(|(namespace, vnode)| *namespace != NAMESPACE_SYSTEM && ours(vnode)) {
+        core.remnant_floors.forget(ours);
+        if had_data.iter().any(|(namespace, vnode)| ours(*namespace, *vnode)) {
             core.cells.clear();
         }
         core.tables.drop_void().await?;
         Ok(())
+    }
+
+    /// Tells of which namespaces and vnodes this shard holds anything, as things are now.
+    pub fn held_vnodes(&self) -> impl Fn(NamespaceId, u32) -> bool + '_ {
+        let in_tables = self.vnodes_with_data();
+        move |namespace, vnode| {
+            let mems = self.core.mems.borrow();
+            let mut memtables = mems.sealed.iter().map(|sealed| &*sealed.table).chain([&mems.active]);
+            memtables.any(|memtable| memtable.version_bounds(namespace, vnode).is_some()) || in_tables.contains(&(namespace, vnode))
+        }
     }
 
     /// The namespaces and vnodes of which tables of this shard may hold something that counts.
@@ -108,6 +123,32 @@ mod tests {
     }
 
     #[test]
+    fn what_other_namespaces_hold_of_a_vnode_stays() {
+        let world = World::new(2);
+        let machine = world.add_machine(Faults::default());
+        let ended = on(&world, machine, |io| async move {
+            let engine = open(&io).await;
+            let (name, vnode) = key(0);
+            for namespace in [1, 2] {
+                let mut batch = Batch::new(true);
+                batch.put_value(KeyRef { namespace, token: token_of(&name), key: &name }, b"value", engine.stamp(1), 0);
+                engine.wait_durable(engine.write(&batch).unwrap()).await.unwrap();
+            }
+            let held = |engine: &Engine| [1, 2, 3].map(|namespace| engine.held_vnodes()(namespace, vnode));
+            assert_eq!(held(&engine), [true, true, false], "in memory");
+            engine.void_vnodes(&[vnode], |namespace, _| namespace == 2, 7).await.unwrap();
+            assert_eq!(held(&engine), [true, false, false], "in a table");
+            for (namespace, is_there) in [(1, true), (2, false)] {
+                let found = engine.read_value(KeyRef { namespace, token: token_of(&name), key: &name }, 1).await.unwrap();
+                assert_eq!(found.is_some(), is_there, "namespace {namespace}");
+            }
+            assert_eq!(engine.vnodes_with_data(), BTreeSet::from([(1, vnode)]));
+            engine.close().await.unwrap();
+        });
+        assert_eq!(ended, Some(()));
+    }
+
+    #[test]
     fn what_a_vnode_held_is_void_and_what_comes_later_is_not_after_a_restart_too() {
         let world = World::new(1);
         let machine = world.add_machine(Faults::default());
@@ -121,7 +162,7 @@ mod tests {
                     engine.flush().await.unwrap();
                 }
             }
-            engine.void_vnodes(&[gone], 7).await.unwrap();
+            engine.void_vnodes(&[gone], |_, _| true, 7).await.unwrap();
             assert_eq!((engine.incarnation(gone), engine.incarnation(gone ^ 1)), (7, 0));
             assert!(engine.vnodes_with_data().iter().all(|(_, vnode)| *vnode != gone));
             for number in 0..200 {
@@ -136,7 +177,7 @@ mod tests {
                 let wanted = if number == 0 { Some(&b"new"[..]) } else { Some(&b"old"[..]).filter(|_| key(number).1 != gone) };
                 assert_eq!(get(&engine, number).await.as_deref(), wanted, "key {number}");
             }
-            engine.void_vnodes(&(0..16).collect::<Vec<_>>(), 9).await.unwrap();
+            engine.void_vnodes(&(0..16).collect::<Vec<_>>(), |_, _| true, 9).await.unwrap();
             assert_eq!((engine.stats().tables, get(&engine, 0).await), (0, None));
             engine.close().await.unwrap();
         });

@@ -8,7 +8,7 @@ use super::peers::At;
 use super::perform::ROOM_EVERY;
 use super::{Shard, Ticket};
 use crate::base::time::Mono;
-use crate::cluster::takeover::Move;
+use crate::cluster::takeover::{self, Move};
 use crate::cluster::topology::{Change, NodeSpec, Proposal, Topology};
 use crate::cluster::topology_codec;
 use crate::cluster::words::{self, Asked, Candidate, Words};
@@ -91,16 +91,18 @@ impl Shard {
             }
             Words::Plan(asked) => {
                 let change = cluster.change(asked)?;
+                let loses = words::loses(&topology, &change);
                 let proposal = Proposal { cluster: topology.cluster(), vnodes: topology.vnodes(), epoch: topology.epoch(), change };
                 let plan = topology.plan(&proposal, RF_DEFAULT).map_err(|refused| refused.to_string())?;
-                Ok(words::plan(&plan))
+                Ok(words::plan(&plan).trim_end().to_owned() + &loses + "\n")
             }
             Words::Change(_) if topology.index_of(cluster.me).is_none() => self.hand_on(cluster, text, deadline).await,
             Words::Change(asked) => {
                 let is_cancel = asked == Asked::Cancel;
                 let change = cluster.change(asked)?;
+                let loses = words::loses(&topology, &change);
                 // Nothing else is cancelled than what was under way when it was asked for.
-                let meant: Vec<Move> = topology.moving().map(|vnode| Move { vnode, since: topology.epoch_of(vnode) }).collect();
+                let meant: Vec<Move> = takeover::moves(&topology).collect();
                 let is_meant = |ours: &Topology| !is_cancel || meant.iter().any(|of| is_under_way(ours, of)) || meant.is_empty();
                 let change = |ours: &Topology| match is_meant(ours) {
                     true => cluster.check_newcomer(ours, &change).map(|()| Some(change.clone())),
@@ -111,7 +113,7 @@ impl Shard {
                 Ok(match moving {
                     _ if is_cancel => format!("epoch {}: what has not moved stays where it is", after.epoch()),
                     0 => format!("epoch {}: done, nothing has to move", after.epoch()),
-                    _ => format!("epoch {}: {moving} vnodes move; `cluster status` shows how far they are", after.epoch()),
+                    _ => format!("epoch {}: {moving} vnodes move; `cluster status` shows how far they are{loses}", after.epoch()),
                 })
             }
         }

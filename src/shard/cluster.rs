@@ -9,6 +9,7 @@ use super::forget::{Forgetting, Times};
 use super::handoff::Handoff;
 use super::late::Late;
 use super::moves::Moves;
+use super::namespaces::NamespaceTable;
 use super::peers::{Links, Notices};
 use super::repair::Repair;
 use crate::base::checksum::checksum;
@@ -73,6 +74,8 @@ pub struct Cluster {
     /// When a topology was last asked for.
     pub asked_topology: Cell<Mono>,
     topology: RefCell<Arc<Topology>>,
+    /// How many replicas each namespace has, by its id.
+    factors: RefCell<Vec<u8>>,
     board: Option<Arc<MemberBoard>>,
     /// As gossip said last.
     members: RefCell<Arc<Members>>,
@@ -81,7 +84,7 @@ pub struct Cluster {
 
 /// Why node `me` may not go on from one topology to a newer one: it has lost what it had (rule M3).
 pub(super) fn lost_disk(before: &Topology, newer: &Topology, me: u64, said_yes: bool, planted: Option<Planted>) -> Option<String> {
-    let has_forgotten = before.has_forgotten(newer, (me, RF_DEFAULT), said_yes);
+    let has_forgotten = before.has_forgotten(newer, me, said_yes);
     (has_forgotten && planted != Some(Planted::RestoredReplicaVotes)).then(|| words::lost_disk(me, newer.epoch()))
 }
 
@@ -105,6 +108,7 @@ impl Cluster {
             wants_topology: Cell::new(0),
             asked_topology: Cell::default(),
             topology: RefCell::new(topology),
+            factors: RefCell::default(),
             board: plan.board.clone(),
             members: RefCell::default(),
             seen_members: Cell::new(0),
@@ -163,9 +167,17 @@ impl Cluster {
         self.members.borrow().list().iter().filter(|member| member.state.is_live()).map(spec).collect()
     }
 
-    /// Replicas of a namespace. All have the same number so far.
-    pub fn rf(&self, _namespace: NamespaceId) -> usize {
-        RF_DEFAULT
+    /// Replicas of a namespace, as `set_namespaces` was told.
+    pub fn rf(&self, namespace: NamespaceId) -> usize {
+        self.factors.borrow().get(namespace as usize).map_or(RF_DEFAULT, |rf| usize::from(*rf))
+    }
+
+    pub fn set_namespaces(&self, table: &NamespaceTable) {
+        // By id: there are few, and none is ever taken away.
+        let ids = table.rows().iter().map(|row| row.id as usize + 1).max().unwrap_or(0);
+        let mut factors = vec![RF_DEFAULT as u8; ids];
+        table.rows().iter().for_each(|row| factors[row.id as usize] = row.replicas);
+        *self.factors.borrow_mut() = factors;
     }
 
     /// The replicas of a key's vnode.

@@ -13,7 +13,7 @@ use super::{Shard, Ticket, perform};
 use crate::base::record::{NAMESPACE_SYSTEM, Version};
 use crate::base::time::Mono;
 use crate::cluster::decide::{Acceptor, Register};
-use crate::cluster::topology::Topology;
+use crate::cluster::topology::{Change, Topology};
 use crate::cluster::topology_codec::{self, DecodeError};
 use crate::engine::{Batch, Engine, EngineError, KeyRef, Seq};
 use crate::io::Class;
@@ -30,8 +30,9 @@ const TOPOLOGY_KEY: &[u8] = b"topology";
 const DECISION_KEY: &[u8] = b"decision";
 /// A topology is not asked for more often.
 const FETCH_EVERY: Duration = Duration::from_millis(5);
-/// How often the namespaces are compared with the other nodes', and how long one of them may take to answer.
+/// How often the namespaces are compared with the other nodes', and where nobody could be asked; how long one of them may take to answer.
 const COMPARE_EVERY: Duration = Duration::from_secs(2);
+const COMPARE_AGAIN: Duration = Duration::from_millis(100);
 const TELL_MAX: Duration = Duration::from_secs(1);
 
 fn key_of(key: &'static [u8]) -> KeyRef<'static> {
@@ -223,9 +224,10 @@ impl Shard {
         }
         let shard = self.clone();
         drop(self.io.spawn(Class::Foreground, async move {
+            shard.await_factors(&table, deadline).await;
             let _guard = shard.locks.lock(0).await;
             let ours = shard.namespaces_version.get();
-            if !shard.may_be_real(version) {
+            if !shard.may_be_real(version) || !shard.knows_factors(&table) {
                 shard.answer_peer(&ticket, 0, deadline, &Message::Refused { why: Refusal::NotReplica });
             } else if ours > version {
                 shard.answer_peer(&ticket, 0, deadline, &Message::Namespaces { bytes: &shard.namespaces_bytes() });
@@ -241,6 +243,34 @@ impl Shard {
             shard.admit.end();
             shard.settle();
         }));
+    }
+
+    /// The topology has the replication factors of all these namespaces. Before that a table is not taken: moves would overlook them.
+    fn knows_factors(self: &Rc<Shard>, table: &NamespaceTable) -> bool {
+        let Some(cluster) = &self.cluster else { return true };
+        let topology = cluster.topology();
+        let knows = table.rows().iter().all(|row| topology.has_factor(row.replicas.into()));
+        if !knows && let Some(node) = self.any_other(cluster) {
+            self.fetch_topology(cluster, node);
+            self.settle();
+        }
+        knows
+    }
+
+    /// What was decided before a table was made is on its way as the table is.
+    async fn await_factors(self: &Rc<Shard>, table: &NamespaceTable, deadline: Mono) {
+        while !self.knows_factors(table) && self.io.now() < deadline {
+            self.io.sleep(FETCH_EVERY).await;
+        }
+    }
+
+    /// Sees to it that there may be namespaces with `rf` replicas. Err: why there may not.
+    pub(super) async fn decide_factor(self: &Rc<Shard>, cluster: &Rc<Cluster>, rf: usize, deadline: Mono) -> Result<(), String> {
+        if cluster.topology().has_factor(rf) {
+            return Ok(());
+        }
+        let change = |ours: &Topology| Ok((!ours.has_factor(rf)).then_some(Change::Factor { rf }));
+        self.propose(cluster, change, deadline).await.map(|_| ())
     }
 
     /// A clock of a sound node may have given the version of a table: else ours, which follows it, would run ahead of all others.
@@ -281,47 +311,56 @@ impl Shard {
         }
     }
 
-    /// Tells every other node the namespaces; those that could not be told now are told when the nodes compare.
-    pub(super) async fn spread_namespaces(self: &Rc<Shard>) {
-        let Some(cluster) = self.cluster.clone() else { return };
+    /// Tells every other node the namespaces; those that could not be told now are told when the nodes compare. False: nobody could be.
+    pub(super) async fn spread_namespaces(self: &Rc<Shard>) -> bool {
+        let Some(cluster) = self.cluster.clone() else { return false };
         let nodes: Vec<u64> = cluster.topology().nodes().iter().map(|node| node.spec.id).filter(|node| *node != cluster.me).collect();
         let tell = |node| {
             let (shard, cluster) = (self.clone(), cluster.clone());
             self.io.spawn(Class::Foreground, async move { shard.compare_namespaces(&cluster, node).await })
         };
         let told: Vec<_> = nodes.into_iter().map(tell).collect();
+        let mut any = false;
         for task in told {
-            task.await;
+            any |= task.await;
         }
+        any
     }
 
-    async fn compare_namespaces(self: &Rc<Shard>, cluster: &Rc<Cluster>, node: u64) {
+    /// False: no answer, or one that cannot be taken yet.
+    async fn compare_namespaces(self: &Rc<Shard>, cluster: &Rc<Cluster>, node: u64) -> bool {
         let deadline = self.io.now().plus(TELL_MAX);
         let bytes = self.namespaces_bytes();
         let question = tell_namespaces(cluster.topology().version(), &bytes);
         let answer = cluster.requests.ask(self, cluster, At { node, core: 0 }, &question, deadline).await;
-        let Some(answer) = answer else { return };
+        let Some(answer) = answer else { return false };
         let mut reader = FrameReader::new(PEER_FRAME_BYTES_MAX);
         for frame in reader.feed(&answer).flatten() {
             if let Ok((_, Message::Namespaces { bytes })) = decode(&frame)
                 && let Some((version, rest)) = bytes.split_first_chunk::<16>()
                 && let Ok(table) = NamespaceTable::decode(rest)
             {
+                self.await_factors(&table, deadline).await;
                 let _guard = self.locks.lock(0).await;
                 let version = Version::from_bytes(*version);
+                if !self.knows_factors(&table) {
+                    return false;
+                }
                 // A failure of the disk is told by who writes data.
                 if version > self.namespaces_version.get() && self.may_be_real(version) {
                     let _ = self.adopt_namespaces(table, version).await;
                 }
             }
         }
+        true
     }
 
     /// Core 0, as long as the shard lives.
     pub(super) async fn compare_with_all(self: &Rc<Shard>) {
         while !self.io.is_shutting_down() && !self.is_closing() {
-            self.spread_namespaces().await;
-            self.io.sleep(COMPARE_EVERY).await;
+            let has_compared = self.spread_namespaces().await;
+            // A node that has just started may know less than its clients.
+            self.io.sleep(if has_compared { COMPARE_EVERY } else { COMPARE_AGAIN }).await;
         }
     }
 }

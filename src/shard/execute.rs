@@ -6,7 +6,7 @@ use super::{Shard, Ticket, pace};
 use crate::base::record::{Body, Cell, Kind, Token, Version};
 use crate::base::time::{Mono, WallMs, hlc_ms};
 use crate::engine::{Batch, EngineError, KeyRef};
-use crate::limits::CHUNK_BYTES;
+use crate::limits::{CHUNK_BYTES, RF_DEFAULT};
 use crate::wire::command::{
     Command, Condition, ErrorCode, LevelsAsked, List, MultiPut, Namespace as WireNamespace, Put, Reply, Request, TTL_NEVER, Value,
     WriteOptions,
@@ -182,7 +182,7 @@ fn multi_put(shard: &Shard, ticket: &Ticket, request: &Request<'_>, put: &MultiP
 /// What the node tells about itself, and its namespaces.
 fn info(shard: &Shard) -> String {
     let mut text = (shard.node.info)();
-    for Namespace { id, name, default_ttl_ms, durability, compression, levels } in shard.namespaces().rows() {
+    for Namespace { id, name, default_ttl_ms, durability, compression, levels, replicas: _ } in shard.namespaces().rows() {
         let compression = match compression {
             Compression::None => "",
             Compression::Lz4 => " compression=lz4",
@@ -202,6 +202,7 @@ pub fn namespaces_reply<'a>(command: &Command<'_>, rows: List<'a, WireNamespace<
     match command {
         Command::NamespaceTerms => Reply::NamespaceTerms(rows),
         command if command.levels().is_some_and(|levels| levels != LevelsAsked::default()) => Reply::NamespaceTerms(rows),
+        command if command.replicas().is_some_and(|replicas| usize::from(replicas) != RF_DEFAULT) => Reply::NamespaceTerms(rows),
         Command::NamespaceDetails | Command::NamespaceMake(_) | Command::NamespaceChange(_) => Reply::NamespaceDetails(rows),
         _ => Reply::Namespaces(rows),
     }
@@ -209,8 +210,8 @@ pub fn namespaces_reply<'a>(command: &Command<'_>, rows: List<'a, WireNamespace<
 
 /// As the wire says it.
 pub fn wire_namespace(row: &Namespace) -> WireNamespace<'_> {
-    let &Namespace { id, ref name, default_ttl_ms, durability, compression, levels } = row;
-    WireNamespace { id, name, default_ttl_ms, durability, compression, levels }
+    let &Namespace { id, ref name, default_ttl_ms, durability, compression, levels, replicas } = row;
+    WireNamespace { id, name, default_ttl_ms, durability, compression, levels, replicas }
 }
 
 /// One write on its way: stamped, then stored, then answered when it is durable.

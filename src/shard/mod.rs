@@ -194,6 +194,9 @@ impl Shard {
 
     pub fn set_namespaces(&self, table: Arc<NamespaceTable>) {
         self.engine.set_packed(&table.packed());
+        if let Some(cluster) = &self.cluster {
+            cluster.set_namespaces(&table);
+        }
         *self.namespaces.borrow_mut() = table;
         self.set_repair_pairs();
     }

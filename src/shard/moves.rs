@@ -10,19 +10,19 @@ use super::peers::At;
 use super::repair::Comparison;
 use super::replicate::refusal_of;
 use super::{Shard, Ticket};
-use crate::base::record::{NamespaceId, Version, core_of};
+use crate::base::record::{NAMESPACE_SYSTEM, NamespaceId, Version, core_of};
 use crate::base::time::Mono;
 use crate::cluster::decide::{self, Acceptor, Answer, Ask, Effect, Outcome, Proposer, Question, Register, Step};
 use crate::cluster::forget::Marks;
 use crate::cluster::repair_plan::Pair;
-use crate::cluster::takeover::{self, MarksOf, Move, Stage, TakeOver, ready, steward, takers};
+use crate::cluster::takeover::{self, MarksIn, MarksOf, Move, Part, Stage, TakeOver, all_takers, is_given_up, ready, steward};
 use crate::cluster::topology::{Change, Proposal, Topology};
 use crate::cluster::topology_codec;
 use crate::cluster::words;
 use crate::engine::store_marks::VnodeMarks;
 use crate::io::Class;
 use crate::io::signal::{Signal, race};
-use crate::limits::{DEADLINE_MS_MAX, MOVE_BYTES_A_SECOND, RF_DEFAULT};
+use crate::limits::{DEADLINE_MS_MAX, MOVE_BYTES_A_SECOND};
 use crate::wire::peer::{Head, Refusal, encode_move};
 use crate::wire::peer_moves::{MARKS_VNODES_MAX, MoveMessage};
 use std::cell::{Cell, RefCell};
@@ -55,12 +55,15 @@ const DECIDE_MAX: Duration = Duration::from_secs(10);
 /// Between two looks at a proposal.
 const TICK: Duration = Duration::from_millis(10);
 
+/// A vnode, and a replication factor.
+type Place = (u32, u8);
+
 /// One core's.
 #[derive(Default)]
 pub struct Moves {
     /// Core 0's.
     acceptor: RefCell<Acceptor>,
-    takes: RefCell<BTreeMap<u32, TakeOver>>,
+    takes: RefCell<BTreeMap<Place, TakeOver>>,
     /// Who may have a newer topology, and how often it was asked.
     chase: Cell<Option<(u64, u32)>>,
     /// What this core has of vnodes that are none of the node's is to be looked for.
@@ -78,17 +81,18 @@ impl Moves {
         self.acceptor.borrow().has_accepted(epoch)
     }
 
-    /// Cells of the vnode are taken and shown; false while the node has yet to learn what the old owners may have forgotten.
-    pub fn is_open(&self, vnode: u32) -> bool {
+    /// Cells of the vnode are taken and shown, for namespaces with `rf` replicas; false while the node has yet to learn what the old
+    /// owners may have forgotten.
+    pub fn is_open(&self, vnode: u32, rf: usize) -> bool {
         let takes = self.takes.borrow();
-        takes.is_empty() || takes.get(&vnode).is_none_or(TakeOver::is_open)
+        takes.is_empty() || takes.get(&(vnode, rf as u8)).is_none_or(TakeOver::is_open)
     }
 
-    /// What the old owners of a vnode that is being taken over have told of a namespace: what a coordinator sends is judged by it. A
-    /// majority of them has; before that nothing is taken, and this is an error.
-    pub fn told(&self, epoch: u64, vnode: u32, namespace: NamespaceId) -> Result<Marks, Refusal> {
+    /// What the old owners of a vnode that is being taken over have told of a namespace, which has `rf` replicas: what a coordinator sends
+    /// is judged by it. A majority of them has; before that nothing is taken, and this is an error.
+    pub fn told(&self, epoch: u64, vnode: u32, namespace: NamespaceId, rf: usize) -> Result<Marks, Refusal> {
         let takes = self.takes.borrow();
-        match takes.get(&vnode) {
+        match takes.get(&(vnode, rf as u8)) {
             None => Ok(Marks::default()),
             Some(take) if !take.is_open() => Err(Refusal::Behind { epoch }),
             Some(take) => Ok(take.marks(namespace)),
@@ -96,11 +100,11 @@ impl Moves {
     }
 
     /// The vnode is being taken over, and not all is here yet.
-    pub fn is_joining(&self, vnode: u32) -> bool {
-        self.takes.borrow().get(&vnode).is_some_and(|take| take.stage() < Stage::Joined)
+    pub fn is_joining(&self, vnode: u32, rf: usize) -> bool {
+        self.takes.borrow().get(&(vnode, rf as u8)).is_some_and(|take| take.stage() < Stage::Joined)
     }
 
-    /// Vnodes that this core has yet to take over, and those that it has and that have yet to flip.
+    /// Parts of vnodes that this core has yet to take over, and those that it has and that have yet to flip.
     pub fn progress(&self) -> (usize, usize) {
         let takes = self.takes.borrow();
         let over = takes.values().filter(|take| take.stage() == Stage::Over).count();
@@ -119,14 +123,18 @@ impl Moves {
         self.chase.set(None);
     }
 
-    fn with<R>(&self, of: Move, look: impl FnOnce(&mut TakeOver) -> R) -> Option<R> {
+    fn with<R>(&self, part: Part, look: impl FnOnce(&mut TakeOver) -> R) -> Option<R> {
         let mut takes = self.takes.borrow_mut();
-        takes.get_mut(&of.vnode).filter(|take| take.of() == of).map(look)
+        takes.get_mut(&place_of(part)).filter(|take| take.part() == part).map(look)
     }
 
-    fn at_stage(&self, stage: Stage) -> Vec<Move> {
-        self.takes.borrow().values().filter(|take| take.stage() == stage).map(TakeOver::of).collect()
+    fn at_stage(&self, stage: Stage) -> Vec<Part> {
+        self.takes.borrow().values().filter(|take| take.stage() == stage).map(TakeOver::part).collect()
     }
+}
+
+fn place_of(part: Part) -> Place {
+    (part.of.vnode, part.rf)
 }
 
 /// Begins to take over, to look for newer topologies, and on core 0 to flip, for as long as the shard lives.
@@ -180,55 +188,67 @@ async fn keep_taking_over(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
 
 /// What was held of vnodes that come, and of those that are gone.
 async fn make_void(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
-    let mut by_epoch: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
-    for of in cluster.moves.at_stage(Stage::Void) {
-        by_epoch.entry(of.since).or_default().push(of.vnode);
+    // All parts of a vnode that come with a move are there at once, so that one word for the vnode tells whether they are void.
+    let mut by_epoch: BTreeMap<u64, Vec<Part>> = BTreeMap::new();
+    for part in cluster.moves.at_stage(Stage::Void) {
+        by_epoch.entry(part.of.since).or_default().push(part);
     }
-    for (since, vnodes) in by_epoch {
+    for (since, parts) in by_epoch {
+        let vnodes: BTreeSet<u32> = parts.iter().map(|part| part.of.vnode).collect();
+        let vnodes: Vec<u32> = vnodes.into_iter().collect();
+        let places: BTreeSet<Place> = parts.iter().map(|part| place_of(*part)).collect();
+        let is_told = |namespace, vnode| places.contains(&(vnode, cluster.rf(namespace) as u8));
         // A failure of the disk is told by who writes data; this is tried again.
-        if shard.engine.void_vnodes(&vnodes, since).await.is_ok() {
-            vnodes.iter().for_each(|&vnode| _ = cluster.moves.with(Move { vnode, since }, TakeOver::voided));
+        if shard.engine.void_vnodes(&vnodes, is_told, since).await.is_ok() {
+            parts.into_iter().for_each(|part| _ = cluster.moves.with(part, TakeOver::voided));
         }
     }
     if cluster.moves.to_tidy.get() && cluster.topology().moving().len() == 0 {
         cluster.moves.to_tidy.set(false);
         let topology = cluster.topology();
         // Tables alone tell which vnodes there are. Where all vnodes are the node's own there is nothing to look for.
-        if (0..topology.vnodes()).all(|vnode| topology.owns(cluster.me, vnode, RF_DEFAULT)) {
+        if (0..topology.vnodes()).all(|vnode| topology.factors().all(|rf| topology.owns(cluster.me, vnode, rf))) {
             return;
         }
         if shard.engine.flush().await.is_err() {
             return cluster.moves.to_tidy.set(true);
         }
-        let strangers: BTreeSet<u32> = shard.engine.vnodes_with_data().into_iter().map(|(_, vnode)| vnode).collect();
-        let is_ours = |vnode: &u32| topology.owns(cluster.me, *vnode, RF_DEFAULT);
-        let strangers: Vec<u32> = strangers.into_iter().filter(|vnode| !is_ours(vnode)).collect();
-        if !strangers.is_empty() && shard.engine.void_vnodes(&strangers, topology.epoch()).await.is_err() {
+        let is_strange = |namespace, vnode| !topology.owns(cluster.me, vnode, cluster.rf(namespace));
+        let with_data = shard.engine.vnodes_with_data().into_iter().filter(|(namespace, _)| *namespace != NAMESPACE_SYSTEM);
+        let strangers: BTreeSet<u32> =
+            with_data.filter(|(namespace, vnode)| is_strange(*namespace, *vnode)).map(|(_, vnode)| vnode).collect();
+        let strangers: Vec<u32> = strangers.into_iter().collect();
+        if !strangers.is_empty() && shard.engine.void_vnodes(&strangers, is_strange, topology.epoch()).await.is_err() {
             cluster.moves.to_tidy.set(true);
         }
     }
 }
 
 async fn ask_marks(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
-    let mut questions: BTreeMap<(u64, u16), Vec<Move>> = BTreeMap::new();
+    let mut questions: BTreeMap<(u64, u16), Vec<Part>> = BTreeMap::new();
     {
-        let (takes, topology) = (cluster.moves.takes.borrow(), cluster.topology());
+        let (mut takes, topology) = (cluster.moves.takes.borrow_mut(), cluster.topology());
+        for take in takes.values_mut() {
+            if is_given_up(&topology, take.part(), |node| cluster.is_alive(node)) {
+                take.given_up();
+            }
+        }
         for take in takes.values().filter(|take| matches!(take.stage(), Stage::Closed | Stage::Open)) {
             for node in take.silent() {
-                let Some(core) = topology.core_at(node, take.of().vnode) else { continue };
-                questions.entry((node, core)).or_default().push(take.of());
+                let Some(core) = topology.core_at(node, take.part().of.vnode) else { continue };
+                questions.entry((node, core)).or_default().push(take.part());
             }
         }
     }
     let mut opened = false;
-    for ((node, core), moves) in questions.into_iter().filter(|((node, _), _)| cluster.is_alive(*node)) {
-        for some in moves.chunks(MARKS_VNODES_MAX) {
+    for ((node, core), parts) in questions.into_iter().filter(|((node, _), _)| cluster.is_alive(*node)) {
+        for some in parts.chunks(MARKS_VNODES_MAX) {
             let deadline = shard.io.now().plus(ANSWER_MAX);
             let question = MoveMessage::AskMarks(some.to_vec());
             let answer = cluster.requests.ask_move(shard, cluster, At { node, core }, &question, deadline).await;
             let Some(MoveMessage::Marks(marks)) = answer else { break };
             for marks in &marks {
-                let opens = cluster.moves.with(marks.of, |take| {
+                let opens = cluster.moves.with(marks.part, |take| {
                     let was_open = take.is_open();
                     take.told(node, marks);
                     !was_open && take.is_open()
@@ -244,16 +264,16 @@ async fn ask_marks(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
 
 /// Compares a few vnodes with an old owner each; false where there was none to be compared.
 async fn join_some(shard: &Rc<Shard>, cluster: &Rc<Cluster>) -> bool {
-    let due: Vec<(Move, u64, NamespaceId)> = {
+    let due: Vec<(Part, u64, NamespaceId)> = {
         let takes = cluster.moves.takes.borrow();
-        let next = |take: &TakeOver| take.next(|node| cluster.is_alive(node)).map(|(node, namespace)| (take.of(), node, namespace));
+        let next = |take: &TakeOver| take.next(|node| cluster.is_alive(node)).map(|(node, namespace)| (take.part(), node, namespace));
         let mut takes: Vec<&TakeOver> = takes.values().collect();
         takes.sort_by_key(|take| take.failures());
         takes.into_iter().filter_map(next).take(AT_ONCE).collect()
     };
-    let begin = |(of, node, namespace)| {
+    let begin = |(part, node, namespace)| {
         let (shard, cluster) = (shard.clone(), cluster.clone());
-        shard.io.clone().spawn(Class::Background, async move { join(&shard, &cluster, of, node, namespace).await })
+        shard.io.clone().spawn(Class::Background, async move { join(&shard, &cluster, part, node, namespace).await })
     };
     let tasks: Vec<_> = due.into_iter().map(begin).collect();
     let mut worked = false;
@@ -264,31 +284,32 @@ async fn join_some(shard: &Rc<Shard>, cluster: &Rc<Cluster>) -> bool {
 }
 
 /// False: it was cut off, or something that the old owner gave was refused.
-async fn join(shard: &Rc<Shard>, cluster: &Rc<Cluster>, of: Move, peer: u64, namespace: NamespaceId) -> bool {
-    let pair = Pair { namespace, vnode: of.vnode, peer };
+async fn join(shard: &Rc<Shard>, cluster: &Rc<Cluster>, part: Part, peer: u64, namespace: NamespaceId) -> bool {
+    let pair = Pair { namespace, vnode: part.of.vnode, peer };
     let mut whole = false;
-    if let Some(mut comparison) = Comparison::new(shard, cluster, pair).filter(|comparison| comparison.scope.epoch == of.since) {
+    if let Some(mut comparison) = Comparison::new(shard, cluster, pair).filter(|comparison| comparison.scope.epoch == part.of.since) {
         comparison.bytes_a_second = MOVE_BYTES_A_SECOND;
         whole = comparison.run(None).await.is_ok() && comparison.refused.get() == 0;
     }
-    cluster.moves.with(of, |take| if whole { take.joined(peer, namespace) } else { take.failed(peer, namespace) });
+    cluster.moves.with(part, |take| if whole { take.joined(peer, namespace) } else { take.failed(peer, namespace) });
     whole
 }
 
 /// The end of what is joined: the higher marks of the old owners (M2), durable before the vnode may flip.
 async fn inherit_marks(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
-    for of in cluster.moves.at_stage(Stage::Joined) {
+    for part in cluster.moves.at_stage(Stage::Joined) {
+        let vnode = part.of.vnode;
         let told =
-            cluster.moves.with(of, |take| take.namespaces().into_iter().map(|namespace| (namespace, take.marks(namespace))).collect());
+            cluster.moves.with(part, |take| take.namespaces().into_iter().map(|namespace| (namespace, take.marks(namespace))).collect());
         let told: Vec<(NamespaceId, Marks)> = told.unwrap_or_default();
         let mut is_durable = true;
         for (namespace, Marks { fence, floor }) in told.into_iter().filter(|(_, marks)| marks.fence > Version::ZERO) {
-            cluster.forget.inherit(namespace, of.vnode, fence);
-            is_durable &= shard.engine.inherit_marks(namespace, of.vnode, VnodeMarks { fence, floor }).await.is_ok();
-            cluster.repair.trees.mark_all(namespace, of.vnode);
+            cluster.forget.inherit(namespace, vnode, fence);
+            is_durable &= shard.engine.inherit_marks(namespace, vnode, VnodeMarks { fence, floor }).await.is_ok();
+            cluster.repair.trees.mark_all(namespace, vnode);
         }
         if is_durable {
-            cluster.moves.with(of, TakeOver::inherited);
+            cluster.moves.with(part, TakeOver::inherited);
         }
     }
 }
@@ -303,12 +324,11 @@ async fn keep_flipping(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
             continue;
         }
         let taken = ask_taken(shard, cluster, &topology).await;
-        let vnodes = ready(&topology, RF_DEFAULT, &taken);
-        let waits = vnodes.len() < topology.moving().len() && shard.io.now().since(flipped) < FLIP_WAIT;
-        if vnodes.is_empty() || waits {
+        let moves = ready(&topology, &taken);
+        let waits = moves.len() < topology.moving().len() && shard.io.now().since(flipped) < FLIP_WAIT;
+        if moves.is_empty() || waits {
             continue;
         }
-        let moves: Vec<Move> = vnodes.into_iter().map(|vnode| Move { vnode, since: topology.epoch_of(vnode) }).collect();
         // What was taken over was so in that move: by the time that the change is decided a vnode may be in another, which nobody has
         // taken over. Where another node was faster, the next look sees what there is to do.
         let still = |ours: &Topology| -> Vec<u32> { moves.iter().filter(|of| is_under_way(ours, of)).map(|of| of.vnode).collect() };
@@ -376,16 +396,16 @@ pub(super) fn is_under_way(topology: &Topology, of: &Move) -> bool {
 }
 
 /// What each node has taken over, by its own word.
-async fn ask_taken(shard: &Rc<Shard>, cluster: &Rc<Cluster>, topology: &Topology) -> BTreeMap<u64, BTreeSet<Move>> {
-    let nodes: BTreeSet<u64> = topology.moving().flat_map(|vnode| takers(topology, vnode, RF_DEFAULT)).collect();
-    let mut taken: BTreeMap<u64, BTreeSet<Move>> = BTreeMap::new();
+async fn ask_taken(shard: &Rc<Shard>, cluster: &Rc<Cluster>, topology: &Topology) -> BTreeMap<u64, BTreeSet<Part>> {
+    let nodes: BTreeSet<u64> = topology.moving().flat_map(|vnode| all_takers(topology, vnode)).collect();
+    let mut taken: BTreeMap<u64, BTreeSet<Part>> = BTreeMap::new();
     for node in nodes.into_iter().filter(|node| cluster.is_alive(*node)) {
         let cores = topology.index_of(node).map_or(0, |index| topology.nodes()[usize::from(index)].spec.cores);
         for core in 0..cores {
             let deadline = shard.io.now().plus(ANSWER_MAX);
             let answer = cluster.requests.ask_move(shard, cluster, At { node, core }, &MoveMessage::AskTaken, deadline).await;
-            if let Some(MoveMessage::Taken(moves)) = answer {
-                taken.entry(node).or_default().extend(moves);
+            if let Some(MoveMessage::Taken(parts)) = answer {
+                taken.entry(node).or_default().extend(parts);
             }
         }
     }
@@ -404,12 +424,12 @@ impl Shard {
     pub(super) fn begin_moves(&self, cluster: &Cluster) {
         let topology = cluster.topology();
         let mut before = cluster.moves.takes.take();
-        let ours = |of: &Move| core_of(of.vnode, self.node.cores) == self.core();
-        let coming = takeover::of_node(&topology, RF_DEFAULT, cluster.me).into_iter().filter(|(of, _)| ours(of));
-        let takes = coming.map(|(of, old)| {
-            let known = before.remove(&of.vnode).filter(|take| take.of() == of);
-            let fresh = || TakeOver::new(of, old, self.engine.incarnation(of.vnode) == of.since, cluster.planted);
-            (of.vnode, known.unwrap_or_else(fresh))
+        let ours = |part: &Part| core_of(part.of.vnode, self.node.cores) == self.core();
+        let coming = takeover::of_node(&topology, cluster.me).into_iter().filter(|(part, _)| ours(part));
+        let takes = coming.map(|(part, old)| {
+            let known = before.remove(&place_of(part)).filter(|take| take.part() == part);
+            let is_void = self.engine.incarnation(part.of.vnode) == part.of.since;
+            (place_of(part), known.unwrap_or_else(|| TakeOver::new(part, old, is_void, cluster.planted)))
         });
         *cluster.moves.takes.borrow_mut() = takes.collect();
         cluster.moves.to_tidy.set(true);
@@ -423,15 +443,15 @@ impl Shard {
         }
         match message {
             MoveMessage::Decide(ask) if self.core() == 0 => self.answer_proposer(cluster, ticket, head, ask),
-            MoveMessage::AskMarks(moves) => {
-                let topology = cluster.topology();
-                let namespaces: Vec<NamespaceId> = self.namespaces().rows().iter().map(|row| row.id).collect();
-                let told = moves.into_iter().filter(|of| self.is_old_owner(cluster, &topology, *of)).map(|of| {
-                    let marks = namespaces.iter().map(|&namespace| {
-                        let marks = self.engine.marks(namespace, of.vnode);
-                        (namespace, marks.fence, marks.floor)
+            MoveMessage::AskMarks(parts) => {
+                let (topology, namespaces, holds) = (cluster.topology(), self.namespaces(), self.engine.held_vnodes());
+                let told = parts.into_iter().filter(|part| self.is_old_owner(cluster, &topology, *part)).map(|part| {
+                    let of_part = namespaces.rows().iter().filter(|row| row.replicas == part.rf);
+                    let marks = of_part.map(|row| {
+                        let VnodeMarks { fence, floor } = self.engine.marks(row.id, part.of.vnode);
+                        MarksIn { namespace: row.id, fence, floor, is_empty: !holds(row.id, part.of.vnode) }
                     });
-                    MarksOf { of, namespaces: marks.collect() }
+                    MarksOf { part, namespaces: marks.collect() }
                 });
                 self.answer_move(cluster, &ticket, &MoveMessage::Marks(told.collect()));
             }
@@ -444,10 +464,10 @@ impl Shard {
         }
     }
 
-    /// This core owns the vnode, and knows that it moves (M2).
-    fn is_old_owner(&self, cluster: &Cluster, topology: &Topology, of: Move) -> bool {
+    /// This core owns the part, and knows that it moves (M2).
+    fn is_old_owner(&self, cluster: &Cluster, topology: &Topology, Part { of, rf }: Part) -> bool {
         let knows = of.vnode < topology.vnodes() && topology.epoch_of(of.vnode) == of.since;
-        knows && core_of(of.vnode, self.node.cores) == self.core() && topology.owns(cluster.me, of.vnode, RF_DEFAULT)
+        knows && core_of(of.vnode, self.node.cores) == self.core() && topology.owns(cluster.me, of.vnode, rf.into())
     }
 
     pub(super) fn answer_move(&self, cluster: &Cluster, ticket: &Ticket, message: &MoveMessage) {

@@ -2,7 +2,7 @@
 
 use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::base::record::{NAMESPACE_DEFAULT, NAMESPACE_SYSTEM, NamespaceId};
-use crate::limits::{NAMESPACE_NAME_BYTES_MAX, NAMESPACES_MAX};
+use crate::limits::{NAMESPACE_NAME_BYTES_MAX, NAMESPACES_MAX, RF_DEFAULT, RFS};
 use crate::wire::native::{level_flags, levels_of};
 
 /// How its tables are kept.
@@ -22,6 +22,8 @@ pub struct Namespace {
     pub compression: Compression,
     /// Of requests that name none; a quorum where this names none either.
     pub levels: LevelsAsked,
+    /// How many replicas each of its keys has, where there are so many nodes; never changes.
+    pub replicas: u8,
 }
 
 /// All namespaces of a node, in order of ids.
@@ -37,6 +39,7 @@ pub enum NamespaceError {
     Missing,
     BadName,
     TooMany,
+    BadReplicas,
 }
 
 impl NamespaceError {
@@ -46,6 +49,7 @@ impl NamespaceError {
             NamespaceError::Missing => "no namespace of that name",
             NamespaceError::BadName => "a namespace's name has 1 to 64 letters, digits, '-', '_' or '.'",
             NamespaceError::TooMany => "no more namespaces fit",
+            NamespaceError::BadReplicas => "a namespace has 1, 3 or 5 replicas",
         }
     }
 }
@@ -55,14 +59,18 @@ const ROW_FORMAT: u64 = 1;
 const ROW_FORMAT_COMPRESSED: u64 = 2;
 /// Rows end with their compression and their levels, two bytes. Written only where one has levels.
 const ROW_FORMAT_LEVELS: u64 = 3;
+/// Rows end with their compression, their levels, two bytes, and their number of replicas. Written only where one has another than usual.
+const ROW_FORMAT_REPLICAS: u64 = 4;
 /// The key in the system's namespace under which the table lies.
 pub const TABLE_KEY: &[u8] = b"namespaces";
 
 impl NamespaceTable {
     /// What a fresh node has: the default namespace.
     pub fn fresh(durability: Durability) -> NamespaceTable {
-        let (id, name, compression) = (NAMESPACE_DEFAULT, "default".to_owned(), Compression::None);
-        NamespaceTable { rows: vec![Namespace { id, name, default_ttl_ms: 0, durability, compression, levels: LevelsAsked::default() }] }
+        let (id, name, compression, levels) = (NAMESPACE_DEFAULT, "default".to_owned(), Compression::None, LevelsAsked::default());
+        NamespaceTable {
+            rows: vec![Namespace { id, name, default_ttl_ms: 0, durability, compression, levels, replicas: RF_DEFAULT as u8 }],
+        }
     }
 
     pub fn rows(&self) -> &[Namespace] {
@@ -80,7 +88,7 @@ impl NamespaceTable {
 
     /// The table with one more namespace.
     pub fn with(&self, spec: &NamespaceSpec<'_>) -> Result<NamespaceTable, NamespaceError> {
-        let NamespaceSpec { name, default_ttl_ms, durability, compression, levels } = *spec;
+        let NamespaceSpec { name, default_ttl_ms, durability, compression, levels, replicas } = *spec;
         let good = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
         if name.is_empty() || name.len() > NAMESPACE_NAME_BYTES_MAX || !name.bytes().all(good) {
             return Err(NamespaceError::BadName);
@@ -91,9 +99,12 @@ impl NamespaceTable {
         if self.rows.len() >= NAMESPACES_MAX {
             return Err(NamespaceError::TooMany);
         }
+        if !RFS.contains(&usize::from(replicas)) {
+            return Err(NamespaceError::BadReplicas);
+        }
         let id = self.rows.iter().map(|row| row.id).max().unwrap_or(NAMESPACE_SYSTEM) + 1;
         let mut table = self.clone();
-        table.rows.push(Namespace { id, name: name.to_owned(), default_ttl_ms, durability, compression, levels });
+        table.rows.push(Namespace { id, name: name.to_owned(), default_ttl_ms, durability, compression, levels, replicas });
         Ok(table)
     }
 
@@ -117,6 +128,7 @@ impl NamespaceTable {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let format = match self {
+            _ if self.rows.iter().any(|row| usize::from(row.replicas) != RF_DEFAULT) => ROW_FORMAT_REPLICAS,
             _ if self.rows.iter().any(|row| row.levels != LevelsAsked::default()) => ROW_FORMAT_LEVELS,
             _ if !self.packed().is_empty() => ROW_FORMAT_COMPRESSED,
             _ => ROW_FORMAT,
@@ -134,6 +146,9 @@ impl NamespaceTable {
             if format >= ROW_FORMAT_LEVELS {
                 out.extend(level_flags(row.levels).to_le_bytes());
             }
+            if format >= ROW_FORMAT_REPLICAS {
+                out.push(row.replicas);
+            }
         }
         out
     }
@@ -141,7 +156,7 @@ impl NamespaceTable {
     pub fn decode(bytes: &[u8]) -> Result<NamespaceTable, Malformed> {
         let mut reader = Reader::new(bytes);
         let format = reader.varint()?;
-        if !(ROW_FORMAT..=ROW_FORMAT_LEVELS).contains(&format) {
+        if !(ROW_FORMAT..=ROW_FORMAT_REPLICAS).contains(&format) {
             return Err(Malformed("unknown format of the namespace table"));
         }
         let count = reader.varint()?;
@@ -165,7 +180,11 @@ impl NamespaceTable {
             };
             let flags = if format >= ROW_FORMAT_LEVELS { u16::from_le_bytes([reader.u8()?, reader.u8()?]) } else { 0 };
             let levels = levels_of(flags).map_err(|_| Malformed("unknown level"))?;
-            rows.push(Namespace { id, name, default_ttl_ms, durability, compression, levels });
+            let replicas = if format >= ROW_FORMAT_REPLICAS { reader.u8()? } else { RF_DEFAULT as u8 };
+            if !RFS.contains(&usize::from(replicas)) {
+                return Err(Malformed("no number of replicas"));
+            }
+            rows.push(Namespace { id, name, default_ttl_ms, durability, compression, levels, replicas });
         }
         reader.end()?;
         Ok(NamespaceTable { rows })
@@ -181,7 +200,7 @@ mod tests {
     fn the_table_round_trips_and_names_are_checked() {
         let spec = |name| {
             let (durability, compression) = (Durability::Interval, Compression::None);
-            NamespaceSpec { name, default_ttl_ms: 60_000, durability, compression, levels: LevelsAsked::default() }
+            NamespaceSpec { name, default_ttl_ms: 60_000, durability, compression, levels: LevelsAsked::default(), replicas: 3 }
         };
         let levels = LevelsAsked::default();
         let nothing = |name| NamespaceChange { name, default_ttl_ms: None, durability: None, compression: None, levels };
@@ -204,6 +223,11 @@ mod tests {
         let all = LevelsAsked { read: None, write: Some(Level::All) };
         let fast = fast.altered(&NamespaceChange { levels: all, ..nothing("default") }).unwrap();
         assert_eq!((fast.encode()[0], fast.rows()[0].levels), (3, LevelsAsked { read: Some(Level::One), write: Some(Level::All) }));
-        assert_eq!(NamespaceTable::decode(&fast.encode()), Ok(fast));
+        assert_eq!(NamespaceTable::decode(&fast.encode()), Ok(fast.clone()));
+        // Nor one that knows no other number of replicas.
+        assert_eq!(fast.with(&NamespaceSpec { replicas: 2, ..spec("two") }), Err(NamespaceError::BadReplicas));
+        let five = fast.with(&NamespaceSpec { replicas: 5, ..spec("five") }).unwrap();
+        assert_eq!((five.encode()[0], five.rows().iter().map(|row| row.replicas).collect()), (4, vec![3, 3, 5]));
+        assert_eq!(NamespaceTable::decode(&five.encode()), Ok(five));
     }
 }

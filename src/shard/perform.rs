@@ -14,7 +14,7 @@ use crate::base::time::Mono;
 use crate::cluster::coordinator::{Levels, Outcome};
 use crate::engine::{Batch, EngineError, KeyRef, Seq, Value as Found};
 use crate::io::Class;
-use crate::limits::{CHUNK_BYTES, MULTI_BYTES_MAX, SCAN_ENTRIES_MAX};
+use crate::limits::{CHUNK_BYTES, MULTI_BYTES_MAX, RF_DEFAULT, SCAN_ENTRIES_MAX};
 use crate::wire::command::{
     Access, Command, Compression, Condition, Durability, ErrorCode, LevelsAsked, MultiPut, NamespaceChange, NamespaceSpec, Page, Reply,
     Request, Scan, ScanEntry, Value, VersionedValue, WriteOptions, command_row,
@@ -141,6 +141,7 @@ impl Task<'_> {
                     durability,
                     compression: Compression::None,
                     levels: LevelsAsked::default(),
+                    replicas: RF_DEFAULT as u8,
                 })
                 .await
             }
@@ -527,6 +528,14 @@ impl Task<'_> {
     }
 
     async fn make_namespace(&self, spec: &NamespaceSpec<'_>) -> Result<(), Trouble> {
+        // Whoever moves vnodes has to know before there is a key of it how many replicas that may have.
+        let is_sound = self.shard.changes_namespaces().is_ok() && self.shard.namespaces().with(spec).is_ok();
+        if let Some(cluster) = self.shard.cluster.as_ref().filter(|_| is_sound)
+            && let Err(why) = self.shard.decide_factor(cluster, spec.replicas.into(), self.deadline).await
+        {
+            self.shard.fail(self.ticket, ErrorCode::Failed, &why);
+            return Ok(());
+        }
         self.change_namespaces(spec.name, |table| table.with(spec)).await
     }
 

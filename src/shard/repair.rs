@@ -115,7 +115,7 @@ impl Cluster {
         for vnode in (0..topology.vnodes()).filter(|vnode| core_of(*vnode, cores) == core) {
             for namespace in namespaces.rows().iter().map(|row| row.id) {
                 let nodes = self.party(namespace, vnode);
-                if !nodes.contains(&self.me) || !self.moves.is_open(vnode) {
+                if !nodes.contains(&self.me) || !self.moves.is_open(vnode, self.rf(namespace)) {
                     continue;
                 }
                 trees.push((namespace, vnode));
@@ -310,17 +310,18 @@ impl Shard {
         let bytes = copies.iter().map(|copy| pace::cost(copy.place.len() + copy.cell.len(), 1)).sum();
         let turn = self.pace.join(bytes, self.io.now(), &self.engine);
         let _ = self.io.within(PACE_MAX, turn.come()).await;
+        let rf = cluster.rf(scope.namespace);
         let judge = |cell: Digest, held| {
             let is_ahead = |clock: &mut crate::base::time::HybridClock| {
                 clock.look(self.io.wall_ms());
                 !clock.may_have_given(cell.newest().hlc(), CLOCK_SKEW_MS_MAX)
             };
             // Behind an await: the vnode may have left meanwhile, or come anew.
-            let has_moved = cluster.topology().epoch_of(scope.vnode) != scope.epoch || !cluster.moves.is_open(scope.vnode);
+            let has_moved = cluster.topology().epoch_of(scope.vnode) != scope.epoch || !cluster.moves.is_open(scope.vnode, rf);
             if has_moved || self.engine.with_clock(is_ahead) {
                 return (Admit::RefuseFenced, Admit::RefuseFenced);
             }
-            cluster.forget.admit_copy(&self.engine, scope, session, cluster.moves.is_joining(scope.vnode), (cell, held))
+            cluster.forget.admit_copy(&self.engine, scope, session, cluster.moves.is_joining(scope.vnode, rf), (cell, held))
         };
         let refused = store(&self.engine, &cluster.repair.trees, scope, copies, judge).await?;
         add(&cluster.repair.received, copies.len().saturating_sub(refused as usize));

@@ -195,7 +195,7 @@ impl Shard {
         };
         let key = self.key(place.namespace, place.key);
         let pair = (place.namespace, self.engine.vnode_of(key));
-        let told = match cluster.moves.told(cluster.epoch(), pair.1, pair.0) {
+        let told = match cluster.moves.told(cluster.epoch(), pair.1, pair.0, cluster.rf(pair.0)) {
             Ok(told) => told,
             Err(why) => return refused(why),
         };
@@ -274,7 +274,7 @@ impl Shard {
         if self.namespace_durability(place.namespace).is_none() || place.namespace == NAMESPACE_SYSTEM {
             return Err(Refusal::Behind { epoch: cluster.epoch() });
         }
-        if !cluster.moves.is_open(self.engine.vnode_of(self.key(place.namespace, place.key))) {
+        if !cluster.moves.is_open(self.engine.vnode_of(self.key(place.namespace, place.key)), cluster.rf(place.namespace)) {
             return Err(Refusal::Behind { epoch: cluster.epoch() });
         }
         let topology = cluster.topology();

@@ -15,8 +15,8 @@ use crate::limits::{
     UNFINISHED_BYTES_FREE,
 };
 use crate::wire::command::{
-    CORE_ANY, Command, ErrorCode, ErrorReply, FEATURE_LEVELS, FEATURE_NAMESPACE_DETAILS, FEATURE_NAMESPACE_LEVELS, FEATURE_TTL_NEVER,
-    Hello, HelloOk, Limits, Node, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Reply,
+    CORE_ANY, Command, ErrorCode, ErrorReply, FEATURE_LEVELS, FEATURE_NAMESPACE_DETAILS, FEATURE_NAMESPACE_LEVELS,
+    FEATURE_NAMESPACE_REPLICAS, FEATURE_TTL_NEVER, Hello, HelloOk, Limits, Node, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Reply,
 };
 use crate::wire::frame::{FrameError, FrameReader, Frames};
 use crate::wire::native::{Form, decode_request, encode_reply, put_goodbye};
@@ -212,7 +212,7 @@ fn welcome(shard: &Shard) -> Reply<'_> {
         node_id: node.node_id,
         cluster_id: node.cluster_id,
         epoch,
-        features: FEATURE_TTL_NEVER | FEATURE_NAMESPACE_DETAILS | FEATURE_LEVELS | FEATURE_NAMESPACE_LEVELS,
+        features: FEATURE_TTL_NEVER | FEATURE_NAMESPACE_DETAILS | FEATURE_LEVELS | FEATURE_NAMESPACE_LEVELS | FEATURE_NAMESPACE_REPLICAS,
         limits,
         nodes: vec![this].into(),
         owners: Vec::new().into(),

@@ -1,13 +1,12 @@
 //! Replicas that agree: some time after the faults have ended every replica of every key, asked alone, shows the same.
 
 use super::final_look::Quiet;
-use super::workload::{FIRST_NAMESPACE, key_name};
-use crate::base::record::{Version, token_of, vnode_of};
+use super::workload::{Keyspace, key_name};
+use crate::base::record::{NamespaceId, Version, token_of, vnode_of};
 use crate::client::Answer;
 use crate::cluster::quorum::Level;
 use crate::cluster::topology::Topology;
 use crate::io::{Io, SocketAddr};
-use crate::limits::RF_DEFAULT;
 use crate::wire::command::{Command, LevelsAsked};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,7 +19,7 @@ const AGAIN: Duration = Duration::from_millis(250);
 type Shown = Option<(Version, bool)>;
 
 /// Waits until all replicas of all keys show the same. Err: what still differs, or could not be asked.
-pub(super) async fn all_agree(io: Io, nodes: BTreeMap<u64, SocketAddr>, topology: Topology, keys: u32) -> Result<(), String> {
+pub(super) async fn all_agree(io: Io, nodes: BTreeMap<u64, SocketAddr>, topology: Topology, space: Keyspace) -> Result<(), String> {
     let until = io.now().plus(AGREE_MAX);
     let mut quiet = BTreeMap::new();
     for (node, address) in nodes {
@@ -29,7 +28,7 @@ pub(super) async fn all_agree(io: Io, nodes: BTreeMap<u64, SocketAddr>, topology
         quiet.insert(node, one);
     }
     loop {
-        match differs(&mut quiet, &topology, keys).await? {
+        match differs(&mut quiet, &topology, space).await? {
             None => return Ok(()),
             Some(difference) if io.now() >= until => {
                 return Err(format!("replicas differ {} s after the faults ended: {difference}", AGREE_MAX.as_secs()));
@@ -39,15 +38,15 @@ pub(super) async fn all_agree(io: Io, nodes: BTreeMap<u64, SocketAddr>, topology
     }
 }
 
-async fn differs(nodes: &mut BTreeMap<u64, Quiet>, topology: &Topology, keys: u32) -> Result<Option<String>, String> {
-    for key in 0..keys {
+async fn differs(nodes: &mut BTreeMap<u64, Quiet>, topology: &Topology, space: Keyspace) -> Result<Option<String>, String> {
+    for key in 0..space.keys {
         let name = key_name(key);
-        let owners = topology.replicas(vnode_of(token_of(&name), topology.vnodes()), RF_DEFAULT).owners;
+        let owners = topology.replicas(vnode_of(token_of(&name), topology.vnodes()), space.replicas).owners;
         let mut shown: Vec<(u64, Shown)> = Vec::new();
         for owner in owners {
             let node = topology.nodes()[usize::from(*owner)].spec.id;
             let asked = nodes.get_mut(&node).ok_or_else(|| format!("key {key}: nobody knows node {node}"))?;
-            shown.push((node, ask(asked, key, &name).await?));
+            shown.push((node, ask(asked, space.namespace, key, &name).await?));
         }
         if shown.iter().any(|(_, other)| *other != shown[0].1) {
             let words: Vec<String> = shown.iter().map(|(node, shown)| format!("node {node} shows {shown:?}")).collect();
@@ -57,8 +56,8 @@ async fn differs(nodes: &mut BTreeMap<u64, Quiet>, topology: &Topology, keys: u3
     Ok(None)
 }
 
-async fn ask(node: &mut Quiet, key: u32, name: &[u8]) -> Result<Shown, String> {
-    match node.ask(FIRST_NAMESPACE, Command::Get { key: name }).await? {
+async fn ask(node: &mut Quiet, namespace: NamespaceId, key: u32, name: &[u8]) -> Result<Shown, String> {
+    match node.ask(namespace, Command::Get { key: name }).await? {
         Ok(Answer::Absent) => Ok(None),
         Ok(Answer::Value(value)) => Ok(Some((value.version, value.remaining.is_some()))),
         other => Err(format!("key {key}: a replica that is asked alone answers {other:?}")),

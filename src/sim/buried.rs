@@ -1,7 +1,8 @@
 //! What is deleted goes from the disk: everything is deleted at rest, and when floors have passed that, merges are provoked.
 
 use super::final_look::Quiet;
-use super::workload::{FIRST_NAMESPACE, key_name};
+use super::workload::{Keyspace, key_name};
+use crate::base::record::NamespaceId;
 use crate::client::{Answer, ClientError};
 use crate::io::{Io, SocketAddr};
 use crate::wire::command::{Command, Condition, Delete, Put, WriteOptions};
@@ -14,33 +15,33 @@ const VALUE_BYTES: usize = 60_000;
 const TRIES: u32 = 30;
 
 /// Deletes every key.
-pub(super) async fn delete_all(io: Io, node: SocketAddr, keys: u32) -> Result<(), String> {
+pub(super) async fn delete_all(io: Io, node: SocketAddr, space: Keyspace) -> Result<(), String> {
     let mut quiet = Quiet::open(io, node).await?;
-    for key in 0..keys {
+    for key in 0..space.keys {
         let name = key_name(key);
         let delete = Delete { key: &name, condition: Condition::Always, write: WriteOptions::default() };
-        write(&mut quiet, || Command::Delete(delete.clone())).await?;
+        write(&mut quiet, space.namespace, || Command::Delete(delete.clone())).await?;
     }
     Ok(())
 }
 
 /// Writes something over all vnodes.
-pub(super) async fn fill(io: Io, node: SocketAddr, round: u32) -> Result<(), String> {
+pub(super) async fn fill(io: Io, node: SocketAddr, namespace: NamespaceId, round: u32) -> Result<(), String> {
     let mut quiet = Quiet::open(io, node).await?;
     for number in 0..VALUES {
         let (name, value) = (format!("filler {round} {number}"), vec![round as u8; VALUE_BYTES]);
         let options = WriteOptions::default();
         let put = Put { key: name.as_bytes(), value: &value, ttl_ms: 0, condition: Condition::Always, write: options };
-        write(&mut quiet, || Command::Put(put.clone())).await?;
+        write(&mut quiet, namespace, || Command::Put(put.clone())).await?;
     }
     Ok(())
 }
 
-async fn write<'a>(quiet: &mut Quiet, command: impl Fn() -> Command<'a>) -> Result<(), String> {
+async fn write<'a>(quiet: &mut Quiet, namespace: NamespaceId, command: impl Fn() -> Command<'a>) -> Result<(), String> {
     let mut tries = 0;
     loop {
         tries += 1;
-        match quiet.ask(FIRST_NAMESPACE, command()).await? {
+        match quiet.ask(namespace, command()).await? {
             Ok(Answer::Done { .. }) => return Ok(()),
             Err(ClientError::Unknown { .. }) if tries < TRIES => {}
             other => return Err(format!("a write at rest is answered with {other:?}")),
@@ -49,10 +50,10 @@ async fn write<'a>(quiet: &mut Quiet, command: impl Fn() -> Command<'a>) -> Resu
 }
 
 /// No key is there.
-pub(super) async fn all_absent(io: Io, node: SocketAddr, keys: u32) -> Result<(), String> {
+pub(super) async fn all_absent(io: Io, node: SocketAddr, space: Keyspace) -> Result<(), String> {
     let mut quiet = Quiet::open(io, node).await?;
-    for key in 0..keys {
-        match quiet.ask(FIRST_NAMESPACE, Command::Get { key: &key_name(key) }).await? {
+    for key in 0..space.keys {
+        match quiet.ask(space.namespace, Command::Get { key: &key_name(key) }).await? {
             Ok(Answer::Absent) => {}
             other => return Err(format!("key {key} was deleted, and is answered with {other:?}")),
         }

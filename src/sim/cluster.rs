@@ -22,7 +22,7 @@ use super::final_look::Quiet;
 use super::operator::{self, Operator};
 use super::scenario::small_engine;
 use super::seeds::{self, Outcome};
-use super::workload::{FIRST_NAMESPACE, REQUEST_PATIENCE, Shared, SimClient, key_name, reads_value};
+use super::workload::{FIRST_NAMESPACE, Keyspace, REQUEST_PATIENCE, Shared, SimClient, key_name, reads_value};
 use crate::base::prng::Prng;
 use crate::base::record::{token_of, vnode_of};
 use crate::base::time::{Mono, WallMs};
@@ -33,14 +33,14 @@ use crate::engine::EngineError;
 use crate::io::sim::{CrashSite, Faults, MachineId, World};
 use crate::io::wakers::Wakers;
 use crate::io::{Class, Io, SocketAddr, Task};
-use crate::limits::RF_DEFAULT;
+use crate::limits::{RF_DEFAULT, RF_MAX};
 use crate::shard::cluster::ClusterPlan;
 use crate::shard::forget::Times;
 use crate::shard::late::Late;
 use crate::shard::mailbox;
 use crate::shard::start::{self, Plan, StartFailure};
 use crate::shard::stats::Board;
-use crate::wire::command::{Command, Durability};
+use crate::wire::command::{Command, Compression, Durability, LevelsAsked, NamespaceSpec};
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -92,12 +92,18 @@ pub const FAULTS_WANTED: &[&str] = &[
     operator::CUT_MEANWHILE,
     operator::MOVERS_CUT,
     operator::DISK_LOST,
+    ONE_REPLICA,
+    FIVE_REPLICAS,
     operator::ROT,
     REFUSED,
 ];
 
 /// A node whose disk was lost was started on an empty one, and ended by itself.
 const REFUSED: &str = "node without its data refused";
+
+/// Clients use a namespace of another number of replicas.
+const ONE_REPLICA: &str = "namespace of one replica";
+const FIVE_REPLICAS: &str = "namespace of five replicas";
 
 /// A shard whose disk failed stops, and its node with it.
 const SHARD_STOPPED: &str = "shard stopped by its disk";
@@ -209,6 +215,8 @@ pub(super) struct Run {
     pub seen_epoch: u64,
     /// The operator is never at rest for long.
     pub is_eager: bool,
+    /// Of the namespace that clients use.
+    pub replicas: usize,
     founding: Topology,
     shared: Rc<Shared>,
     outcome: Outcome,
@@ -305,6 +313,7 @@ impl Run {
         let shared = shared_of(&setup, &world, &nodes, pace, &mut prng);
         let outcome = Outcome { seed: setup.seed, ..Outcome::default() };
         let (is_eager, is_merging_often) = (prng.one_in(2), !prng.one_in(3));
+        let replicas = [RF_DEFAULT, RF_DEFAULT, RF_DEFAULT, RF_MAX, RF_MAX, 1][prng.below(6) as usize];
         let (operator, shared) = (Rc::new(Operator::new(founding.clone())), Rc::new(shared));
         Run {
             world,
@@ -315,6 +324,7 @@ impl Run {
             operator,
             seen_epoch: 1,
             is_eager,
+            replicas,
             founding,
             shared,
             outcome,
@@ -360,6 +370,9 @@ impl Run {
         let drawn = self.drawn.clone();
         for node in &self.nodes {
             self.world.faults(node.machine, |faults| *faults = drawn.clone());
+        }
+        if let Err(why) = self.make_namespace() {
+            return self.fail(why);
         }
         self.start_clients();
         let mut seen = 0;
@@ -597,12 +610,31 @@ impl Run {
         self.converse("the last look", move |io| async move { read_all(io, address, &shared).await })
     }
 
+    /// The keys of the clients.
+    fn keyspace(&self) -> Keyspace {
+        Keyspace { namespace: self.shared.namespaces[0].get(), replicas: self.replicas, keys: self.shared.keys }
+    }
+
+    /// The namespace of the clients, where it is not the default one.
+    fn make_namespace(&mut self) -> Result<(), String> {
+        if self.replicas == RF_DEFAULT {
+            return Ok(());
+        }
+        let (first, replicas) = (address(self.nodes[0].machine), self.replicas as u8);
+        self.converse("making a namespace", move |io| make_namespace(io, first, replicas))?;
+        self.shared.namespaces.iter().for_each(|namespace| namespace.set(FIRST_NAMESPACE + 1));
+        // Nodes that are no members hear of it when they compare.
+        self.world.run_for(COMPARED);
+        self.happened(if self.replicas == 1 { ONE_REPLICA } else { FIVE_REPLICAS });
+        Ok(())
+    }
+
     /// Every replica of every key, asked alone, shows the same before long; and comparisons find that, too.
     fn await_agreement(&mut self) -> Result<(), String> {
-        let (topology, keys) = (self.stop_operator(), self.shared.keys);
+        let (topology, space) = (self.stop_operator(), self.keyspace());
         let members = topology.nodes().iter().map(|node| node.spec.id);
         let addresses = members.map(|id| (id, address(self.nodes[id as usize - 1].machine))).collect();
-        self.converse("asking the replicas one by one", move |io| all_agree(io, addresses, topology, keys))?;
+        self.converse("asking the replicas one by one", move |io| all_agree(io, addresses, topology, space))?;
         let until = self.world.now().plus(AGREE_MAX);
         loop {
             let lives = self.nodes.iter().filter_map(|node| node.life.as_ref());
@@ -627,9 +659,9 @@ impl Run {
     /// What is deleted now is dropped from every disk before long.
     fn forget_all(&mut self) -> Result<(), String> {
         let (topology, members) = self.members();
-        let (first, keys) = (address(self.nodes[members[0]].machine), self.shared.keys);
+        let (first, space) = (address(self.nodes[members[0]].machine), self.keyspace());
         let before: Vec<u64> = (0..self.nodes.len()).map(|node| self.figure(node, "forgotten_total")).collect();
-        self.converse("deleting everything", move |io| delete_all(io, first, keys))?;
+        self.converse("deleting everything", move |io| delete_all(io, first, space))?;
         let (deleted, until) = (self.world.now(), self.world.now().plus(FORGOTTEN_MAX));
         loop {
             let passed = self.world.now().since(deleted).as_millis() as u64;
@@ -648,17 +680,17 @@ impl Run {
         // What comes late finds nothing that has forgotten it.
         self.world.run_for(Duration::from_millis(LATE_MS_MAX));
         self.await_agreement()?;
-        self.converse("looking for the dead", move |io| all_absent(io, first, keys))
+        self.converse("looking for the dead", move |io| all_absent(io, first, space))
     }
 
     /// Writes until every member has dropped a tombstone of each of its keys since it had dropped so much; what was deleted is absent
     /// meanwhile, whoever has dropped it already.
     fn dig(&mut self, topology: &Topology, members: &[usize], before: &[u64], until: Mono) -> Result<(), String> {
-        let (keys, mut round) = (self.shared.keys, 0);
+        let (space, mut round) = (self.keyspace(), 0);
         let held = |node: usize| {
-            let owners = |key| topology.replicas(vnode_of(token_of(&key_name(key)), VNODES), RF_DEFAULT).owners;
+            let owners = |key| topology.replicas(vnode_of(token_of(&key_name(key)), VNODES), space.replicas).owners;
             let is_node = |owner: &u16| topology.nodes()[usize::from(*owner)].spec.id as usize == node + 1;
-            (0..keys).filter(|key| owners(*key).iter().any(is_node)).count() as u64
+            (0..space.keys).filter(|key| owners(*key).iter().any(is_node)).count() as u64
         };
         loop {
             let is_kept = |node: &&usize| self.figure(**node, "forgotten_total") < before[**node] + held(**node);
@@ -668,8 +700,8 @@ impl Run {
             }
             let asked = address(self.nodes[members[round as usize % members.len()]].machine);
             // Merges come with writes.
-            self.converse("writing something else", move |io| fill(io, asked, round))?;
-            self.converse("looking for the dead", move |io| all_absent(io, asked, keys))?;
+            self.converse("writing something else", move |io| fill(io, asked, space.namespace, round))?;
+            self.converse("looking for the dead", move |io| all_absent(io, asked, space))?;
             self.world.run_for(Duration::from_millis(100));
             round += 1;
         }
@@ -711,6 +743,29 @@ impl Run {
     }
 }
 
+/// Makes the namespace that clients use. What it needs is decided first, and that may take until all founders have met.
+async fn make_namespace(io: Io, first: SocketAddr, replicas: u8) -> Result<(), String> {
+    let until = io.now().plus(STUCK);
+    let mut quiet = Quiet::open(io.clone(), first).await?;
+    let (durability, compression, levels) = (Durability::Sync, Compression::None, LevelsAsked::default());
+    let spec = NamespaceSpec { name: "clients", default_ttl_ms: 0, durability, compression, levels, replicas };
+    loop {
+        match quiet.ask(0, Command::NamespaceMake(spec)).await? {
+            Ok(Answer::Namespaces(rows)) if rows.iter().any(|row| row.id == FIRST_NAMESPACE + 1) => return Ok(()),
+            Err(why) if io.now() < until => {
+                if why.to_string().contains("of that name exists") {
+                    return Ok(());
+                }
+                io.sleep(Duration::from_millis(20)).await;
+            }
+            other => return Err(format!("a namespace is answered with {other:?}")),
+        }
+    }
+}
+
+/// All nodes that run have heard of the namespaces by then.
+const COMPARED: Duration = Duration::from_millis(2_200);
+
 /// Links that were broken are up again by now.
 const HEALED: Duration = Duration::from_secs(3);
 
@@ -719,7 +774,7 @@ async fn read_all(io: Io, address: SocketAddr, shared: &Shared) -> Result<(), St
     let mut quiet = Quiet::open(io.clone(), address).await?;
     for key in 0..shared.keys {
         let (asked, asked_ms): (Mono, WallMs) = (io.now(), (shared.wall_ms)());
-        let answer = quiet.ask(FIRST_NAMESPACE, Command::Get { key: &key_name(key) }).await?;
+        let answer = quiet.ask(shared.namespaces[0].get(), Command::Get { key: &key_name(key) }).await?;
         let value = match &answer {
             Ok(Answer::Absent) => None,
             Ok(Answer::Value(value)) => Some((value.version, &value.value[..])),

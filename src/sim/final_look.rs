@@ -12,6 +12,7 @@ use crate::client::{Answer, ClientError};
 use crate::io::sim::Faults;
 use crate::io::wakers::Wakers;
 use crate::io::{Io, SocketAddr};
+use crate::limits::RF_DEFAULT;
 use crate::shard::session::within;
 use crate::wire::command::{
     CORE_ANY, Command, Compression, Durability, Hello, LevelsAsked, NamespaceChange, NamespaceSpec, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
@@ -108,7 +109,14 @@ pub(super) fn create_namespace(run: &mut Run, name: &'static str) -> Result<(), 
         let mut quiet = Quiet::open(io, address).await?;
         let create = match compression {
             Compression::None => Command::NamespaceCreate { name, default_ttl_ms: 0, durability: Durability::Interval },
-            _ => Command::NamespaceMake(NamespaceSpec { name, default_ttl_ms: 0, durability: Durability::Interval, compression, levels }),
+            _ => Command::NamespaceMake(NamespaceSpec {
+                name,
+                default_ttl_ms: 0,
+                durability: Durability::Interval,
+                compression,
+                levels,
+                replicas: RF_DEFAULT as u8,
+            }),
         };
         quiet.ask(0, create).await?.map_err(|error| error.to_string())?;
         let compression = Some(of_default);

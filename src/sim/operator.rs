@@ -5,14 +5,14 @@
 use super::cluster::{Run, address};
 use super::final_look::Quiet;
 use crate::client::Answer;
-use crate::cluster::takeover::takers;
+use crate::cluster::takeover::all_takers;
 use crate::cluster::topology::{NodeSpec, NodeState, Topology};
 use crate::cluster::topology_codec;
 use crate::cluster::words::join_words;
 use crate::io::sim::Faults;
 use crate::io::wakers::Wakers;
 use crate::io::{Class, Io, SocketAddr};
-use crate::limits::RF_DEFAULT;
+use crate::limits::RF_MAX;
 use crate::shard::session::within;
 use crate::wire::command::Command;
 use std::cell::{Cell, RefCell};
@@ -220,7 +220,7 @@ impl Run {
         let one = members[self.prng.below(members.len() as u64) as usize];
         let stranger = strangers.get(self.prng.below(strangers.len().max(1) as u64) as usize).copied();
         // One at a time, and never one of two.
-        let may_lose = members.len() >= MEMBERS_MIN && self.setup.faults.crash && !self.has_one_lost_something();
+        let may_lose = members.len() >= MEMBERS_MIN && self.setup.faults.crash && self.replicas > 1 && !self.has_one_lost_something();
         match (self.prng.below(10), stranger) {
             (0..3, Some(node)) => self.order_join(node),
             (3, _) if may_lose => self.lose_disk(one),
@@ -312,9 +312,9 @@ impl Run {
         let moving: Vec<u32> = known.moving().collect();
         let Some(at) = self.prng.below(moving.len().max(1) as u64).checked_rem(moving.len() as u64) else { return };
         let vnode = moving[at as usize];
-        let owners = known.replicas(vnode, RF_DEFAULT).owners;
+        let owners = known.replicas(vnode, self.replicas).owners;
         let owners: Vec<u64> = owners.iter().map(|index| known.nodes()[usize::from(*index)].spec.id).collect();
-        let takers = takers(&known, vnode, RF_DEFAULT);
+        let takers: Vec<u64> = all_takers(&known, vnode).into_iter().collect();
         let one = self.prng.below(self.nodes.len() as u64) as usize;
         for ids in [takers, owners] {
             let drawn = self.prng.below(ids.len().max(1) as u64).checked_rem(ids.len() as u64).map(|at| ids[at as usize] as usize - 1);
@@ -332,8 +332,8 @@ impl Run {
         let known = self.operator.known();
         let id = node as u64 + 1;
         if known.moving().any(|vnode| {
-            let owners = known.replicas(vnode, RF_DEFAULT).owners;
-            takers(&known, vnode, RF_DEFAULT).contains(&id) || owners.iter().any(|at| known.nodes()[usize::from(*at)].spec.id == id)
+            let owners = known.replicas(vnode, RF_MAX).owners;
+            all_takers(&known, vnode).contains(&id) || owners.iter().any(|at| known.nodes()[usize::from(*at)].spec.id == id)
         }) {
             self.happened(what);
         }
@@ -352,8 +352,8 @@ impl Run {
                     None => return Ok(()),
                     Some(dead) => self.order_end_of(dead),
                 }
-            } else if self.operator.order.borrow().is_none() && self.dead_member().is_some() && self.world.now() >= to_cancel {
-                // Who is to take something over is dead: that move never ends.
+            } else if self.dead_member().is_some() && self.world.now() >= to_cancel {
+                // Who is to take something over is dead: that move never ends, and whatever else was ordered waits for it.
                 to_cancel = until;
                 self.order("cancel".to_owned(), CANCEL);
             }

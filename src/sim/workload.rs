@@ -435,5 +435,13 @@ fn wrote(checker: &mut Checker, writes: &[(u32, WriteId)], outcome: &Outcome<'_>
 
 /// The namespaces that a run uses.
 pub const INTERVAL_NAMESPACE: &str = "soft";
+/// The keys of a cluster's clients, and how many replicas each has.
+#[derive(Clone, Copy)]
+pub(super) struct Keyspace {
+    pub namespace: NamespaceId,
+    pub replicas: usize,
+    pub keys: u32,
+}
+
 /// The default one comes first.
 pub const FIRST_NAMESPACE: NamespaceId = NAMESPACE_DEFAULT;

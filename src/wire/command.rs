@@ -211,6 +211,8 @@ pub struct NamespaceSpec<'a> {
     pub compression: Compression,
     /// Of requests that name none. They travel in the frame's flags, where other requests have theirs.
     pub levels: LevelsAsked,
+    /// 1, 3 or 5. Travels in the frame's flags too.
+    pub replicas: u8,
 }
 
 /// What is to change of a namespace; `None` leaves as it is.
@@ -336,6 +338,8 @@ pub enum Compression {
 pub const FEATURE_NAMESPACE_DETAILS: u64 = 2;
 /// A bit of `HelloOk::features`: namespaces have levels, and the server knows `NamespaceTerms`.
 pub const FEATURE_NAMESPACE_LEVELS: u64 = 8;
+/// A bit of `HelloOk::features`: namespaces have different numbers of replicas.
+pub const FEATURE_NAMESPACE_REPLICAS: u64 = 16;
 
 /// What is answered. `Announced` comes before another answer to the same request; `Values` may come in several parts.
 #[derive(Clone, Debug, PartialEq)]
@@ -417,6 +421,8 @@ pub struct Namespace<'a> {
     pub compression: Compression,
     /// In `Reply::NamespaceTerms` alone.
     pub levels: LevelsAsked,
+    /// In `Reply::NamespaceTerms` alone.
+    pub replicas: u8,
 }
 
 /// The server's side of the hello.
@@ -663,6 +669,11 @@ impl Command<'_> {
             }
             _ => None,
         }
+    }
+
+    /// The number of replicas of the namespace that the command makes.
+    pub fn replicas(&self) -> Option<u8> {
+        if let Command::NamespaceMake(spec) = self { Some(spec.replicas) } else { None }
     }
 
     /// The facts about it.

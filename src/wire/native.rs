@@ -8,8 +8,8 @@ use super::command::*;
 use super::frame::{FLAG_MORE, Frame, FrameError, HEADER_BYTES, header};
 use crate::base::record::{NAMESPACE_SYSTEM, Version};
 use crate::limits::{
-    FRAME_BYTES_MAX, KEY_BYTES_MAX, MULTI_KEYS_MAX, NAMESPACE_NAME_BYTES_MAX, RF_MAX, SCAN_ENTRIES_MAX, TTL_MS_MAX, VALUE_BYTES_MAX,
-    WORDS_BYTES_MAX,
+    FRAME_BYTES_MAX, KEY_BYTES_MAX, MULTI_KEYS_MAX, NAMESPACE_NAME_BYTES_MAX, RF_DEFAULT, RF_MAX, SCAN_ENTRIES_MAX, TTL_MS_MAX,
+    VALUE_BYTES_MAX, WORDS_BYTES_MAX,
 };
 use rkyv::vec::ArchivedVec;
 
@@ -492,7 +492,7 @@ fn encode_namespaces(w: &mut Writer<'_>, rows: &[Namespace<'_>], kind: u16) -> u
             w.u8(row.compression as u8);
         }
         if kind == kind::NAMESPACE_TERMS {
-            w.u16(level_flags(row.levels));
+            w.u16(level_flags(row.levels) | replica_flags(row.replicas));
         }
         w.span(name);
     }
@@ -636,13 +636,17 @@ impl From<&Frame<'_>> for Form {
 
 impl From<&Request<'_>> for Form {
     fn from(request: &Request<'_>) -> Form {
-        Form { kind: request.command.kind(), flags: level_flags(request.command.levels().unwrap_or(request.levels)) }
+        let levels = level_flags(request.command.levels().unwrap_or(request.levels));
+        let replicas = request.command.replicas().map_or(0, replica_flags);
+        Form { kind: request.command.kind(), flags: levels | replicas }
     }
 }
 
 /// Where the levels lie in a request's flags: 0 none, 1 to `RF_MAX` so many, 14 quorum, 15 all.
 const READ_LEVEL_SHIFT: u32 = 4;
 const WRITE_LEVEL_SHIFT: u32 = 8;
+/// Where a namespace's number of replicas does; 0 is the usual one.
+const REPLICAS_SHIFT: u32 = 12;
 const LEVEL_QUORUM: u16 = 14;
 const LEVEL_ALL: u16 = 15;
 
@@ -656,6 +660,19 @@ pub fn level_flags(levels: LevelsAsked) -> u16 {
         Some(Level::All) => LEVEL_ALL,
     };
     bits(levels.read) << READ_LEVEL_SHIFT | bits(levels.write) << WRITE_LEVEL_SHIFT
+}
+
+/// The bits of a number of replicas, beside those of levels.
+pub fn replica_flags(replicas: u8) -> u16 {
+    if usize::from(replicas) == RF_DEFAULT { 0 } else { u16::from(replicas).min(15) << REPLICAS_SHIFT }
+}
+
+/// What `replica_flags` wrote; a number that there cannot be is for the namespaces to refuse.
+pub fn replicas_of(flags: u16) -> u8 {
+    match flags >> REPLICAS_SHIFT {
+        0 => RF_DEFAULT as u8,
+        replicas => replicas as u8,
+    }
 }
 
 /// What `level_flags` wrote.
@@ -683,7 +700,7 @@ pub fn decode_request(form: impl Into<Form>, body: &[u8]) -> Result<Request<'_>,
     let mut request = decode_command(form.kind, body)?;
     let levels = levels_of(form.flags)?;
     match &mut request.command {
-        Command::NamespaceMake(spec) => spec.levels = levels,
+        Command::NamespaceMake(spec) => (spec.levels, spec.replicas) = (levels, replicas_of(form.flags)),
         Command::NamespaceChange(change) => change.levels = levels,
         _ => request.levels = levels,
     }
@@ -722,8 +739,8 @@ fn decode_command(kind: u16, body: &[u8]) -> Result<Request<'_>, WireError> {
             let b = access::<body::ArchivedNamespaceForm>(body)?;
             let (name, default_ttl_ms) = (name_of(&b.name)?, ttl_of(b.default_ttl_ms.to_native())?);
             let (durability, compression) = (durability_of(b.durability)?, compression_of(b.compression)?);
-            let levels = LevelsAsked::default();
-            (b.deadline_ms, Command::NamespaceMake(NamespaceSpec { name, default_ttl_ms, durability, compression, levels }))
+            let (levels, replicas) = (LevelsAsked::default(), RF_DEFAULT as u8);
+            (b.deadline_ms, Command::NamespaceMake(NamespaceSpec { name, default_ttl_ms, durability, compression, levels, replicas }))
         }
         37 => {
             let b = access::<body::ArchivedNamespaceForm>(body)?;
@@ -853,6 +870,44 @@ pub fn decode_reply(kind: u16, body: &[u8]) -> Result<Reply<'_>, WireError> {
     })
 }
 
+/// Namespaces, with as much as answers of the kind have.
+fn decode_namespaces(kind: u16, body: &[u8]) -> Result<Reply<'_>, WireError> {
+    Ok(match kind {
+        kind::NAMESPACES => Reply::Namespaces(gather(&access::<body::ArchivedNamespaces>(body)?.namespaces, |row| {
+            let durability = durability_of(row.durability)?;
+            let (id, default_ttl_ms, compression) = (row.id.to_native(), row.default_ttl_ms.to_native(), Compression::None);
+            Ok(Namespace {
+                id,
+                name: text(&row.name)?,
+                default_ttl_ms,
+                durability,
+                compression,
+                levels: LevelsAsked::default(),
+                replicas: RF_DEFAULT as u8,
+            })
+        })?),
+        kind::NAMESPACE_DETAILS => Reply::NamespaceDetails(gather(&access::<body::ArchivedNamespaceDetails>(body)?.namespaces, |row| {
+            let (id, default_ttl_ms) = (row.id.to_native(), row.default_ttl_ms.to_native());
+            let (durability, compression) = (durability_of(row.durability)?, compression_of(row.compression)?);
+            Ok(Namespace {
+                id,
+                name: text(&row.name)?,
+                default_ttl_ms,
+                durability,
+                compression,
+                levels: LevelsAsked::default(),
+                replicas: RF_DEFAULT as u8,
+            })
+        })?),
+        _ => Reply::NamespaceTerms(gather(&access::<body::ArchivedNamespaceTerms>(body)?.namespaces, |row| {
+            let (id, default_ttl_ms, levels) = (row.id.to_native(), row.default_ttl_ms.to_native(), levels_of(row.levels.to_native())?);
+            let (durability, compression) = (durability_of(row.durability)?, compression_of(row.compression)?);
+            let replicas = replicas_of(row.levels.to_native());
+            Ok(Namespace { id, name: text(&row.name)?, default_ttl_ms, durability, compression, levels, replicas })
+        })?),
+    })
+}
+
 fn decode_list_reply(kind: u16, body: &[u8]) -> Result<Reply<'_>, WireError> {
     Ok(match kind {
         kind::VALUES => Reply::Values(gather(&access::<body::ArchivedValues>(body)?.values, |item| {
@@ -868,21 +923,7 @@ fn decode_list_reply(kind: u16, body: &[u8]) -> Result<Reply<'_>, WireError> {
             })?;
             Reply::Page(Page { cursor: &b.cursor, entries })
         }
-        kind::NAMESPACES => Reply::Namespaces(gather(&access::<body::ArchivedNamespaces>(body)?.namespaces, |row| {
-            let durability = durability_of(row.durability)?;
-            let (id, default_ttl_ms, compression) = (row.id.to_native(), row.default_ttl_ms.to_native(), Compression::None);
-            Ok(Namespace { id, name: text(&row.name)?, default_ttl_ms, durability, compression, levels: LevelsAsked::default() })
-        })?),
-        kind::NAMESPACE_DETAILS => Reply::NamespaceDetails(gather(&access::<body::ArchivedNamespaceDetails>(body)?.namespaces, |row| {
-            let (id, default_ttl_ms) = (row.id.to_native(), row.default_ttl_ms.to_native());
-            let (durability, compression) = (durability_of(row.durability)?, compression_of(row.compression)?);
-            Ok(Namespace { id, name: text(&row.name)?, default_ttl_ms, durability, compression, levels: LevelsAsked::default() })
-        })?),
-        kind::NAMESPACE_TERMS => Reply::NamespaceTerms(gather(&access::<body::ArchivedNamespaceTerms>(body)?.namespaces, |row| {
-            let (id, default_ttl_ms, levels) = (row.id.to_native(), row.default_ttl_ms.to_native(), levels_of(row.levels.to_native())?);
-            let (durability, compression) = (durability_of(row.durability)?, compression_of(row.compression)?);
-            Ok(Namespace { id, name: text(&row.name)?, default_ttl_ms, durability, compression, levels })
-        })?),
+        kind::NAMESPACES | kind::NAMESPACE_DETAILS | kind::NAMESPACE_TERMS => return decode_namespaces(kind, body),
         kind::HELLO_OK => {
             let b = access::<body::ArchivedHelloOk>(body)?;
             let node = |node: &'_ body::ArchivedNode| (node.id.to_native(), node.port.to_native(), node.cores.to_native());

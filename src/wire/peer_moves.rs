@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | 0x0130 promise | decision |
 //! | 0x0131 accept | decision, topology |
-//! | 0x0132 marks? | moves |
+//! | 0x0132 marks? | parts |
 //! | 0x0133 taken over? | |
 //! | 0x0134 words | text |
 //! | 0x8130 promised | decision, accepted u8 (whether there is one), its ballot and topology |
@@ -17,12 +17,12 @@
 //! | 0x8132 outbid | decision, ballot |
 //! | 0x8133 newer, 0x8134 behind | decision, epoch u64 |
 //! | 0x8135 no topology | decision |
-//! | 0x8136 marks | list: move, list: namespace u32, fence, floor |
-//! | 0x8137 taken over | moves |
+//! | 0x8136 marks | list: part, list: namespace u32, fence, floor, empty u8 |
+//! | 0x8137 taken over | parts |
 //! | 0x8138 done, 0x8139 not done | text |
 //!
-//! text: UTF-8 behind a varint length. decision: epoch u64, ballot. ballot: round u64, node u64, nonce u64. moves: list of moves. move:
-//! vnode u32, since u64.
+//! text: UTF-8 behind a varint length. decision: epoch u64, ballot. ballot: round u64, node u64, nonce u64. parts: list of parts. part:
+//! vnode u32, since u64, replication factor u8.
 
 use super::command::ErrorCode;
 use super::native::{WireError, bad, too_large};
@@ -30,7 +30,7 @@ use super::peer::Head;
 use super::peer_body::{Cursor, malformed, take_apart};
 use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::base::record::{NamespaceId, Version};
-use crate::limits::{NAMESPACES_MAX, PEER_FRAME_BYTES_MAX, VNODES_MAX, WORDS_BYTES_MAX};
+use crate::limits::{NAMESPACES_MAX, PEER_FRAME_BYTES_MAX, RFS, VNODES_MAX, WORDS_BYTES_MAX};
 
 /// Kinds of frames.
 pub mod kind {
@@ -126,12 +126,28 @@ pub struct Move {
     pub since: u64,
 }
 
-/// An old owner's marks of a vnode that moves, in every namespace that it knows.
+/// What moves of it for the namespaces of one replication factor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Part {
+    pub of: Move,
+    pub rf: u8,
+}
+
+/// An old owner's marks of a part that moves, in every namespace of it that it knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MarksOf {
-    pub of: Move,
-    /// Namespace, fence, floor.
-    pub namespaces: Vec<(NamespaceId, Version, Version)>,
+    pub part: Part,
+    pub namespaces: Vec<MarksIn>,
+}
+
+/// What an old owner keeps of a vnode in one namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MarksIn {
+    pub namespace: NamespaceId,
+    pub fence: Version,
+    pub floor: Version,
+    /// It holds no cell: there is nothing to be compared.
+    pub is_empty: bool,
 }
 
 /// A message of this file.
@@ -140,13 +156,13 @@ pub enum MoveMessage {
     Decide(Ask),
     Decided(Answer),
     /// To an old owner: what it keeps of these, if it knows that they move.
-    AskMarks(Vec<Move>),
+    AskMarks(Vec<Part>),
     /// Of those that it knows and owns.
     Marks(Vec<MarksOf>),
     /// To a core of a pending owner.
     AskTaken,
     /// What it has taken over.
-    Taken(Vec<Move>),
+    Taken(Vec<Part>),
     /// A change in an operator's words (`cluster::words`), from a node that is no member to one that is.
     Words(String),
     /// What came of it; Err: why it was not done.
@@ -183,26 +199,27 @@ pub fn encode_body(out: &mut Vec<u8>, head: Head, message: &MoveMessage) -> u16 
             }
         }
         MoveMessage::Decided(answer) => put_answer(out, answer),
-        MoveMessage::AskMarks(moves) => {
-            put_moves(out, moves);
+        MoveMessage::AskMarks(parts) => {
+            put_parts(out, parts);
             kind::ASK_MARKS
         }
         MoveMessage::Marks(marks) => {
             put_varint(out, marks.len() as u64);
-            for MarksOf { of, namespaces } in marks {
-                put_move(out, *of);
+            for MarksOf { part, namespaces } in marks {
+                put_part(out, *part);
                 put_varint(out, namespaces.len() as u64);
-                for (namespace, fence, floor) in namespaces {
+                for MarksIn { namespace, fence, floor, is_empty } in namespaces {
                     out.extend_from_slice(&namespace.to_le_bytes());
                     out.extend_from_slice(&fence.to_bytes());
                     out.extend_from_slice(&floor.to_bytes());
+                    out.push(u8::from(*is_empty));
                 }
             }
             kind::MARKS
         }
         MoveMessage::AskTaken => kind::ASK_TAKEN,
-        MoveMessage::Taken(moves) => {
-            put_moves(out, moves);
+        MoveMessage::Taken(parts) => {
+            put_parts(out, parts);
             kind::TAKEN
         }
         MoveMessage::Words(words) => {
@@ -263,14 +280,15 @@ pub fn read_ballot(reader: &mut Reader<'_>) -> Result<Ballot, Malformed> {
     Ok(Ballot { round: reader.u64()?, node: reader.u64()?, nonce: reader.u64()? })
 }
 
-fn put_moves(out: &mut Vec<u8>, moves: &[Move]) {
-    put_varint(out, moves.len() as u64);
-    moves.iter().for_each(|one| put_move(out, *one));
+fn put_parts(out: &mut Vec<u8>, parts: &[Part]) {
+    put_varint(out, parts.len() as u64);
+    parts.iter().for_each(|part| put_part(out, *part));
 }
 
-fn put_move(out: &mut Vec<u8>, one: Move) {
-    out.extend_from_slice(&one.vnode.to_le_bytes());
-    out.extend_from_slice(&one.since.to_le_bytes());
+fn put_part(out: &mut Vec<u8>, Part { of: Move { vnode, since }, rf }: Part) {
+    out.extend_from_slice(&vnode.to_le_bytes());
+    out.extend_from_slice(&since.to_le_bytes());
+    out.push(rf);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------------------
@@ -292,14 +310,14 @@ pub fn decode_body(kind: u16, bytes: &[u8]) -> Result<(Head, MoveMessage), WireE
                 let (epoch, ballot) = body.decision()?;
                 MoveMessage::Decided(Answer { epoch, ballot, reply: body.reply(kind)? })
             }
-            kind::ASK_MARKS => MoveMessage::AskMarks(body.moves(MARKS_VNODES_MAX)?),
+            kind::ASK_MARKS => MoveMessage::AskMarks(body.parts(MARKS_VNODES_MAX)?),
             kind::MARKS => MoveMessage::Marks(body.counted(MARKS_VNODES_MAX, |body| {
-                let of = body.one_move()?;
-                let namespaces = body.counted(NAMESPACES_MAX, |body| Ok((body.u32()?, body.version()?, body.version()?)))?;
-                Ok(MarksOf { of, namespaces })
+                let part = body.part()?;
+                let namespaces = body.counted(NAMESPACES_MAX, Cursor::marks_in)?;
+                Ok(MarksOf { part, namespaces })
             })?),
             kind::ASK_TAKEN => MoveMessage::AskTaken,
-            kind::TAKEN => MoveMessage::Taken(body.moves(VNODES_MAX as usize)?),
+            kind::TAKEN => MoveMessage::Taken(body.parts(VNODES_MAX as usize)?),
             kind::WORDS => MoveMessage::Words(body.text()?),
             kind::DONE => MoveMessage::Said(Ok(body.text()?)),
             kind::NOT_DONE => MoveMessage::Said(Err(body.text()?)),
@@ -348,13 +366,21 @@ impl Cursor<'_> {
         (0..count).map(|_| item(self)).collect()
     }
 
-    fn one_move(&mut self) -> Result<Move, WireError> {
-        let one = Move { vnode: self.u32()?, since: self.u64()? };
-        if one.vnode >= VNODES_MAX { Err(bad("no such vnode")) } else { Ok(one) }
+    fn part(&mut self) -> Result<Part, WireError> {
+        let part = Part { of: Move { vnode: self.u32()?, since: self.u64()? }, rf: self.u8()? };
+        match part {
+            Part { of: Move { vnode: VNODES_MAX.., .. }, .. } => Err(bad("no such vnode")),
+            Part { rf, .. } if !RFS.contains(&usize::from(rf)) => Err(bad("no such replication factor")),
+            part => Ok(part),
+        }
     }
 
-    fn moves(&mut self, most: usize) -> Result<Vec<Move>, WireError> {
-        self.counted(most, Cursor::one_move)
+    fn marks_in(&mut self) -> Result<MarksIn, WireError> {
+        Ok(MarksIn { namespace: self.u32()?, fence: self.version()?, floor: self.version()?, is_empty: self.flag()? })
+    }
+
+    fn parts(&mut self, most: usize) -> Result<Vec<Part>, WireError> {
+        self.counted(most, Cursor::part)
     }
 }
 
@@ -371,14 +397,17 @@ pub fn examples() -> Vec<MoveMessage> {
         Reply::Behind { epoch: 8 },
         Reply::NoTopology,
     ];
-    let (one, two) = (Move { vnode: 3, since: 7 }, Move { vnode: VNODES_MAX - 1, since: u64::MAX });
-    let namespaces = vec![(1, Version::put(7 << 16, 2), Version::ZERO), (2, Version::put(9 << 16, 3), Version::put(8 << 16, 1))];
+    let part = |vnode, since, rf| Part { of: Move { vnode, since }, rf };
+    let (one, two) = (part(3, 7, 3), part(VNODES_MAX - 1, u64::MAX, 5));
+    let marks = |namespace, fence, floor, is_empty| MarksIn { namespace, fence, floor, is_empty };
+    let (fence, floor) = (Version::put(9 << 16, 3), Version::put(8 << 16, 1));
+    let namespaces = vec![marks(1, Version::put(7 << 16, 2), Version::ZERO, true), marks(2, fence, floor, false)];
     let mut all: Vec<MoveMessage> =
         [Question::Promise, Question::Accept { topology }].map(|question| MoveMessage::Decide(Ask { epoch, ballot, question })).into();
     all.extend(replies.map(|reply| MoveMessage::Decided(Answer { epoch, ballot: low, reply })));
     all.extend([
         MoveMessage::AskMarks(vec![one, two]),
-        MoveMessage::Marks(vec![MarksOf { of: one, namespaces }, MarksOf { of: two, namespaces: Vec::new() }]),
+        MoveMessage::Marks(vec![MarksOf { part: one, namespaces }, MarksOf { part: two, namespaces: Vec::new() }]),
         MoveMessage::AskTaken,
         MoveMessage::Taken(vec![one, two]),
         MoveMessage::Words("leave 3".to_owned()),
@@ -419,7 +448,7 @@ mod tests {
             assert!(decode_body(kind, &bytes).is_err(), "{message:?}");
         }
         let mut long = Vec::new();
-        let moves = vec![Move { vnode: 0, since: 1 }; MARKS_VNODES_MAX + 1];
+        let moves = vec![Part { of: Move { vnode: 0, since: 1 }, rf: 3 }; MARKS_VNODES_MAX + 1];
         let kind = encode_body(&mut long, HEAD, &MoveMessage::AskMarks(moves));
         assert_eq!(decode_body(kind, &long).map_err(|error| error.code), Err(ErrorCode::TooLarge));
         assert_eq!(decode_body(0x013F, &long).map_err(|error| error.code), Err(ErrorCode::UnknownKind));

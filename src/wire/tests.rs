@@ -40,7 +40,8 @@ fn each_request(prng: &mut Prng, mut f: impl FnMut(&Request<'_>)) {
     let levels = [LevelsAsked::default(), LevelsAsked::both(Level::One), LevelsAsked { read: None, write: Some(Level::All) }];
     let levels = levels[prng.below(3) as usize];
     f(&plain(Command::NamespaceDetails));
-    f(&plain(Command::NamespaceMake(NamespaceSpec { name: "n-1", default_ttl_ms: 5, durability, compression, levels })));
+    let replicas = [1, 3, 5][prng.below(3) as usize];
+    f(&plain(Command::NamespaceMake(NamespaceSpec { name: "n-1", default_ttl_ms: 5, durability, compression, levels, replicas })));
     f(&plain(Command::NamespaceTerms));
     let change = NamespaceChange { name: "n", default_ttl_ms: None, durability: None, compression: Some(Compression::None), levels };
     f(&plain(Command::NamespaceChange(change)));
@@ -104,11 +105,11 @@ fn each_reply(prng: &mut Prng, mut f: impl FnMut(&Reply<'_>)) {
     f(&Reply::Page(Page { cursor: &a, entries: entries[..prng.below(3) as usize].into() }));
     let (durability, compression) = (Durability::Interval, Compression::None);
     let levels = LevelsAsked::default();
-    let rows = [Namespace { id: 1, name: "default", default_ttl_ms: 0, durability, compression, levels }];
+    let rows = [Namespace { id: 1, name: "default", default_ttl_ms: 0, durability, compression, levels, replicas: 3 }];
     f(&Reply::Namespaces(rows[..prng.below(2) as usize].into()));
     let rows = [Namespace { compression: Compression::Lz4, ..rows[0] }];
     f(&Reply::NamespaceDetails(rows[..prng.below(2) as usize].into()));
-    let rows = [Namespace { levels: LevelsAsked { read: Some(Level::Exactly(2)), write: None }, ..rows[0] }];
+    let rows = [Namespace { levels: LevelsAsked { read: Some(Level::Exactly(2)), write: None }, replicas: 5, ..rows[0] }];
     f(&Reply::NamespaceTerms(rows[..prng.below(2) as usize].into()));
     f(&Reply::Error(ErrorReply { version: Some(V), need: 2, alive: 1, ..ErrorReply::new(ErrorCode::Unavailable, "no") }));
 }
@@ -219,7 +220,7 @@ fn terms_by_rkyv(rows: &[Namespace<'_>]) -> Vec<u8> {
         default_ttl_ms: r.default_ttl_ms,
         durability: r.durability as u8,
         compression: r.compression as u8,
-        levels: level_flags(r.levels),
+        levels: level_flags(r.levels) | replica_flags(r.replicas),
         name: r.name.into(),
     };
     rkyv_bytes(&body::NamespaceTerms { namespaces: rows.iter().map(row).collect() })

@@ -176,7 +176,7 @@ fn execute_more(state: &mut State, command: &Command<'_>, id: u64, out: &mut Vec
         }
         Command::NamespaceList => {
             let (durability, compression, levels) = (Durability::Sync, Compression::None, LevelsAsked::default());
-            let row = |id, name| Namespace { id, name, default_ttl_ms: 0, durability, compression, levels };
+            let row = |id, name| Namespace { id, name, default_ttl_ms: 0, durability, compression, levels, replicas: 3 };
             encode_reply(out, id, &Reply::Namespaces(vec![row(1, "default"), row(2, "other")].into()));
         }
         other => {

@@ -437,15 +437,15 @@ impl Client {
     }
 
     /// As `namespace_create`, with more said. A node that knows no compression answers `UnknownKind`; one that knows no
-    /// levels of a namespace does the rest, and this says so with the same code.
+    /// levels of a namespace, or no other number of replicas than 3, does the rest, and this says so with the same code.
     pub async fn namespace_create_with(&self, name: &str, options: NamespaceOptions) -> Result<NamespaceInfo, ClientError> {
-        request::namespace_with(self.call(Command::NamespaceMake(options.spec(name))).await?, options.levels)
+        request::namespace_with(self.call(Command::NamespaceMake(options.spec(name))).await?, options.levels, options.replicas)
     }
 
     /// As `namespace_alter`, with more said. A node that knows no compression answers `UnknownKind`; one that knows no
     /// levels of a namespace does the rest, and this says so with the same code.
     pub async fn namespace_alter_with(&self, name: &str, changes: NamespaceChanges) -> Result<NamespaceInfo, ClientError> {
-        request::namespace_with(self.call(Command::NamespaceChange(changes.change(name))).await?, changes.levels)
+        request::namespace_with(self.call(Command::NamespaceChange(changes.change(name))).await?, changes.levels, None)
     }
 
     /// A snapshot on the node under this name; lines of `key:value` about it.
