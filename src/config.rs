@@ -169,6 +169,9 @@ pub struct Settings {
     /// With join: hold no data until an operator says `ringkv cluster join` or `ringkv cluster replace`
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub standby: Option<bool>,
+    /// In a cluster: take the data folder, a snapshot or what was salvaged, for this node's, since all nodes are set back to such copies
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub restored: Option<bool>,
     /// What this node may fail together with
     #[arg(long, value_name = "NAME")]
     pub rack: Option<String>,
@@ -215,6 +218,7 @@ impl Settings {
             founders: self.founders.or(under.founders),
             join: self.join.or(under.join),
             standby: self.standby.or(under.standby),
+            restored: self.restored.or(under.restored),
             rack: self.rack.or(under.rack),
             weight: self.weight.or(under.weight),
             gossip_port: self.gossip_port.or(under.gossip_port),

@@ -493,6 +493,37 @@ impl Drop for Ends<'_> {
     }
 }
 
+#[test]
+fn a_copy_of_a_nodes_data_is_refused_unless_all_are_set_back() {
+    let mut cluster = Cluster::start();
+    let mut clients = cluster.clients(Level::Quorum);
+    (0..50u32).for_each(|key| _ = clients[0].put(&key.to_le_bytes(), b"kept").expect("a put"));
+    clients.iter_mut().for_each(|client| _ = client.snapshot("monday").expect("a snapshot"));
+    (0..50u32).for_each(|key| _ = clients[0].put(&key.to_le_bytes(), b"later").expect("a put"));
+    for at in 0..NODES {
+        cluster.kill(at);
+        let (data, copy) = (cluster.data(at), cluster.folder.path().join(format!("copy{at}")));
+        fs::rename(data.join("snapshots").join("monday"), &copy).expect("a snapshot is a folder");
+        fs::remove_dir_all(&data).and_then(|()| fs::rename(&copy, &data)).expect("it takes the folder's place");
+    }
+    let ended = try_launch(BINARY, &cluster.data(1), 1, &cluster.ports).err().expect("it lacks what came later");
+    assert!(ended.code == exit::CONFIG && ended.err.contains("is a copy") && ended.err.contains("--restored"), "{ended:?}");
+    let ports = cluster.ports.clone();
+    let start = |at: usize, cluster: &Cluster| {
+        let flags: Vec<String> = flags(at, &ports).into_iter().chain(["--restored".to_owned()]).collect();
+        Node::try_start(&cluster.data(at), &flags.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    for at in 0..NODES {
+        cluster.nodes[at] = Some(start(at, &cluster).expect("all of them are set back"));
+    }
+    cluster.is_whole_again();
+    let mut client = cluster.client(2, Level::Quorum);
+    assert!((0..50u32).all(|key| client.get(&key.to_le_bytes()).expect("a get").is_some_and(|found| found.value == b"kept")));
+    // It is the node's own from now on.
+    cluster.kill(1);
+    cluster.restart(1);
+}
+
 /// A node that joins through the first one.
 fn launch_joining(cluster: &Cluster, id: usize, more: &[&str]) -> Node {
     try_launch_joining(cluster, id, more).unwrap_or_else(|ended| panic!("the node ended before it was ready: {ended:?}"))

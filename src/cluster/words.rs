@@ -173,6 +173,15 @@ pub fn lost_disk(node: u64, epoch: u64) -> String {
     )
 }
 
+/// Why a node does not start on a copy of its data (rule M3).
+pub fn is_copy(node: u64) -> String {
+    format!(
+        "node-id {node}: the data folder is a copy, a snapshot or what was salvaged, and may lack what this node has acknowledged since: \
+         start an empty folder under another id with --join and --standby, and say: ringkv cluster replace {node} NEW. Where all nodes of \
+         the cluster are set back to such copies, start each with --restored"
+    )
+}
+
 /// Why a cluster that is not founded does nothing yet.
 pub fn waits_for_founders(topology: &Topology, me: u64, is_there: impl Fn(u64) -> bool) -> String {
     let away = topology.nodes().iter().map(|node| node.spec.id).filter(|node| *node != me && !is_there(*node));

@@ -25,6 +25,8 @@ pub struct ClusterConfig {
     pub seeds: Vec<SocketAddr>,
     /// It holds nothing until an operator lets it in.
     pub standby: bool,
+    /// Its folder may be a copy: all nodes are set back to theirs.
+    pub restored: bool,
     /// Where gossip's sockets are bound. Port 0 draws a free one.
     pub gossip: SocketAddr,
     /// The address under which others reach this node's ports.
@@ -75,8 +77,8 @@ pub(super) fn resolve(settings: &Settings, native: SocketAddr, admin: SocketAddr
     if weight == 0 || weight > WEIGHT_MAX {
         return Err(Refusal::config(format!("weight must lie between 1 and {WEIGHT_MAX}, and {weight} does not")));
     }
-    let (node_id, key_file) = (settings.node_id, settings.cluster_key.clone());
-    Ok(Some(ClusterConfig { node_id, founders, seeds, standby, gossip, ip, rack, weight, key_file }))
+    let (node_id, key_file, restored) = (settings.node_id, settings.cluster_key.clone(), settings.restored.unwrap_or(false));
+    Ok(Some(ClusterConfig { node_id, founders, seeds, standby, restored, gossip, ip, rack, weight, key_file }))
 }
 
 /// Without a cluster nothing is said about one.
@@ -88,6 +90,7 @@ fn alone(settings: &Settings) -> Result<(), Refusal> {
         ("gossip-port", settings.gossip_port.is_some()),
         ("cluster-key", settings.cluster_key.is_some()),
         ("standby", settings.standby.is_some()),
+        ("restored", settings.restored.is_some()),
     ];
     match said.into_iter().find(|(_, said)| *said) {
         Some((name, _)) => Err(Refusal::config(format!("{name} is for a node of a cluster; give founders or join as well"))),

@@ -105,6 +105,7 @@ fn a_refusal_is_one_sentence_that_names_the_key() {
         ("--join 127.0.0.1:1 --gossip-port 7480", "", "admin-port"),
         ("--join 127.0.0.1:1 --weight 0", "", "weight"),
         ("--standby", "", "standby"),
+        ("--restored", "", "restored"),
         ("cluster", "", "WORDS"),
         ("--join 127.0.0.1:1 --rack aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "", "rack"),
         ("--join 127.0.0.1:1 --host 0.0.0.0 --insecure --cluster-key k", "", "host 0.0.0.0"),

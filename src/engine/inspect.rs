@@ -226,6 +226,7 @@ async fn tell_layout(io: &Io, path: &Path, telling: &mut Telling) -> Result<(), 
                 .with("version", u32::from(layout.format))
                 .with("generation", layout.generation)
                 .with("cores", u32::from(layout.cores));
+            let line = if layout.is_copy { line.with("is", "a copy") } else { line };
             telling.say(identity_facts(line.with("vnodes", layout.vnodes), layout.identity));
             if bytes.len() != BLOCK_BYTES || bytes[72..].iter().any(|&byte| byte != 0) {
                 telling.damaged(72, "not one block, or not zero behind the last field");

@@ -86,6 +86,8 @@ impl NodeStore {
         io.sync_dir(parent.unwrap_or(Path::new("."))).await?;
         let names: Vec<String> = io.list(data).await?.into_iter().map(|entry| entry.name).collect();
         let found = if names.iter().any(|name| name == LAYOUT) { Some(read_layout(io, data).await?) } else { None };
+        // Whoever opens it for a cluster has asked the operator (`node::cluster`), and it is a copy no more.
+        let found = found.map(|layout| Layout { is_copy: layout.is_copy && config.identity.is_none(), ..layout });
         make_durable(io, data, &names, found.as_ref()).await?;
         remove_other_generations(io, data, &names, found.map_or(0, |layout| layout.generation)).await?;
         let (layout, previous) = match found {
@@ -97,7 +99,8 @@ impl NodeStore {
             None => {
                 let drawn = || Identity { cluster: io.random_u64(), node: io.random_u64() };
                 let identity = config.identity.unwrap_or_else(drawn);
-                (Layout { format: CLUSTER_VERSION_MIN, identity, generation: 1, cores: config.cores, vnodes: config.vnodes }, None)
+                let (cores, vnodes) = (config.cores, config.vnodes);
+                (Layout { format: CLUSTER_VERSION_MIN, identity, generation: 1, cores, vnodes, is_copy: false }, None)
             }
         };
         if found.is_none() || previous.is_some() {
@@ -212,7 +215,7 @@ impl NodeStore {
     /// # Errors
     /// Of the disk.
     pub async fn snapshot_layout(&self, io: &Io, to: &Path) -> Result<(), EngineError> {
-        write_layout(io, to, &self.layout()).await
+        write_layout(io, to, &Layout { is_copy: true, ..self.layout() }).await
     }
 
     fn layout(&self) -> Layout {

@@ -123,7 +123,7 @@ pub async fn salvage(io: &Io, from: &Path, to: &Path) -> Result<SalvageReport, E
     }
     salvage.mark_suspects().await?;
     let mut block = io.buf(BLOCK_BYTES);
-    block.copy_from_slice(&layout_block(&layout));
+    block.copy_from_slice(&layout_block(&Layout { is_copy: true, ..layout }));
     // The last: until it is there the folder is no data folder.
     let file = io.open(&to.join(LAYOUT), OpenHow::Create).await?;
     drop(io.write(&file, 0, block, true).await?);

@@ -13,6 +13,7 @@ use crate::cluster::gossip::member::{Address, Profile, Rack, Versions};
 use crate::cluster::gossip::wire::Key;
 use crate::cluster::gossip::{Me, Timing};
 use crate::cluster::topology::{NodeSpec, Topology};
+use crate::cluster::words;
 use crate::config::{ClusterConfig, Config, exit};
 use crate::control::gossip::{GossipFigures, GossipSetup, Warn, to_address};
 use crate::engine::format::Identity;
@@ -176,6 +177,8 @@ fn layout_of(config: &Config, cluster: &ClusterConfig) -> Result<Option<Layout>,
     let node = layout.identity.node;
     match cluster.node_id.filter(|asked| *asked != node) {
         Some(asked) => Err(Failure::new(exit::CONFIG, format!("node-id {asked}: the data folder was made for node {node}, for good"))),
+        // What it has acknowledged since, and promised, it knows nothing of (rule M3).
+        None if layout.is_copy && !cluster.restored => Err(Failure::new(exit::CONFIG, words::is_copy(node))),
         None => Ok(Some(layout)),
     }
 }

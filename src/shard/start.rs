@@ -227,11 +227,7 @@ pub async fn run(io: Io, ends: MailboxEnds, plan: Arc<Plan>) -> Result<(), Start
 
 /// The data folder's layout; an empty folder becomes a node's with names of its own.
 async fn open_store(io: &Io, plan: &Plan) -> Result<Arc<NodeStore>, EngineError> {
-    let identity = match &plan.cluster {
-        Some(cluster) => Identity { cluster: cluster.founding.cluster(), node: cluster.node },
-        None => Identity { cluster: io.random_u64(), node: io.random_u64() },
-    };
-    let identity = Some(identity);
+    let identity = plan.cluster.as_ref().map(|cluster| Identity { cluster: cluster.founding.cluster(), node: cluster.node });
     let config = NodeConfig { cores: plan.cores, vnodes: plan.vnodes.unwrap_or(VNODES_DEFAULT), identity, core_of };
     NodeStore::open(io, &plan.data, config).await
 }

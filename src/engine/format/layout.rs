@@ -21,14 +21,21 @@ pub struct Layout {
     pub generation: u64,
     pub cores: u16,
     pub vnodes: u32,
+    /// A snapshot, or what was salvaged: it may lack what its node has acknowledged since. An optional feature: a build that does not know
+    /// it takes the folder for the node's own.
+    pub is_copy: bool,
 }
+
+/// The bit of the optional features that says `is_copy`.
+const COPY: u64 = 1;
 
 /// The file's only block.
 pub fn layout_block(layout: &Layout) -> Vec<u8> {
     let mut out = Vec::with_capacity(BLOCK_BYTES);
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&u32::from(layout.format).to_le_bytes());
-    out.extend_from_slice(&[0; 4 + 8 + 8]);
+    out.extend_from_slice(&[0; 4 + 8]);
+    out.extend_from_slice(&if layout.is_copy { COPY } else { 0 }.to_le_bytes());
     for word in [layout.identity.cluster, layout.identity.node, layout.generation] {
         out.extend_from_slice(&word.to_le_bytes());
     }
@@ -73,7 +80,7 @@ fn parse(bytes: &[u8]) -> Result<Option<Layout>, Malformed> {
         return Err(Malformed("checksum of the layout"));
     }
     body.take(8)?;
-    let (version, _, required, _) = (body.u32()?, body.u32()?, body.u64()?, body.u64()?);
+    let (version, _, required, optional) = (body.u32()?, body.u32()?, body.u64()?, body.u64()?);
     let known = u16::try_from(version).ok().filter(|format| (CLUSTER_VERSION_MIN..=CLUSTER_VERSION).contains(format) && required == 0);
     let Some(format) = known else { return Ok(None) };
     let identity = Identity { cluster: body.u64()?, node: body.u64()? };
@@ -82,7 +89,7 @@ fn parse(bytes: &[u8]) -> Result<Option<Layout>, Malformed> {
     if cores == 0 || cores as usize > CORES_MAX || !vnodes.is_power_of_two() || vnodes < 2 {
         return Err(Malformed("a layout of no cores, too many, or an odd number of vnodes"));
     }
-    Ok(Some(Layout { format, identity, generation, cores: cores as u16, vnodes }))
+    Ok(Some(Layout { format, identity, generation, cores: cores as u16, vnodes, is_copy: optional & COPY != 0 }))
 }
 
 #[cfg(test)]
@@ -91,7 +98,8 @@ mod tests {
 
     #[test]
     fn the_bytes_of_the_layout_are_frozen_and_damage_is_noticed() {
-        let layout = Layout { format: 1, identity: Identity { cluster: 1, node: 2 }, generation: 3, cores: 4, vnodes: 4096 };
+        let identity = Identity { cluster: 1, node: 2 };
+        let layout = Layout { format: 1, identity, generation: 3, cores: 4, vnodes: 4096, is_copy: false };
         let block = layout_block(&layout);
         let hex: String = block[..72].iter().map(|b| format!("{b:02x}")).collect();
         let words = ["0100000000000000", "0200000000000000", "0300000000000000", "0400000000100000", "ac72f8433026da1b"];
@@ -103,6 +111,8 @@ mod tests {
             assert!(parse_layout(&bad).is_err(), "{at}");
         }
         assert!(parse_layout(&block[..71]).is_err());
+        let copy = Layout { is_copy: true, ..layout };
+        assert_eq!((parse_layout(&layout_block(&copy)), layout_block(&copy)[24]), (Ok(copy), 1));
         let newest = Layout { format: CLUSTER_VERSION, ..layout };
         assert_eq!(parse_layout(&layout_block(&newest)), Ok(newest));
         let later = Layout { format: CLUSTER_VERSION + 1, ..layout };
