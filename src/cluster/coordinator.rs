@@ -163,6 +163,37 @@ pub enum Outcome {
     BadVersion { ahead_ms: u64 },
 }
 
+/// Replicas that have to learn something before they can answer: they are asked again in a moment, all at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Behind {
+    who: Set,
+    retry_at: Mono,
+}
+
+impl Behind {
+    pub fn add(&mut self, now: Mono, at: usize) {
+        if self.who.is_empty() {
+            self.retry_at = now.plus(BEHIND_RETRY);
+        }
+        self.who.add(at);
+    }
+
+    pub fn remove(&mut self, at: usize) {
+        self.who.remove(at);
+    }
+
+    /// When somebody is to be asked again.
+    pub fn next(&self) -> Option<Mono> {
+        (!self.who.is_empty()).then_some(self.retry_at)
+    }
+
+    /// Those that are to be asked again now; they are behind no more.
+    pub fn due(&mut self, now: Mono) -> Set {
+        let is_due = self.next().is_some_and(|at| now >= at);
+        if is_due { std::mem::take(&mut self.who) } else { Set::default() }
+    }
+}
+
 /// Some of a roster's nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Set(u16);

@@ -100,9 +100,9 @@ impl TakeOver {
         self.look_whether_joined();
     }
 
-    /// Its only owner has been replaced and is gone: whoever had it replaced has given up what it held.
+    /// Its only owner has been replaced and is gone, maybe in the middle of a comparison: whoever had it replaced gave up what it held.
     pub fn given_up(&mut self) {
-        if self.stage == Stage::Closed {
+        if matches!(self.stage, Stage::Closed | Stage::Open) {
             self.stage = Stage::Joined;
         }
     }
@@ -179,15 +179,15 @@ pub fn moves(topology: &Topology) -> impl Iterator<Item = Move> + '_ {
     topology.moving().map(|vnode| Move { vnode, since: topology.epoch_of(vnode) })
 }
 
-/// The only owner of a part has been replaced, and is not there: nobody can bring what it held any more.
-pub fn is_given_up(topology: &Topology, part: Part, is_there: impl Fn(u64) -> bool) -> bool {
+/// The only owner of a part has been replaced, and is gone: nobody can bring what it held any more.
+pub fn is_given_up(topology: &Topology, part: Part, is_gone: impl Fn(u64) -> bool) -> bool {
     let nodes = topology.nodes();
-    let is_gone = |index: &u16| {
+    let is_lost = |index: &u16| {
         let old = &nodes[usize::from(*index)];
         let is_replaced = nodes.iter().any(|node| node.token_id == old.token_id && node.spec.id != old.spec.id);
-        old.state == NodeState::Leaving && is_replaced && !is_there(old.spec.id)
+        old.state == NodeState::Leaving && is_replaced && is_gone(old.spec.id)
     };
-    part.rf == 1 && topology.replicas(part.of.vnode, 1).owners.iter().all(is_gone)
+    part.rf == 1 && topology.replicas(part.of.vnode, 1).owners.iter().all(is_lost)
 }
 
 /// Who takes anything of a vnode over.
@@ -363,16 +363,22 @@ mod tests {
         let parts = of_node(&replacing, 9);
         let (part, old) = parts.iter().find(|(part, _)| part.rf == 1).unwrap();
         assert_eq!(old[..], [2]);
-        assert!(is_given_up(&replacing, *part, |node| node != 2) && !is_given_up(&replacing, *part, |_| true));
-        assert!(!is_given_up(&replacing, Part { rf: 3, ..*part }, |node| node != 2));
+        assert!(is_given_up(&replacing, *part, |node| node == 2) && !is_given_up(&replacing, *part, |_| false));
+        assert!(!is_given_up(&replacing, Part { rf: 3, ..*part }, |node| node == 2));
         let leaving = change(&change(&one, Change::Join(spec(9))), Change::Cancel);
         let leaving = change(&leaving, Change::Leave { node: 2 });
-        assert!(of_node(&leaving, 1).iter().all(|(part, _)| !is_given_up(&leaving, *part, |_| false)), "it may come back");
+        assert!(of_node(&leaving, 1).iter().all(|(part, _)| !is_given_up(&leaving, *part, |_| true)), "it may come back");
         let mut take = TakeOver::new(*part, old.clone(), false, None);
         take.given_up();
         assert_eq!(take.stage(), Stage::Void);
         take.voided();
+        let mut open = take.clone();
         take.given_up();
         assert_eq!(take.stage(), Stage::Joined);
+        let marks = MarksIn { namespace: 1, fence: version(4), floor: version(2), is_empty: false };
+        open.told(2, &MarksOf { part: *part, namespaces: vec![marks] });
+        assert_eq!(open.stage(), Stage::Open);
+        open.given_up();
+        assert_eq!((open.stage(), open.marks(1)), (Stage::Joined, both(4, 2)), "it told its marks before it fell");
     }
 }

@@ -103,6 +103,13 @@ mod tests {
         engine
     }
 
+    /// Runs a test on a machine of its own.
+    fn run<F: Future<Output = ()> + 'static>(seed: u64, test: impl FnOnce(Io) -> F + 'static) {
+        let world = World::new(seed);
+        let machine = world.add_machine(Faults::default());
+        assert_eq!(on(&world, machine, test), Some(()));
+    }
+
     fn key(number: u32) -> (Vec<u8>, u32) {
         let name = format!("key {number}").into_bytes();
         let vnode = vnode_of(token_of(&name), 16);
@@ -124,9 +131,7 @@ mod tests {
 
     #[test]
     fn what_other_namespaces_hold_of_a_vnode_stays() {
-        let world = World::new(2);
-        let machine = world.add_machine(Faults::default());
-        let ended = on(&world, machine, |io| async move {
+        run(2, |io| async move {
             let engine = open(&io).await;
             let (name, vnode) = key(0);
             for namespace in [1, 2] {
@@ -145,14 +150,11 @@ mod tests {
             assert_eq!(engine.vnodes_with_data(), BTreeSet::from([(1, vnode)]));
             engine.close().await.unwrap();
         });
-        assert_eq!(ended, Some(()));
     }
 
     #[test]
     fn what_a_vnode_held_is_void_and_what_comes_later_is_not_after_a_restart_too() {
-        let world = World::new(1);
-        let machine = world.add_machine(Faults::default());
-        let ended = on(&world, machine, |io| async move {
+        run(1, |io| async move {
             let engine = open(&io).await;
             let gone = key(0).1;
             for number in 0..200 {
@@ -181,6 +183,5 @@ mod tests {
             assert_eq!((engine.stats().tables, get(&engine, 0).await), (0, None));
             engine.close().await.unwrap();
         });
-        assert_eq!(ended, Some(()));
     }
 }

@@ -147,6 +147,12 @@ impl Cluster {
         self.members.borrow().get(node).is_some_and(|member| !member.state.is_live())
     }
 
+    /// The node is held for dead by gossip; where gossip knows nothing of it, it cannot be reached. A broken link alone says little: what
+    /// this is asked for cannot be taken back.
+    pub fn is_gone(&self, node: u64) -> bool {
+        self.members.borrow().get(node).map_or(!self.links.is_reachable(node), |member| !member.state.is_live())
+    }
+
     /// Gossip does not hold the node for dead, and no link to it is known to be broken.
     pub fn is_alive(&self, node: u64) -> bool {
         node == self.me || self.links.is_reachable(node) && !self.is_known_gone(node)

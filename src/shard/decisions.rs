@@ -311,16 +311,17 @@ impl Shard {
         }
     }
 
-    /// Tells every other node the namespaces; those that could not be told now are told when the nodes compare. False: nobody could be.
+    /// Tells every other node the namespaces; those that could not be told now are told when the nodes compare. False: none of
+    /// them could be.
     pub(super) async fn spread_namespaces(self: &Rc<Shard>) -> bool {
-        let Some(cluster) = self.cluster.clone() else { return false };
+        let Some(cluster) = self.cluster.clone() else { return true };
         let nodes: Vec<u64> = cluster.topology().nodes().iter().map(|node| node.spec.id).filter(|node| *node != cluster.me).collect();
         let tell = |node| {
             let (shard, cluster) = (self.clone(), cluster.clone());
             self.io.spawn(Class::Foreground, async move { shard.compare_namespaces(&cluster, node).await })
         };
         let told: Vec<_> = nodes.into_iter().map(tell).collect();
-        let mut any = false;
+        let mut any = told.is_empty();
         for task in told {
             any |= task.await;
         }

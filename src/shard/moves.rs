@@ -229,7 +229,7 @@ async fn ask_marks(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
     {
         let (mut takes, topology) = (cluster.moves.takes.borrow_mut(), cluster.topology());
         for take in takes.values_mut() {
-            if is_given_up(&topology, take.part(), |node| cluster.is_alive(node)) {
+            if is_given_up(&topology, take.part(), |node| cluster.is_gone(node)) {
                 take.given_up();
             }
         }

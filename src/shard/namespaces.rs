@@ -165,7 +165,11 @@ impl NamespaceTable {
         }
         let mut rows = Vec::new();
         for _ in 0..count {
+            // None is ever taken away, so ids are as many as namespaces; what is known of each is kept by its id.
             let id = u32::try_from(reader.varint()?).map_err(|_| Malformed("namespace id too large"))?;
+            if id == NAMESPACE_SYSTEM || id as usize > NAMESPACES_MAX {
+                return Err(Malformed("a namespace id that none can have"));
+            }
             let name = std::str::from_utf8(reader.bytes()?).map_err(|_| Malformed("namespace name"))?.to_owned();
             let default_ttl_ms = reader.varint()?;
             let durability = match reader.u8()? {
@@ -228,6 +232,11 @@ mod tests {
         assert_eq!(fast.with(&NamespaceSpec { replicas: 2, ..spec("two") }), Err(NamespaceError::BadReplicas));
         let five = fast.with(&NamespaceSpec { replicas: 5, ..spec("five") }).unwrap();
         assert_eq!((five.encode()[0], five.rows().iter().map(|row| row.replicas).collect()), (4, vec![3, 3, 5]));
-        assert_eq!(NamespaceTable::decode(&five.encode()), Ok(five));
+        assert_eq!(NamespaceTable::decode(&five.encode()), Ok(five.clone()));
+        for id in [NAMESPACE_SYSTEM, NAMESPACES_MAX as u32 + 1, u32::MAX] {
+            let mut foreign = five.clone();
+            foreign.rows[0].id = id;
+            assert!(NamespaceTable::decode(&foreign.encode()).is_err(), "{id}");
+        }
     }
 }

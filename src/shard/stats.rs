@@ -113,8 +113,10 @@ pub static HINTS_DROPPED: Meaning = counter("hints_dropped_total", "Hints not ke
 /// Links to cores of other nodes that are up.
 pub static LINKS: Meaning = gauge("links", "Links to cores of other nodes that are up.");
 pub static COORDINATED: Meaning = gauge("coordinated", "Requests that this core coordinates now.");
-pub static COMING: Meaning = gauge("vnodes_coming", "Vnodes that this node has yet to take over.");
-pub static TAKEN_OVER: Meaning = gauge("vnodes_taken_over", "Vnodes that this node has taken over and that have yet to become its own.");
+pub static COMING: Meaning =
+    gauge("vnodes_coming", "Vnodes that this node has yet to take over, counted for each replication factor that moves.");
+pub static TAKEN_OVER: Meaning =
+    gauge("vnodes_taken_over", "Vnodes that this node has taken over and that have yet to become its own, counted alike.");
 pub static EPOCH: Meaning = gauge("topology_epoch", "Epoch of the topology in use.");
 pub static VERSION: Meaning =
     gauge("cluster_version", "Version of what nodes of the cluster keep and say to each other, which all of them know.");

@@ -435,6 +435,9 @@ fn wrote(checker: &mut Checker, writes: &[(u32, WriteId)], outcome: &Outcome<'_>
 
 /// The namespaces that a run uses.
 pub const INTERVAL_NAMESPACE: &str = "soft";
+/// The default one comes first.
+pub const FIRST_NAMESPACE: NamespaceId = NAMESPACE_DEFAULT;
+
 /// The keys of a cluster's clients, and how many replicas each has.
 #[derive(Clone, Copy)]
 pub(super) struct Keyspace {
@@ -442,6 +445,3 @@ pub(super) struct Keyspace {
     pub replicas: usize,
     pub keys: u32,
 }
-
-/// The default one comes first.
-pub const FIRST_NAMESPACE: NamespaceId = NAMESPACE_DEFAULT;

@@ -872,38 +872,23 @@ pub fn decode_reply(kind: u16, body: &[u8]) -> Result<Reply<'_>, WireError> {
 
 /// Namespaces, with as much as answers of the kind have.
 fn decode_namespaces(kind: u16, body: &[u8]) -> Result<Reply<'_>, WireError> {
+    fn usual(id: u32, default_ttl_ms: u64, durability: u8, name: &ArchivedVec<u8>) -> Result<Namespace<'_>, WireError> {
+        let (name, durability, levels) = (text(name)?, durability_of(durability)?, LevelsAsked::default());
+        Ok(Namespace { id, name, default_ttl_ms, durability, compression: Compression::None, levels, replicas: RF_DEFAULT as u8 })
+    }
     Ok(match kind {
         kind::NAMESPACES => Reply::Namespaces(gather(&access::<body::ArchivedNamespaces>(body)?.namespaces, |row| {
-            let durability = durability_of(row.durability)?;
-            let (id, default_ttl_ms, compression) = (row.id.to_native(), row.default_ttl_ms.to_native(), Compression::None);
-            Ok(Namespace {
-                id,
-                name: text(&row.name)?,
-                default_ttl_ms,
-                durability,
-                compression,
-                levels: LevelsAsked::default(),
-                replicas: RF_DEFAULT as u8,
-            })
+            usual(row.id.to_native(), row.default_ttl_ms.to_native(), row.durability, &row.name)
         })?),
         kind::NAMESPACE_DETAILS => Reply::NamespaceDetails(gather(&access::<body::ArchivedNamespaceDetails>(body)?.namespaces, |row| {
-            let (id, default_ttl_ms) = (row.id.to_native(), row.default_ttl_ms.to_native());
-            let (durability, compression) = (durability_of(row.durability)?, compression_of(row.compression)?);
-            Ok(Namespace {
-                id,
-                name: text(&row.name)?,
-                default_ttl_ms,
-                durability,
-                compression,
-                levels: LevelsAsked::default(),
-                replicas: RF_DEFAULT as u8,
-            })
+            let compression = compression_of(row.compression)?;
+            Ok(Namespace { compression, ..usual(row.id.to_native(), row.default_ttl_ms.to_native(), row.durability, &row.name)? })
         })?),
         _ => Reply::NamespaceTerms(gather(&access::<body::ArchivedNamespaceTerms>(body)?.namespaces, |row| {
-            let (id, default_ttl_ms, levels) = (row.id.to_native(), row.default_ttl_ms.to_native(), levels_of(row.levels.to_native())?);
-            let (durability, compression) = (durability_of(row.durability)?, compression_of(row.compression)?);
-            let replicas = replicas_of(row.levels.to_native());
-            Ok(Namespace { id, name: text(&row.name)?, default_ttl_ms, durability, compression, levels, replicas })
+            let (flags, compression) = (row.levels.to_native(), compression_of(row.compression)?);
+            let (levels, replicas) = (levels_of(flags)?, replicas_of(flags));
+            let usual = usual(row.id.to_native(), row.default_ttl_ms.to_native(), row.durability, &row.name)?;
+            Ok(Namespace { compression, levels, replicas, ..usual })
         })?),
     })
 }

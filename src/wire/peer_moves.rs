@@ -54,7 +54,10 @@ pub mod kind {
 /// The largest topology that is decided: some times what the largest cluster's takes.
 pub const TOPOLOGY_BYTES_MAX: usize = 4 << 20;
 const _: () = assert!(TOPOLOGY_BYTES_MAX + 4096 < PEER_FRAME_BYTES_MAX);
-/// Vnodes of one question about marks.
+/// The most parts that there are of all vnodes.
+const PARTS_MAX: usize = VNODES_MAX as usize * RFS.len();
+const _: () = assert!(PARTS_MAX * 16 < PEER_FRAME_BYTES_MAX);
+/// Parts of one question about marks.
 pub const MARKS_VNODES_MAX: usize = 512;
 
 /// Orders proposals; `nonce` tells two lives of one proposer apart.
@@ -317,7 +320,7 @@ pub fn decode_body(kind: u16, bytes: &[u8]) -> Result<(Head, MoveMessage), WireE
                 Ok(MarksOf { part, namespaces })
             })?),
             kind::ASK_TAKEN => MoveMessage::AskTaken,
-            kind::TAKEN => MoveMessage::Taken(body.parts(VNODES_MAX as usize)?),
+            kind::TAKEN => MoveMessage::Taken(body.parts(PARTS_MAX)?),
             kind::WORDS => MoveMessage::Words(body.text()?),
             kind::DONE => MoveMessage::Said(Ok(body.text()?)),
             kind::NOT_DONE => MoveMessage::Said(Err(body.text()?)),
@@ -451,6 +454,13 @@ mod tests {
         let moves = vec![Part { of: Move { vnode: 0, since: 1 }, rf: 3 }; MARKS_VNODES_MAX + 1];
         let kind = encode_body(&mut long, HEAD, &MoveMessage::AskMarks(moves));
         assert_eq!(decode_body(kind, &long).map_err(|error| error.code), Err(ErrorCode::TooLarge));
+        // A node of one core may have taken over every vnode for every replication factor.
+        let taken = |count| {
+            let mut bytes = Vec::new();
+            let kind = encode_body(&mut bytes, HEAD, &MoveMessage::Taken(vec![Part { of: Move { vnode: 0, since: 1 }, rf: 3 }; count]));
+            decode_body(kind, &bytes).map(|_| count).map_err(|error| error.code)
+        };
+        assert_eq!((taken(PARTS_MAX), taken(PARTS_MAX + 1)), (Ok(PARTS_MAX), Err(ErrorCode::TooLarge)));
         assert_eq!(decode_body(0x013F, &long).map_err(|error| error.code), Err(ErrorCode::UnknownKind));
     }
 }

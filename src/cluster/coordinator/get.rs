@@ -8,7 +8,7 @@
 //! An absent cell is older than everything above its floor, and all that lies below is forgotten on every replica (G2, G4); so there is
 //! nothing to write back.
 
-use super::{BEHIND_RETRY, Effect, From, Levels, Outcome, PARTY_MAX, Planted, Roster, Set, Turn, look_at_epoch};
+use super::{Behind, Effect, From, Levels, Outcome, PARTY_MAX, Planted, Roster, Set, Turn, look_at_epoch};
 use crate::base::record::{Cell, Version};
 use crate::base::time::Mono;
 use crate::cluster::quorum::{Access, Need};
@@ -68,8 +68,7 @@ pub struct Get {
     /// Who acknowledged the write-back.
     acked: Set,
     gone: Set,
-    behind: Set,
-    retry_at: Mono,
+    behind: Behind,
     answered: bool,
     scratch: Vec<u8>,
 }
@@ -93,8 +92,7 @@ impl Get {
             have: Digest::default(),
             acked: Set::default(),
             gone: Set::default(),
-            behind: Set::default(),
-            retry_at: Mono::default(),
+            behind: Behind::default(),
             answered: false,
             scratch: Vec::new(),
         };
@@ -135,7 +133,7 @@ impl Get {
             Phase::Reading => self.owing.without(self.hedged),
             _ => Set::default(),
         };
-        let retry = if self.behind.is_empty() { self.start.deadline } else { self.retry_at };
+        let retry = self.behind.next().unwrap_or(self.start.deadline);
         Some(hedges.iter().map(|at| self.asked[at].hedge_at).fold(self.start.deadline.min(retry), Mono::min))
     }
 
@@ -261,10 +259,10 @@ impl Get {
             Refusal::EpochOld { epoch } => turn.out.push(Effect::FetchTopology { node: from.node, epoch }),
             Refusal::Behind { .. } => {
                 turn.out.push(Effect::Correct { node: from.node });
-                self.ask_again(turn, at);
+                self.behind.add(turn.now, at);
             }
             // It learns what it lacks by itself.
-            Refusal::NotVoting => self.ask_again(turn, at),
+            Refusal::NotVoting => self.behind.add(turn.now, at),
             Refusal::ClockAhead { ms } => turn.out.push(Effect::Skewed { node: from.node, ahead_ms: ms }),
             _ => {}
         }
@@ -272,14 +270,6 @@ impl Get {
             self.gone.add(at);
         }
         self.settle(turn);
-    }
-
-    /// One that has to learn something first is asked again in a moment.
-    fn ask_again(&mut self, turn: &mut Turn<'_>, at: usize) {
-        if self.behind.is_empty() {
-            self.retry_at = turn.now.plus(BEHIND_RETRY);
-        }
-        self.behind.add(at);
     }
 
     /// The link to `node` broke, or the node is down: it will not answer what it was asked.
@@ -313,8 +303,8 @@ impl Get {
         if self.phase == Phase::Over {
             return;
         }
-        if !self.behind.is_empty() && turn.now >= self.retry_at {
-            let behind = std::mem::take(&mut self.behind);
+        let behind = self.behind.due(turn.now);
+        if !behind.is_empty() {
             match self.phase {
                 Phase::WritingBack => behind.iter().for_each(|at| self.write_back(turn, at)),
                 _ => {
@@ -442,7 +432,7 @@ impl Get {
 
     fn end(&mut self, turn: &mut Turn<'_>, outcome: Outcome) {
         self.phase = Phase::Over;
-        self.behind = Set::default();
+        self.behind = Behind::default();
         self.answered = outcome == Outcome::Read;
         turn.out.push(Effect::Answer(outcome));
         if !self.answered {

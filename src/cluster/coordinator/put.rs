@@ -4,7 +4,7 @@
 //! clocks, begin at the second round. The put is answered once, and stays after that until every replica has spoken or the deadline has
 //! come: who has not said that it holds the version gets a hint.
 
-use super::{BEHIND_RETRY, Effect, From, Levels, Outcome, Planted, Roster, Set, Turn, ahead_ms, look_at_epoch};
+use super::{Behind, Effect, From, Levels, Outcome, Planted, Roster, Set, Turn, ahead_ms, look_at_epoch};
 use crate::base::record::Version;
 use crate::base::time::Mono;
 use crate::cluster::quorum::{Access, Need};
@@ -51,8 +51,7 @@ pub struct Put {
     /// Of whom nothing is awaited in this phase: down, link broken, refused.
     gone: Set,
     /// Who has to learn the topology first, and when they are asked again.
-    behind: Set,
-    retry_at: Mono,
+    behind: Behind,
     answered: bool,
     acknowledged: bool,
     why: Option<Refusal>,
@@ -72,8 +71,7 @@ impl Put {
             early_epoch: 0,
             acked: Set::default(),
             gone: Set::default(),
-            behind: Set::default(),
-            retry_at: Mono::default(),
+            behind: Behind::default(),
             answered: false,
             acknowledged: false,
             why: None,
@@ -110,11 +108,8 @@ impl Put {
 
     /// When it wants `on_tick`.
     pub fn next_wake(&self) -> Option<Mono> {
-        match (self.phase, self.behind.is_empty()) {
-            (Phase::Over, _) => None,
-            (_, true) => Some(self.start.deadline),
-            (_, false) => Some(self.start.deadline.min(self.retry_at)),
-        }
+        let retry = self.behind.next().unwrap_or(self.start.deadline);
+        (self.phase != Phase::Over).then(|| self.start.deadline.min(retry))
     }
 
     fn need_clocks(&self) -> Need {
@@ -222,24 +217,16 @@ impl Put {
             }
             Refusal::Behind { .. } => {
                 turn.out.push(Effect::Correct { node: from.node });
-                return self.ask_again(turn, at);
+                return self.behind.add(turn.now, at);
             }
             // It learns what it lacks by itself.
-            Refusal::NotVoting => return self.ask_again(turn, at),
+            Refusal::NotVoting => return self.behind.add(turn.now, at),
             Refusal::ClockAhead { ms } => turn.out.push(Effect::Skewed { node: from.node, ahead_ms: ms }),
             _ => {}
         }
         self.why = self.why.or(Some(why));
         self.gone.add(at);
         self.settle(turn);
-    }
-
-    /// One that has to learn something first is asked again in a moment.
-    fn ask_again(&mut self, turn: &mut Turn<'_>, at: usize) {
-        if self.behind.is_empty() {
-            self.retry_at = turn.now.plus(BEHIND_RETRY);
-        }
-        self.behind.add(at);
     }
 
     /// The link to `node` broke, or the node is down: it will not answer what it was asked.
@@ -280,11 +267,9 @@ impl Put {
             }
             return self.finish(turn);
         }
-        if !self.behind.is_empty() && turn.now >= self.retry_at {
-            for at in std::mem::take(&mut self.behind).iter() {
-                let to = self.start.roster.nodes[at];
-                turn.out.push(if self.phase == Phase::Asking { Effect::AskClock { to } } else { Effect::Store { to, road: Road::Put } });
-            }
+        for at in self.behind.due(turn.now).iter() {
+            let to = self.start.roster.nodes[at];
+            turn.out.push(if self.phase == Phase::Asking { Effect::AskClock { to } } else { Effect::Store { to, road: Road::Put } });
         }
     }
 
