@@ -335,7 +335,8 @@ def disk():
 
 
 def fio_reads(folder, seconds):
-    """4 KiB random reads at depth 32 of the node's own files, so of the same bytes wherever the host caches them: a second."""
+    """4 KiB random reads at depth 32 of the node's own files, so of the same bytes wherever the host caches them: how many a second, and
+    the µs of CPU each."""
     words = ["taskset", "-c", str(NODE_CPU), "fio", "--name=read", "--opendir=" + folder, "--file_service_type=random"]
     words += ["--readonly", "--rw=randread", "--bs=4k", "--iodepth=32", "--ioengine=io_uring", "--direct=1", "--time_based"]
     words += ["--runtime=%d" % seconds, "--output-format=json"]
@@ -346,7 +347,9 @@ def fio_reads(folder, seconds):
     if done.returncode:
         raise RuntimeError("fio: %s" % (done.stdout + done.stderr).decode()[-300:])
     # Remarks of its own come before the report.
-    return json.loads(done.stdout[done.stdout.index(b"{"):])["jobs"][0]["read"]["iops"]
+    job = json.loads(done.stdout[done.stdout.index(b"{"):])["jobs"][0]
+    iops = job["read"]["iops"]
+    return iops, 1e4 * (job["usr_cpu"] + job["sys_cpu"]) / iops
 
 
 def merged(node):
@@ -362,25 +365,38 @@ def merged(node):
 
 
 def disk_gets(node, keys):
-    fio, ours = [], []
-    flags = ["--closed", "--conns", "32", "--pipeline", "1", "--mix", "get=100", *keys, "--dist", "uniform", "--warmup", "1"]
+    """Gets of 32 at a time: over a connection each, where each pays its own way through the network, and 16 to a connection."""
     seconds = max(1, int(SECONDS))
-    busy = load(node, *flags, "--seconds", str(seconds))
+    flags = ["--closed", "--mix", "get=100", *keys, "--dist", "uniform", "--warmup", "1", "--seconds", str(seconds)]
+    shapes = {"32 connections, P=1": ["--conns", "32", "--pipeline", "1"], "2 connections, P=16": ["--conns", "2", "--pipeline", "16"]}
+    alone, piped = shapes
+    busy = load(node, *flags, *shapes[alone])
     got = "%.0f/s, p99 %.0f µs" % (busy["rate_reached"], busy["ops"]["get"]["p99_us"])
-    result("disk", "get from disk, depth 32, right after the fill, merges running", "", got, None)
+    result("disk", "get from disk, %s, right after the fill, merges running" % alone, "", got, None)
     merged(node)
+    bare, costs, rates, p99s = [], [], {shape: [] for shape in shapes}, {shape: [] for shape in shapes}
     for _ in range(PASSES):
         try:
-            fio.append(fio_reads(os.path.join(node.data, "tables"), seconds))
+            bare.append(fio_reads(os.path.join(node.data, "tables"), seconds))
         except Missing as why:
             say("             %s" % why)
-        ours.append(load(node, *flags, "--seconds", str(seconds)))
-    rate = statistics.median(report["rate_reached"] for report in ours)
-    p99 = statistics.median(report["ops"]["get"]["p99_us"] for report in ours)
-    result("disk", "get from disk, depth 32, merges ended", "", "%.0f/s, p99 %.0f µs" % (rate, p99), None)
-    if fio:
-        iops = statistics.median(fio)
-        bounded("disk", "over fio's 4 KiB random reads (%.0f/s)" % iops, rate / iops, low=0.8, unit=" ×")
+        for shape, shaped in shapes.items():
+            before = node.cpu_seconds()
+            report = load(node, *flags, *shaped)
+            rates[shape].append(report["rate_reached"])
+            p99s[shape].append(report["ops"]["get"]["p99_us"])
+            if shape == piped:
+                # The second of warming up is the node's too.
+                costs.append(1e6 * (node.cpu_seconds() - before) / (report["rate_reached"] * (seconds + 1)))
+    for shape in shapes:
+        got = "%.0f/s, p99 %.0f µs" % (statistics.median(rates[shape]), statistics.median(p99s[shape]))
+        result("disk", "get from disk, %s, merges ended" % shape, "", got, None)
+    result("disk", "CPU of such a get, %s" % piped, "", "%s µs" % spread(costs), None)
+    if bare:
+        iops, cost = (statistics.median(column) for column in zip(*bare))
+        result("disk", "fio's 4 KiB random reads, depth 32", "", "%.0f/s, %.2f µs CPU" % (iops, cost), None)
+        bounded("disk", "over them, %s" % alone, statistics.median(rates[alone]) / iops, low=0.8, unit=" ×")
+        bounded("disk", "over them, %s" % piped, statistics.median(rates[piped]) / iops, low=0.8, unit=" ×")
 
 
 # ----------------------------------------------------------------------------------------------------------------------------------

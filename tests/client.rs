@@ -4,7 +4,7 @@
 
 mod fake_server;
 
-use fake_server::{CORES, Mishap, VNODES, config, hello_ok, key_of_core, serve};
+use fake_server::{CORES, Mishap, Shared, VNODES, config, hello_ok, key_of_core, serve, serve_cluster};
 use ringkv::client::{Answer, Client, ClientConfig, ClientError, PutOptions, TimeToLive};
 use ringkv::wire::command::*;
 use ringkv::wire::frame::FrameReader;
@@ -154,6 +154,89 @@ fn a_core_that_is_gone_is_no_reason_to_give_up() {
     shared.lock().unwrap().cores = Some(1);
     client.put(&key_of_core(1), b"v").unwrap();
     assert_eq!(client.server().cores, 1);
+}
+
+/// Forty keys are put, each at the node and core that own it first.
+fn all_arrive_at_once(client: &mut Client, servers: &[(String, Shared)]) -> bool {
+    servers.iter().for_each(|(_, shared)| shared.lock().unwrap().misrouted = 0);
+    (0..40u32).for_each(|n| _ = client.put(&n.to_le_bytes(), b"v").unwrap());
+    servers.iter().all(|(_, shared)| shared.lock().unwrap().misrouted == 0)
+}
+
+fn soon(mut holds: impl FnMut() -> bool) -> bool {
+    (0..200).any(|_| {
+        holds() || {
+            std::thread::sleep(Duration::from_millis(10));
+            false
+        }
+    })
+}
+
+#[test]
+fn keys_of_a_cluster_go_to_the_node_that_has_them_and_follow_it() {
+    let servers = serve_cluster(3);
+    let mut client = Client::connect(config(&servers[1].0)).unwrap();
+    assert_eq!(client.server().node_id, 2);
+    assert!(soon(|| all_arrive_at_once(&mut client, &servers)), "the owners are not asked");
+    let keys: Vec<Vec<u8>> = (0..200u32).map(|n| n.to_be_bytes().to_vec()).collect();
+    let items: Vec<_> = keys.iter().map(|key| PutItem { key, value: key, ttl_ms: 0 }).collect();
+    client.multi_put(&items).unwrap();
+    let asked: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+    let found = client.multi_get(&asked).unwrap();
+    assert!(found.iter().zip(&keys).all(|(found, key)| found.as_ref().is_some_and(|(_, value)| value == key)), "each has data of its own");
+    let mut pipeline = client.pipeline();
+    asked.iter().for_each(|key| _ = pipeline.get(key));
+    assert!(pipeline.run().iter().zip(&keys).all(|(found, key)| matches!(found, Ok(Answer::Value(found)) if found.value == *key)));
+    // One connection a node wants to be told, or two: the first was made for any core.
+    assert!(servers.iter().all(|(_, shared)| matches!(shared.lock().unwrap().told, 1 | 2)));
+    // Everything moves on by one node, and one of them says so.
+    for (_, shared) in &servers {
+        let mut state = shared.lock().unwrap();
+        let ring = state.ring.as_mut().unwrap();
+        ring.epoch = 2;
+        ring.owners.iter_mut().for_each(|owner| *owner = (*owner + 1) % 3);
+    }
+    let connections = |at: usize| servers[at].1.lock().unwrap().connections;
+    let before = [0, 1, 2].map(connections);
+    servers[2].1.lock().unwrap().has_news = true;
+    assert!(soon(|| all_arrive_at_once(&mut client, &servers)), "the move is not heard of");
+    assert_eq!((client.server().epoch, [0, 1, 2].map(connections)), (2, before), "connections stay where they are");
+    // What is older than what is known says nothing.
+    {
+        let mut state = servers[0].1.lock().unwrap();
+        let ring = state.ring.as_mut().unwrap();
+        (ring.epoch, ring.owners) = (1, vec![0; VNODES as usize]);
+        state.has_news = true;
+    }
+    (0..40u32).for_each(|n| _ = client.put(&n.to_le_bytes(), b"v").unwrap());
+    assert_eq!(client.server().epoch, 2);
+}
+
+#[test]
+fn a_node_that_cannot_be_reached_is_stood_in_for_at_once() {
+    let servers = serve_cluster(3);
+    // Nobody is where the third should be, and the second is not who it should be.
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for (_, shared) in &servers {
+        let mut state = shared.lock().unwrap();
+        let ring = state.ring.as_mut().unwrap();
+        ring.ports[2] = unused;
+        if ring.id == 2 {
+            ring.id = 3;
+        }
+    }
+    let mut client = Client::connect(config(&servers[0].0)).unwrap();
+    let begin = Instant::now();
+    for n in 0..200u32 {
+        client.put(&n.to_le_bytes(), b"v").unwrap();
+    }
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    let carried = |at: usize| servers[at].1.lock().unwrap().carried.len();
+    assert_eq!([0, 1, 2].map(carried), [200, 0, 0]);
+    let alone = ClientConfig { follow_ring: false, ..config(&servers[2].0) };
+    let mut client = Client::connect(alone).unwrap();
+    (0..40u32).for_each(|n| _ = client.put(&n.to_le_bytes(), b"v").unwrap());
+    assert_eq!([0, 1, 2].map(carried), [200, 0, 40], "who does not follow the ring asks one node");
 }
 
 #[test]

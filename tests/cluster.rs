@@ -133,6 +133,13 @@ impl Cluster {
         Client::connect(config).expect("a node takes a client in")
     }
 
+    /// A client that is given one node and asks each for what it owns.
+    fn client_of_all(&self, at: usize) -> Client {
+        let levels = LevelsAsked::both(Level::Quorum);
+        let config = ClientConfig { levels, follow_ring: true, announce: true, ..self.node(at).config() };
+        Client::connect(config).expect("the node takes a client in")
+    }
+
     fn clients(&self, level: Level) -> Vec<Client> {
         (0..NODES).map(|at| self.client(at, level)).collect()
     }
@@ -337,6 +344,42 @@ fn a_killed_node_is_missed_by_all_alone_and_comes_back() {
     assert!(caught_up, "no QUORUM through the node that is back: {missing:?}");
     cluster.is_whole_again();
     eprintln!("ALL worked again {:?} after the restart", started.elapsed());
+}
+
+/// What clients have asked a node.
+fn asked(node: &Node) -> f64 {
+    node.metric("ringkv_requests_total")
+}
+
+#[test]
+fn a_client_of_one_node_asks_each_for_what_it_owns_and_does_without_one_that_falls() {
+    let mut cluster = Cluster::start();
+    let mut client = cluster.client_of_all(0);
+    // What was on its way to a node as it fell may be stored or not: it is put again.
+    let mut put = |number: u32| match client.put(&number.to_le_bytes(), b"stay") {
+        Err(ClientError::Unknown { .. }) => client.put(&number.to_le_bytes(), b"stay").expect("a put").0,
+        done => done.expect("a put").0,
+    };
+    put(0);
+    let before = [0, 1, 2].map(|at| asked(cluster.node(at)));
+    (0..600).for_each(|number| _ = put(number));
+    let share = |at: usize| asked(cluster.node(at)) - before[at];
+    assert!(becomes(PATIENCE, || (0..NODES).map(share).sum::<f64>() >= 600.0), "{:?}", [0, 1, 2].map(share));
+    let shares = [0, 1, 2].map(share);
+    assert!(shares.iter().all(|share| (100.0..320.0).contains(share)), "a third each: {shares:?}");
+    cluster.kill(1);
+    let began = Instant::now();
+    (0..600).for_each(|number| _ = put(number));
+    assert!(began.elapsed() < PATIENCE, "{:?} without the second node", began.elapsed());
+    cluster.restart(1);
+    let mut number = 0;
+    let is_asked_again = becomes(PATIENCE, || {
+        (0..50).for_each(|_| _ = put(number));
+        number += 1;
+        asked(cluster.node(1)) > 0.0
+    });
+    assert!(is_asked_again, "a node that is back is not asked");
+    (0..600u32).for_each(|number| assert!(client.get(&number.to_le_bytes()).expect("a get").is_some(), "key {number}"));
 }
 
 #[test]
@@ -609,6 +652,16 @@ fn all_is_there(client: &mut Client, last: u32) {
     }
 }
 
+fn third_is_told_to_leave(client: &mut Client) {
+    assert!(becomes(PATIENCE, || is_settled(client, 4)));
+    let planned = client.cluster("plan leave 1").expect("a plan");
+    assert!(planned.contains("replicas of vnodes"), "{planned}");
+    let refused = client.cluster("leave 9").expect_err("there is no such node").to_string();
+    assert!(refused.contains("there is no node 9"), "{refused}");
+    let said = client.cluster("leave 3").expect("it leaves");
+    assert!(said.contains("vnodes move"), "{said}");
+}
+
 #[test]
 fn a_node_joins_under_load_another_leaves_and_a_dead_one_is_replaced() {
     let mut cluster = Cluster::start();
@@ -618,28 +671,28 @@ fn a_node_joins_under_load_another_leaves_and_a_dead_one_is_replaced() {
     }
     make_of_one_and_of_five(&cluster, &mut clients[0]);
     // Writes go on over all of it; none of them may fail while nobody falls.
-    let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
+    // The writer follows the ring: it hears of whoever comes and goes.
+    let (stop, written, known) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     thread::scope(|scope| {
-        let (mut writer, stop, written) = (cluster.client(1, Level::Quorum), &stop, &written);
+        let (mut writer, stop, written, known) = (cluster.client_of_all(1), &stop, &written, &known);
         let _ends = Ends(stop);
         let writing = scope.spawn(move || {
             while !stop.load(Ordering::Relaxed) {
-                let number = written.load(Ordering::Relaxed) as u32;
+                let number = written.fetch_add(1, Ordering::Relaxed) as u32;
                 writer.put(&moved(number % 500), &number.to_le_bytes()).expect("a put while vnodes move");
-                written.fetch_add(1, Ordering::Relaxed);
+                let nodes = writer.server().nodes.iter().fold(0, |all, node| all | 1 << node.id);
+                known.store(nodes, Ordering::Relaxed);
             }
         });
+        let knows = |nodes: u64| becomes(PATIENCE, || known.load(Ordering::Relaxed) == nodes);
         let fourth = launch_joining(&cluster, 4, &[]);
         assert!(becomes(PATIENCE * 2, || is_settled(&mut clients[0], 4)), "no join: {}", status(&mut clients[0]));
+        assert!(knows(0b11110), "the client has not heard of the join: {:b}", known.load(Ordering::Relaxed));
+        assert!(becomes(PATIENCE, || asked(&fourth) > 50.0), "the new node is not asked for what it owns");
         let mut at_fourth = Client::connect(ClientConfig { levels: LevelsAsked::both(Level::One), ..fourth.config() }).expect("a client");
-        assert!(becomes(PATIENCE, || is_settled(&mut at_fourth, 4)));
-        let planned = at_fourth.cluster("plan leave 1").expect("a plan");
-        assert!(planned.contains("replicas of vnodes"), "{planned}");
-        let refused = at_fourth.cluster("leave 9").expect_err("there is no such node").to_string();
-        assert!(refused.contains("there is no node 9"), "{refused}");
-        let said = at_fourth.cluster("leave 3").expect("it leaves");
-        assert!(said.contains("vnodes move"), "{said}");
+        third_is_told_to_leave(&mut at_fourth);
         assert!(becomes(PATIENCE * 2, || is_settled(&mut clients[0], 3)), "no leave: {}", status(&mut clients[0]));
+        assert!(knows(0b10110), "the client has not heard of the leave: {:b}", known.load(Ordering::Relaxed));
         stop.store(true, Ordering::Relaxed);
         writing.join().expect("no put failed");
         let last = written.load(Ordering::Relaxed) as u32;

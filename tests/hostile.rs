@@ -25,7 +25,17 @@ fn request(id: u64, command: Command<'_>) -> Vec<u8> {
 }
 
 fn hello(version_min: u16, version_max: u16) -> Vec<u8> {
-    request(1, Command::Hello(Hello { version_min, version_max, core: CORE_ANY, credential: b"", client_name: "hostile" }))
+    request(
+        1,
+        Command::Hello(Hello {
+            version_min,
+            version_max,
+            core: CORE_ANY,
+            credential: b"",
+            client_name: "hostile",
+            wants: HelloWants::default(),
+        }),
+    )
 }
 
 /// A connection that said hello and was welcomed.
@@ -125,7 +135,14 @@ fn samples() -> Vec<Vec<u8>> {
         Command::Scan(Scan { vnode: 3, cursor: b"", limit: 10, with_values: true }),
         Command::NamespaceList,
         Command::NamespaceAlter { name: "default", default_ttl_ms: None, durability: None },
-        Command::Hello(Hello { version_min: 1, version_max: 1, core: 0, credential: b"", client_name: "again" }),
+        Command::Hello(Hello {
+            version_min: 1,
+            version_max: 1,
+            core: 0,
+            credential: b"",
+            client_name: "again",
+            wants: HelloWants::default(),
+        }),
     ];
     commands.into_iter().map(|command| request(0, command)).collect()
 }
@@ -268,7 +285,7 @@ fn unknown_versions_kinds_and_first_frames_get_a_typed_error() {
     let last = broken.len() - 1;
     broken[last] = 0x7F;
     assert_eq!(refused(&broken), ErrorCode::BadRequest);
-    let no_such_core = Hello { version_min: 1, version_max: 1, core: 300, credential: b"", client_name: "" };
+    let no_such_core = Hello { version_min: 1, version_max: 1, core: 300, credential: b"", client_name: "", wants: HelloWants::default() };
     assert_eq!(refused(&request(1, Command::Hello(no_such_core))), ErrorCode::BadRequest);
     let mut stream = greeted(&node);
     for kind in [0, 4, 15, 25, 99, 0x7FFF, 0x8001, 0xFFFF] {

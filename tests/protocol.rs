@@ -29,7 +29,8 @@ fn requests() -> Vec<(&'static str, u64, Request<'static>)> {
     let announced = WriteOptions { version: None, announce: true };
     let retry = WriteOptions { version: Some(VERSION), announce: false };
     let put = Put { key: b"key", value: b"value", ttl_ms: 0, condition: Condition::Always, write: plain_write };
-    let hello = Hello { version_min: 1, version_max: 1, core: CORE_ANY, credential: b"secret", client_name: "vectors" };
+    let (credential, client_name, wants): (&[u8], _, _) = (b"secret", "vectors", HelloWants::default());
+    let hello = Hello { version_min: 1, version_max: 1, core: CORE_ANY, credential, client_name, wants };
     let items = vec![PutItem { key: b"a", value: b"1", ttl_ms: 0 }, PutItem { key: b"b", value: b"", ttl_ms: 5 }];
     let create = Command::NamespaceCreate { name: "sessions", default_ttl_ms: 60_000, durability: Durability::Interval };
     let alter = Command::NamespaceAlter { name: "sessions", default_ttl_ms: None, durability: Some(Durability::Sync) };
@@ -41,7 +42,11 @@ fn requests() -> Vec<(&'static str, u64, Request<'static>)> {
     let delete = |condition, write| Command::Delete(Delete { key: b"key", condition, write });
     vec![
         ("hello", 1, plain(Command::Hello(hello.clone()))),
-        ("hello_core_3_without_credential", 1, plain(Command::Hello(Hello { core: 3, credential: b"", ..hello }))),
+        ("hello_core_3_without_credential", 1, plain(Command::Hello(Hello { core: 3, credential: b"", ..hello.clone() }))),
+        ("hello_wants_namespaces_and_news", 1, {
+            let wants = HelloWants { namespaces: true, news: true };
+            plain(Command::Hello(Hello { wants, ..hello }))
+        }),
         ("ping", 2, plain(Command::Ping)),
         ("info", 3, plain(Command::Info)),
         ("get", 7, keyed(Command::Get { key: b"key" })),

@@ -54,7 +54,7 @@ impl Wire {
         let mut wire =
             Wire { stream: node.connect(), reader: FrameReader::new(FRAME_BYTES_MAX), came: VecDeque::new(), part: Vec::new(), next: 1 };
         let (version_min, version_max) = (PROTOCOL_VERSION_MIN, PROTOCOL_VERSION);
-        let hello = Hello { version_min, version_max, core, credential: b"", client_name: "session" };
+        let hello = Hello { version_min, version_max, core, credential: b"", client_name: "session", wants: HelloWants::default() };
         let Said::Answer(Answer::Hello(server)) = wire.ask(Command::Hello(hello)) else { panic!("a hello is welcomed") };
         assert!(core == CORE_ANY || server.core == core, "the core that was asked for: {}", server.core);
         wire

@@ -2,7 +2,7 @@
 
 mod fake_server;
 
-use fake_server::{CORES, Mishap, VNODES, config, hello_ok, key_of_core, serve};
+use fake_server::{CORES, Mishap, Shared, VNODES, config, hello_ok, key_of_core, serve, serve_cluster};
 use ringkv::client::tokio::Client;
 use ringkv::client::{Answer, ClientConfig, ClientError, PutOptions, TimeToLive};
 use ringkv::wire::command::*;
@@ -238,6 +238,71 @@ fn a_server_that_comes_back_with_other_cores_is_learnt_anew() {
             }
             assert_eq!(shared.lock().unwrap().misrouted, 0);
         }
+    });
+}
+
+/// Forty keys are put, each at the node and core that own it first; tried again for a while.
+async fn all_arrive_at_once(client: &Client, servers: &[(String, Shared)]) -> bool {
+    for _ in 0..200 {
+        servers.iter().for_each(|(_, shared)| shared.lock().unwrap().misrouted = 0);
+        for n in 0..40u32 {
+            client.put(&n.to_le_bytes(), b"v").await.unwrap();
+        }
+        if servers.iter().all(|(_, shared)| shared.lock().unwrap().misrouted == 0) {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    false
+}
+
+#[test]
+fn keys_of_a_cluster_go_to_the_node_that_has_them_and_follow_it() {
+    run(async {
+        let servers = serve_cluster(3);
+        let client = Client::connect(patient(&servers[1].0)).await.unwrap();
+        assert_eq!(client.server().node_id, 2);
+        assert!(all_arrive_at_once(&client, &servers).await, "the owners are not asked");
+        for (_, shared) in &servers {
+            let mut state = shared.lock().unwrap();
+            let ring = state.ring.as_mut().unwrap();
+            ring.epoch = 2;
+            ring.owners.iter_mut().for_each(|owner| *owner = (*owner + 1) % 3);
+        }
+        let connections = |at: usize| servers[at].1.lock().unwrap().connections;
+        let before = [0, 1, 2].map(connections);
+        servers[2].1.lock().unwrap().has_news = true;
+        assert!(all_arrive_at_once(&client, &servers).await, "the move is not heard of");
+        assert_eq!((client.server().epoch, [0, 1, 2].map(connections)), (2, before), "connections stay where they are");
+        // A node is gone: what it had is asked of the others, and its lanes end with their last answer.
+        for (_, shared) in &servers {
+            let mut state = shared.lock().unwrap();
+            let ring = state.ring.as_mut().unwrap();
+            ring.epoch = 3;
+            ring.ports.pop();
+            ring.owners.iter_mut().for_each(|owner| *owner %= 2);
+        }
+        servers[0].1.lock().unwrap().has_news = true;
+        assert!(all_arrive_at_once(&client, &servers).await, "the leave is not heard of");
+        let carried = servers[2].1.lock().unwrap().carried.len();
+        assert!(all_arrive_at_once(&client, &servers).await);
+        assert_eq!(servers[2].1.lock().unwrap().carried.len(), carried);
+    });
+}
+
+#[test]
+fn a_node_that_cannot_be_reached_is_stood_in_for_at_once() {
+    run(async {
+        let servers = serve_cluster(2);
+        let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        servers[0].1.lock().unwrap().ring.as_mut().unwrap().ports[1] = unused;
+        let client = Client::connect(patient(&servers[0].0)).await.unwrap();
+        let begin = Instant::now();
+        for n in 0..200u32 {
+            client.put(&n.to_le_bytes(), b"v").await.unwrap();
+        }
+        assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+        assert_eq!(servers[0].1.lock().unwrap().carried.len(), 200);
     });
 }
 

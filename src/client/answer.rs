@@ -1,7 +1,7 @@
 //! What a client gets back: owned answers, and errors that tell "not done" from "nobody knows".
 
 use crate::base::record::{NamespaceId, Version};
-use crate::wire::command::{Compression, Durability, ErrorCode, HelloOk, LevelsAsked, Limits, Namespace, Reply};
+use crate::wire::command::{Compression, Durability, ErrorCode, HelloOk, LevelsAsked, Limits, Namespace, Node, Reply};
 use std::time::Duration;
 
 /// Why a request has no result.
@@ -115,9 +115,21 @@ pub struct ServerInfo {
     pub epoch: u64,
     pub features: u64,
     pub limits: Limits,
-    /// Host, port and cores of every node.
-    pub nodes: Vec<(String, u16, u16)>,
+    pub nodes: Vec<NodeInfo>,
+    /// For each vnode the index in `nodes` of its first owner; empty where a node has them all.
     pub owners: Vec<u16>,
+    /// Where they were asked for and the server tells.
+    pub namespaces: Vec<NamespaceInfo>,
+}
+
+/// A node of the cluster, as clients reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeInfo {
+    pub id: u64,
+    pub host: String,
+    pub port: u16,
+    /// Data cores.
+    pub cores: u16,
 }
 
 impl ServerInfo {
@@ -132,8 +144,9 @@ impl ServerInfo {
             epoch: ok.epoch,
             features: ok.features,
             limits: ok.limits,
-            nodes: ok.nodes.iter().map(|node| (node.host.to_owned(), node.port, node.cores)).collect(),
+            nodes: ok.nodes.iter().map(node_info).collect(),
             owners: ok.owners.to_vec(),
+            namespaces: Vec::new(),
         }
     }
 }
@@ -187,13 +200,18 @@ impl Answer {
         })
     }
 
-    /// Adds a later part of the same answer (a multi-get answered in several frames).
+    /// Adds a later part of the same answer (a multi-get answered in several frames, a hello's namespaces).
     pub(crate) fn extend(&mut self, part: Answer) {
         match (self, part) {
             (Answer::Values(all), Answer::Values(more)) => all.extend(more),
+            (Answer::Hello(info), Answer::Namespaces(rows)) => info.namespaces = rows,
             (all, part) => *all = part,
         }
     }
+}
+
+fn node_info(node: &Node<'_>) -> NodeInfo {
+    NodeInfo { id: node.id, host: node.host.to_owned(), port: node.port, cores: node.cores }
 }
 
 fn namespace_info(row: &Namespace<'_>) -> NamespaceInfo {

@@ -1,12 +1,16 @@
-//! A blocking client over std's sockets: a connection a core, a key straight to the core that owns it, pipelines, reconnect, retries.
+//! A blocking client over std's sockets: a connection a core, a key straight to the node and core that own it, pipelines, reconnect,
+//! retries.
 //!
-//! Connections are opened when first needed. A request that certainly did nothing, and a write whose version is known, are tried again
-//! (`ClientConfig::retries`); any other unanswered write is handed to the caller as `Unknown`.
+//! Connections are opened when first needed. In a cluster that happens beside (a thread each, a few at a time), for any node answers
+//! any key: while the owner is not connected another node is asked, so a dead one holds up nobody who has not sent to it. A request that
+//! certainly did nothing, and a write whose version is known, are tried again (`ClientConfig::retries`); any other unanswered write is
+//! handed to the caller as `Unknown`.
 
 use super::answer::{Answer, ClientError, NamespaceInfo, OwnedPage, OwnedValue, ServerInfo, TimeToLive, VersionedBytes};
-use super::core::{Core, Event, backoff};
+use super::core::{Core, Event, NEWS, backoff};
 use super::request::{self, ClientConfig, DeleteOptions, NamespaceChanges, NamespaceOptions, Outcome, PutOptions};
 use super::request::{IN_FLIGHT_MAX, NAMESPACE_AT_FIRST, READ_BYTES, gone, ms};
+use super::ring::{Ring, check_node};
 use crate::base::map::{Map, Seeded};
 use crate::base::prng::Prng;
 use crate::base::record::{NamespaceId, Version};
@@ -15,20 +19,33 @@ use crate::wire::command::*;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 /// Output that may wait before a pipeline reads answers again.
 const OUTPUT_BYTES_MAX: usize = 256 * 1024;
 /// A send that is stuck this long looks whether the server waits for us to read.
 const STUCK: Duration = Duration::from_millis(20);
+/// Connections being opened beside at once.
+const DIALS_MAX: usize = 4;
+
+/// What a server has said.
+struct Said {
+    /// Parts of answers, and answers that nobody has fetched.
+    answers: Map<u64, Outcome>,
+    finished: Vec<u64>,
+    /// Of the topology, unasked.
+    news: Option<Box<ServerInfo>>,
+}
 
 /// One open connection.
 struct Connection {
     stream: TcpStream,
     core: Core,
-    /// Parts of answers, and answers that nobody has fetched.
-    answers: Map<u64, Outcome>,
-    finished: Vec<u64>,
+    said: Said,
+    /// The node and its core at the other end.
+    end: (u64, u16),
     buffer: Vec<u8>,
     read_timeout: Duration,
     last_received: Mono,
@@ -43,17 +60,45 @@ struct Slot {
     /// Connects that failed in a row.
     failures: u32,
     not_before: Mono,
+    /// It is being opened beside.
+    is_dialed: bool,
 }
 
-/// A client of one node.
+/// A connection that was opened beside, for this node and core.
+struct Dialed {
+    node: u64,
+    core: u16,
+    opened: Result<(Connection, ServerInfo), ClientError>,
+}
+
+/// Connections being opened beside.
+struct Dials {
+    running: usize,
+    tell: Sender<Dialed>,
+    opened: Receiver<Dialed>,
+}
+
+/// A client of a node, or of a cluster through any of its nodes.
 pub struct Client {
-    config: ClientConfig,
+    config: Arc<ClientConfig>,
     start: Instant,
     prng: Prng,
     server: ServerInfo,
+    /// Says whose the slots are.
+    ring: Ring,
+    /// Taken in before the next command: the slots of one that is under way stay where they are.
+    news: Option<Box<ServerInfo>>,
     namespace: NamespaceId,
     slots: Vec<Slot>,
+    dials: Dials,
     next_address: usize,
+}
+
+impl Default for Dials {
+    fn default() -> Dials {
+        let (tell, opened) = channel();
+        Dials { running: 0, tell, opened }
+    }
 }
 
 fn is_timeout(kind: ErrorKind) -> bool {
@@ -89,8 +134,8 @@ impl Connection {
         let mut connection = Connection {
             stream,
             core: protocol,
-            answers: Map::with_hasher(Seeded(0)),
-            finished: Vec::new(),
+            said: Said { answers: Map::with_hasher(Seeded(0)), finished: Vec::new(), news: None },
+            end: (0, 0),
             buffer: vec![0; READ_BYTES],
             read_timeout: config.request_timeout,
             last_received: mono(start),
@@ -99,26 +144,20 @@ impl Connection {
         let now = mono(start);
         let id = connection.core.submit(now, now.plus(config.connect_timeout), 0, config.hello(core))?;
         let server = ServerInfo::of_hello(connection.wait(id, start, config.request_timeout)?)?;
+        connection.end = (server.node_id, server.core);
         Ok((connection, server))
     }
 
     /// Sends and reads until `id` is answered, one way or the other.
     fn wait(&mut self, id: u64, start: Instant, patience: Duration) -> Outcome {
         loop {
-            if let Some(outcome) = self.take(id) {
+            if let Some(outcome) = self.said.take(id) {
                 return outcome;
             }
             if let Err(why) = self.turn(start, patience) {
                 self.lose(&why.to_string());
             }
         }
-    }
-
-    /// The outcome of a finished request.
-    fn take(&mut self, id: u64) -> Option<Outcome> {
-        let at = self.finished.iter().position(|&other| other == id)?;
-        self.finished.swap_remove(at);
-        self.answers.remove(&id)
     }
 
     /// Sends what waits, then reads once.
@@ -132,10 +171,9 @@ impl Connection {
         }
         let now = mono(start);
         let mut expired = false;
-        let (answers, finished) = (&mut self.answers, &mut self.finished);
         self.core.expire(now, |event| {
             expired = true;
-            keep(answers, finished, event);
+            self.said.keep(event);
         });
         if expired && now.since(self.last_received) >= patience {
             return Err(gone("the server is silent"));
@@ -177,8 +215,7 @@ impl Connection {
             Ok(0) => Err(gone("the server closed the connection")),
             Ok(bytes) => {
                 self.last_received = mono(start);
-                let (answers, finished) = (&mut self.answers, &mut self.finished);
-                self.core.receive(&self.buffer[..bytes], |event| keep(answers, finished, event))?;
+                self.core.receive(&self.buffer[..bytes], |event| self.said.keep(event))?;
                 Ok(bytes)
             }
             Err(error) if is_timeout(error.kind()) => Ok(0),
@@ -190,26 +227,41 @@ impl Connection {
     fn lose(&mut self, why: &str) {
         self.lost = true;
         _ = self.stream.shutdown(std::net::Shutdown::Both);
-        let (answers, finished) = (&mut self.answers, &mut self.finished);
-        self.core.disconnect(why, |event| keep(answers, finished, event));
+        self.core.disconnect(why, |event| self.said.keep(event));
     }
 }
 
-/// Keeps an event's answer until it is fetched.
-fn keep(answers: &mut Map<u64, Outcome>, finished: &mut Vec<u64>, event: Event<'_>) {
-    match event.outcome {
-        Ok(reply) => {
-            if let Some(answer) = Answer::of(&reply) {
-                match answers.get_mut(&event.id) {
-                    Some(Ok(all)) => all.extend(answer),
-                    _ => _ = answers.insert(event.id, Ok(answer)),
+impl Said {
+    /// Keeps an event's answer until it is fetched.
+    fn keep(&mut self, event: Event<'_>) {
+        match event.outcome {
+            Ok(reply) => {
+                let answer = Answer::of(&reply);
+                if event.id == NEWS {
+                    if let Some(news) = answer.and_then(|answer| ServerInfo::of_hello(answer).ok()) {
+                        self.news = Some(Box::new(news));
+                    }
+                    return;
+                }
+                if let Some(answer) = answer {
+                    match self.answers.get_mut(&event.id) {
+                        Some(Ok(all)) => all.extend(answer),
+                        _ => _ = self.answers.insert(event.id, Ok(answer)),
+                    }
                 }
             }
+            Err(error) => _ = self.answers.insert(event.id, Err(error)),
         }
-        Err(error) => _ = answers.insert(event.id, Err(error)),
+        if event.last {
+            self.finished.push(event.id);
+        }
     }
-    if event.last {
-        finished.push(event.id);
+
+    /// The outcome of a finished request.
+    fn take(&mut self, id: u64) -> Option<Outcome> {
+        let at = self.finished.iter().position(|&other| other == id)?;
+        self.finished.swap_remove(at);
+        self.answers.remove(&id)
     }
 }
 
@@ -230,10 +282,20 @@ impl Client {
             for (index, address) in config.addresses.iter().enumerate() {
                 match Connection::open(address, CORE_ANY, &config, start) {
                     Ok((connection, server)) => {
-                        let slots = Vec::new();
-                        let namespace = NAMESPACE_AT_FIRST;
-                        let mut client = Client { config, start, prng, server, namespace, slots, next_address: index };
-                        client.adopt(connection);
+                        let mut client = Client {
+                            ring: Ring::of(&server, &config),
+                            config: Arc::new(config),
+                            start,
+                            prng,
+                            server,
+                            news: None,
+                            namespace: NAMESPACE_AT_FIRST,
+                            slots: Vec::new(),
+                            dials: Dials::default(),
+                            next_address: index,
+                        };
+                        client.slots.resize_with(client.ring.places(), Slot::default);
+                        client.place(connection, 0);
                         client.find_namespace()?;
                         return Ok(client);
                     }
@@ -245,23 +307,24 @@ impl Client {
         Err(error)
     }
 
-    /// Makes slots for the server's cores, the first connection in the slot of its core.
-    fn adopt(&mut self, connection: Connection) {
-        let count = self.config.connections(&self.server);
-        self.slots.resize_with(count, Slot::default);
-        let at = usize::from(self.server.core) % count;
-        self.slots[at] = Slot { connection: Some(connection), ..Slot::default() };
+    /// Puts a connection where its node and core belong, or at `otherwise`: any node answers any key. Where it is now.
+    fn place(&mut self, connection: Connection, otherwise: usize) -> usize {
+        let (node, core) = connection.end;
+        let at = self.ring.place_at(node, core).unwrap_or(otherwise);
+        self.slots[at] = Slot { connection: Some(connection), is_dialed: self.slots[at].is_dialed, ..Slot::default() };
+        at
     }
 
     fn find_namespace(&mut self) -> Result<(), ClientError> {
         if !self.config.is_default_namespace() {
-            let rows = self.namespaces()?;
+            let rows = std::mem::take(&mut self.server.namespaces);
+            let rows = if rows.is_empty() { self.namespaces()? } else { rows };
             self.namespace = self.config.find_namespace(&rows)?;
         }
         Ok(())
     }
 
-    /// What the last hello told.
+    /// What the newest hello told.
     pub fn server(&self) -> &ServerInfo {
         &self.server
     }
@@ -271,43 +334,124 @@ impl Client {
         self.namespace
     }
 
-    fn slot_of(&self, command: &Command<'_>) -> usize {
-        usize::from(self.server.core_of(command)) % self.slots.len()
+    /// Keeps what a server said of itself or its cluster, if that is news.
+    fn hear(&mut self, told: Box<ServerInfo>) {
+        if self.ring.is_news(&told, self.news.as_deref().unwrap_or(&self.server)) {
+            self.news = Some(told);
+        }
     }
 
-    /// Opens the connection of a slot where there is none, waiting out the backoff. The slot to use: the server may have other cores now.
+    /// Takes in what was heard since the last command: connections go to where they belong now.
+    fn take_news(&mut self) {
+        let Some(told) = self.news.take() else { return };
+        let ring = Ring::of(&told, &self.config);
+        self.server = *told;
+        if ring == self.ring {
+            return;
+        }
+        self.ring = ring;
+        let places = self.ring.places();
+        let old = std::mem::replace(&mut self.slots, std::iter::repeat_with(Slot::default).take(places).collect());
+        for connection in old.into_iter().filter_map(|slot| slot.connection) {
+            let (node, core) = connection.end;
+            if self.ring.place_at(node, core).is_some_and(|at| self.slots[at].connection.is_none()) {
+                self.place(connection, 0);
+            }
+        }
+    }
+
+    fn is_connected(&self, at: usize) -> bool {
+        self.slots[at].connection.is_some()
+    }
+
+    /// The slot that serves in place of `at`: itself, where it has a connection. In a cluster its connection is opened beside, and another
+    /// node asked until it is there; where none is connected, one is opened here, waiting out the backoff.
     fn ensure(&mut self, at: usize, deadline: Mono) -> Result<usize, ClientError> {
         loop {
-            let at = at % self.slots.len();
-            if self.slots[at].connection.is_some() {
+            self.take_dialed();
+            if self.is_connected(at) {
                 return Ok(at);
+            }
+            if self.ring.is_cluster() {
+                self.dial(at);
+                if let Some(other) = self.ring.instead(at).find(|other| self.is_connected(*other)) {
+                    return Ok(other);
+                }
             }
             let wait = self.slots[at].not_before.since(mono(self.start));
             if mono(self.start).plus(wait) >= deadline {
                 return Err(gone("no connection in time"));
             }
             std::thread::sleep(wait);
-            let core = if self.config.single_connection { CORE_ANY } else { at as u16 };
-            let address = &self.config.addresses[self.next_address % self.config.addresses.len()];
-            match Connection::open(address, core, &self.config, self.start) {
+            let core = if self.ring.is_cluster() { CORE_ANY } else { self.ring.target(at).1 };
+            match Connection::open(&self.address(), core, &self.config, self.start) {
                 Ok((connection, server)) => {
-                    let same = server.cores == self.server.cores;
-                    self.server = server;
-                    if same {
-                        self.slots[at] = Slot { connection: Some(connection), ..Slot::default() };
-                    } else {
-                        self.slots.clear();
-                        self.adopt(connection);
-                    }
+                    self.hear(Box::new(server));
+                    return Ok(self.place(connection, at));
                 }
                 Err(error @ ClientError::Failed { .. }) => return Err(error),
                 Err(_) => {
                     self.next_address += 1;
-                    let (min, max) = (self.config.backoff_min, self.config.backoff_max);
-                    let slot = &mut self.slots[at];
-                    slot.failures += 1;
-                    slot.not_before = mono(self.start).plus(backoff(slot.failures, min, max, self.prng.unit()));
+                    self.back_off(at);
                 }
+            }
+        }
+    }
+
+    /// The address to try next, among those given and those that the cluster named.
+    fn address(&self) -> String {
+        let given = self.config.addresses.iter().map(String::as_str);
+        let all: Vec<&str> = given.chain(self.ring.addresses()).collect();
+        all[self.next_address % all.len()].to_owned()
+    }
+
+    fn back_off(&mut self, at: usize) {
+        let (min, max) = (self.config.backoff_min, self.config.backoff_max);
+        let slot = &mut self.slots[at];
+        slot.failures += 1;
+        slot.not_before = mono(self.start).plus(backoff(slot.failures, min, max, self.prng.unit()));
+    }
+
+    /// Begins to open the connection of a slot beside, unless that is under way or its time has not come.
+    fn dial(&mut self, at: usize) {
+        let slot = &self.slots[at];
+        if slot.is_dialed || self.dials.running >= DIALS_MAX || slot.not_before > mono(self.start) {
+            return;
+        }
+        let (node, core) = self.ring.target(at);
+        let (address, config, start, tell) = (self.ring.address(at).to_owned(), self.config.clone(), self.start, self.dials.tell.clone());
+        let open = move || {
+            let opened = Connection::open(&address, core, &config, start);
+            let opened = opened.and_then(|opened| check_node(node, &opened.1).map(|()| opened));
+            // The client may be gone by now.
+            _ = tell.send(Dialed { node, core, opened });
+        };
+        match std::thread::Builder::new().name("ringkv-dial".into()).spawn(open) {
+            Ok(_) => {
+                self.dials.running += 1;
+                self.slots[at].is_dialed = true;
+            }
+            Err(_) => self.back_off(at),
+        }
+    }
+
+    /// Takes in the connections that were opened beside.
+    fn take_dialed(&mut self) {
+        while self.dials.running > 0 {
+            let Ok(Dialed { node, core, opened }) = self.dials.opened.try_recv() else { return };
+            self.dials.running -= 1;
+            // What is no place of the ring any more is not needed either.
+            let Some(at) = self.ring.place_at(node, core) else { continue };
+            self.slots[at].is_dialed = false;
+            match opened {
+                Ok((connection, server)) => {
+                    self.hear(Box::new(server));
+                    let slot = &mut self.slots[at];
+                    if slot.connection.is_none() {
+                        *slot = Slot { connection: Some(connection), ..Slot::default() };
+                    }
+                }
+                Err(_) => self.back_off(at),
             }
         }
     }
@@ -316,19 +460,25 @@ impl Client {
     fn try_once(&mut self, command: Command<'_>, give_up: Mono) -> Outcome {
         let (start, patience) = (self.start, self.config.request_timeout);
         let deadline = mono(start).plus(patience).min(give_up);
-        let at = self.ensure(self.slot_of(&command), deadline)?;
+        self.take_news();
+        let at = self.ensure(self.ring.place_of(&command), deadline)?;
         let connection = self.slots[at].connection.as_mut().expect("ensured");
         let id = connection.core.submit(mono(start), deadline, self.namespace, command)?;
         let outcome = connection.wait(id, start, patience);
-        self.drop_if_lost(at);
+        self.look_at(at);
+        self.take_news();
         outcome
     }
 
-    /// Forgets a connection that was lost.
-    fn drop_if_lost(&mut self, at: usize) {
-        let slot = &mut self.slots[at];
-        if slot.connection.as_ref().is_some_and(|connection| connection.lost) {
-            slot.connection = None;
+    /// Hears what came unasked on a connection, and forgets it if it was lost.
+    fn look_at(&mut self, at: usize) {
+        let Some(connection) = &mut self.slots[at].connection else { return };
+        let (news, is_lost) = (connection.said.news.take(), connection.lost);
+        if is_lost {
+            self.slots[at].connection = None;
+        }
+        if let Some(news) = news {
+            self.hear(news);
         }
     }
 
@@ -364,8 +514,9 @@ impl Client {
         let commands: Vec<_> = commands.into_iter().map(|command| self.config.prepared(command)).collect();
         let mut outcomes: Vec<Option<Outcome>> = commands.iter().map(|_| None).collect();
         let mut queues: Vec<Queue> = Vec::new();
+        self.take_news();
         for (index, command) in commands.iter().enumerate() {
-            match self.ensure(self.slot_of(command), by) {
+            match self.ensure(self.ring.place_of(command), by) {
                 Ok(at) => {
                     queues.resize_with(queues.len().max(at + 1), Queue::default);
                     queues[at].waiting.push_back(index);
@@ -381,7 +532,7 @@ impl Client {
                     queue.pump(connection, self.namespace, &commands, &mut outcomes, clock, end);
                 }
                 if end && at < self.slots.len() {
-                    self.drop_if_lost(at);
+                    self.look_at(at);
                 }
             }
         }
@@ -425,8 +576,8 @@ impl Queue {
                 connection.lose(&why.to_string());
             }
             let mut done: Map<u64, Outcome> = Map::with_hasher(Seeded(0));
-            for id in connection.finished.drain(..) {
-                done.extend(connection.answers.remove(&id).map(|outcome| (id, outcome)));
+            for id in connection.said.finished.drain(..) {
+                done.extend(connection.said.answers.remove(&id).map(|outcome| (id, outcome)));
             }
             self.flying.retain(|&(id, index)| match done.remove(&id) {
                 Some(outcome) => {
@@ -503,7 +654,7 @@ impl Client {
 
     /// Values in the order of the keys. Split by core and in parts of at most the server's bound; not one snapshot across them.
     pub fn multi_get(&mut self, keys: &[&[u8]]) -> Result<Vec<Option<VersionedBytes>>, ClientError> {
-        let parts = self.server.parts(keys.iter().copied());
+        let parts = self.ring.parts(keys.iter().copied(), self.server.limits.multi_keys_max);
         let lists: Vec<Vec<&[u8]>> = parts.iter().map(|part| part.iter().map(|&index| keys[index]).collect()).collect();
         let outcomes = self.run(lists.iter().map(|keys| Command::MultiGet { keys: List::Borrowed(keys) }).collect());
         request::join_values(keys.len(), &parts, outcomes)
@@ -512,7 +663,7 @@ impl Client {
     /// Several puts, each item's version in the order of the items. Split by core; what goes to one core goes in requests of at most the
     /// server's bound of keys, and such a request is atomic. Where parts fail, the first error comes back and others may have been stored.
     pub fn multi_put(&mut self, items: &[PutItem<'_>]) -> Result<Vec<Version>, ClientError> {
-        let parts = self.server.parts(items.iter().map(|item| item.key));
+        let parts = self.ring.parts(items.iter().map(|item| item.key), self.server.limits.multi_keys_max);
         let lists: Vec<Vec<PutItem<'_>>> = parts.iter().map(|part| part.iter().map(|&index| items[index]).collect()).collect();
         let outcomes = self.run(lists.iter().map(|items| request::multi_put(items)).collect());
         request::join_versions(items.len(), &parts, outcomes)

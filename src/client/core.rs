@@ -13,9 +13,13 @@ use crate::wire::frame::{FrameReader, HEADER_BYTES};
 use crate::wire::native::{decode_reply, encode_request};
 use std::time::Duration;
 
+/// What comes under no request's id: a server tells of a new topology with another `HelloOk`.
+pub const NEWS: u64 = 0;
+
 /// Something happened to request `id`.
 #[derive(Debug)]
 pub struct Event<'a> {
+    /// `NEWS`: the server said this unasked.
     pub id: u64,
     /// The request is over; nothing more comes under its id.
     pub last: bool,
@@ -142,7 +146,12 @@ impl Core {
         for frame in self.reader.feed(chunk) {
             let frame = frame.map_err(|_| ClientError::Protocol("its stream is not made of frames"))?;
             let Some(pending) = self.pending.get_mut(&frame.id) else {
-                // Late, after its deadline; or a goodbye that belongs to no request.
+                // Else late, after its deadline; or a goodbye that belongs to no request.
+                if frame.id == NEWS
+                    && let Ok(news @ Reply::HelloOk(_)) = decode_reply(frame.kind, frame.body)
+                {
+                    on(Event { id: NEWS, last: false, outcome: Ok(news) });
+                }
                 continue;
             };
             let mut last = !frame.more();

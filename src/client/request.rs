@@ -2,7 +2,7 @@
 //! it may be tried again. No I/O, no clock.
 
 use super::answer::{Answer, ClientError, NamespaceInfo, OwnedPage, OwnedValue, ServerInfo, TimeToLive, VersionedBytes};
-use crate::base::record::{NAMESPACE_DEFAULT, NamespaceId, Version, core_of, token_of, vnode_of};
+use crate::base::record::{NAMESPACE_DEFAULT, NamespaceId, Version};
 use crate::limits::RF_DEFAULT;
 use crate::wire::command::*;
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub(super) type Outcome = Result<Answer, ClientError>;
 /// How to reach a server and how patient to be.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
-    /// `host:port`, tried in turn.
+    /// `host:port`, tried in turn. One of them leads to all of a cluster.
     pub addresses: Vec<String>,
     pub credential: Vec<u8>,
     pub client_name: String,
@@ -38,6 +38,9 @@ pub struct ClientConfig {
     pub backoff_max: Duration,
     /// Everything over one connection, whatever core the server hands it to.
     pub single_connection: bool,
+    /// Asks a cluster's nodes themselves for the keys that they own. Where clients cannot reach the addresses that the nodes know each
+    /// other by, they are asked through the nodes that can be reached in any case.
+    pub follow_ring: bool,
 }
 
 impl Default for ClientConfig {
@@ -55,12 +58,13 @@ impl Default for ClientConfig {
             backoff_min: Duration::from_millis(20),
             backoff_max: Duration::from_secs(2),
             single_connection: false,
+            follow_ring: true,
         }
     }
 }
 
 impl ClientConfig {
-    /// The first command of a connection to `core`.
+    /// The first command of a connection to `core`. One of a node's connections is enough to hear of changes.
     pub(super) fn hello(&self, core: u16) -> Command<'_> {
         Command::Hello(Hello {
             version_min: PROTOCOL_VERSION_MIN,
@@ -68,12 +72,8 @@ impl ClientConfig {
             core,
             credential: &self.credential,
             client_name: &self.client_name,
+            wants: HelloWants { namespaces: !self.is_default_namespace(), news: self.follow_ring && matches!(core, 0 | CORE_ANY) },
         })
-    }
-
-    /// How many connections a client of this server has.
-    pub(super) fn connections(&self, server: &ServerInfo) -> usize {
-        if self.single_connection { 1 } else { usize::from(server.cores) }
     }
 
     /// A command as it is sent.
@@ -209,8 +209,6 @@ pub(super) fn multi_put<'a>(items: &'a [PutItem<'a>]) -> Command<'a> {
     Command::MultiPut(MultiPut { items: List::Borrowed(items), write: WriteOptions::default() })
 }
 
-// Where a command goes.
-
 impl ServerInfo {
     /// A hello's answer that a client can work with.
     pub(super) fn of_hello(answer: Answer) -> Result<ServerInfo, ClientError> {
@@ -218,31 +216,6 @@ impl ServerInfo {
             Answer::Hello(info) if info.cores > 0 && info.vnodes.is_power_of_two() && info.vnodes > 1 => Ok(*info),
             _ => Err(UNEXPECTED),
         }
-    }
-
-    fn core_of_key(&self, key: &[u8]) -> u16 {
-        core_of(vnode_of(token_of(key), self.vnodes), self.cores)
-    }
-
-    /// The core that a command is for: its key's, or of several the first one's. The first, where it has none.
-    pub(super) fn core_of(&self, command: &Command<'_>) -> u16 {
-        let first = match command {
-            Command::MultiGet { keys } => keys.first().copied(),
-            Command::MultiPut(multi) => multi.items.first().map(|item| item.key),
-            Command::Scan(scan) => return core_of(scan.vnode, self.cores),
-            other => other.key(),
-        };
-        first.map_or(0, |key| self.core_of_key(key))
-    }
-
-    /// Indexes of keys by core, in parts of what one request may name.
-    pub(super) fn parts<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) -> Vec<Vec<usize>> {
-        let mut by_core: Vec<Vec<usize>> = vec![Vec::new(); usize::from(self.cores)];
-        for (index, key) in keys.enumerate() {
-            by_core[usize::from(self.core_of_key(key))].push(index);
-        }
-        let bound = (self.limits.multi_keys_max as usize).max(1);
-        by_core.iter().flat_map(|indexes| indexes.chunks(bound).map(<[usize]>::to_vec)).collect()
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Conn {
     pub closed: Cell<bool>,
     /// In the shard's list of connections to flush.
     pub dirty: Cell<bool>,
+    /// The epoch of the topology that its client was told last, if it wants to be told of later ones.
+    pub told_epoch: Cell<Option<u64>>,
 }
 
 /// A large request whose end has not come: it has a share of the core's budget for these.
@@ -85,6 +87,7 @@ impl Conn {
             drained: Signal::default(),
             closed: Cell::new(false),
             dirty: Cell::new(false),
+            told_epoch: Cell::default(),
         }
     }
 

@@ -18,6 +18,7 @@ use super::admit::Kept;
 use super::conn::Promise;
 use super::namespaces::NamespaceTable;
 use super::replicate::PeerConnection;
+use super::session::Greeting;
 
 /// Places that no connection takes, beside those of forwards and their answers.
 const OTHERS_MAX: usize = 512;
@@ -31,8 +32,8 @@ pub enum Mail {
     NeedsRoom { ticket: u32, bytes: usize, form: Form, body: Vec<u8> },
     /// An answer's frame; `last` unless more frames follow.
     Reply { ticket: u32, last: bool, frame: Vec<u8> },
-    /// A connection that belongs to the receiver, its hello's request id, and what it sent behind the hello.
-    Connection { parcel: Parcel, id: u64, rest: Vec<u8> },
+    /// A connection that belongs to the receiver, and what it sent behind the hello.
+    Connection { parcel: Parcel, greeting: Greeting, rest: Vec<u8> },
     /// A link of another node that belongs to the receiver.
     Peer(PeerConnection),
     /// A topology that a peer gave, for core 0 to make durable.

@@ -36,6 +36,7 @@ pub mod session;
 pub mod start;
 pub mod stats;
 pub mod visit;
+pub mod welcome;
 
 use crate::base::record::{NAMESPACE_SYSTEM, Token, Version, core_of, token_of, vnode_of};
 use crate::base::time::Mono;

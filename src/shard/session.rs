@@ -6,18 +6,15 @@ use super::conn::{Conn, Incoming};
 use super::mailbox::Mail;
 use super::replicate::{self, Greeted, PeerConnection};
 use super::route::Asked;
+use super::welcome::welcome;
 use super::{Origin, Shard, Ticket};
 use crate::base::time::Mono;
 use crate::engine::PREFETCH_MAX;
 use crate::io::{Class, Io, Listener, Parcel, Socket};
 use crate::limits::{
-    CORE_CONNECTIONS_MAX, CORE_UNFINISHED_WAIT_MAX, DEADLINE_MS_DEFAULT, FRAME_BYTES_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX, STALLED_MS_MAX,
-    UNFINISHED_BYTES_FREE,
+    CORE_CONNECTIONS_MAX, CORE_UNFINISHED_WAIT_MAX, FRAME_BYTES_MAX, HELLO_BYTES_MAX, HELLO_MS_MAX, STALLED_MS_MAX, UNFINISHED_BYTES_FREE,
 };
-use crate::wire::command::{
-    CORE_ANY, Command, ErrorCode, ErrorReply, FEATURE_LEVELS, FEATURE_NAMESPACE_DETAILS, FEATURE_NAMESPACE_LEVELS,
-    FEATURE_NAMESPACE_REPLICAS, FEATURE_TTL_NEVER, Hello, HelloOk, Limits, Node, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Reply,
-};
+use crate::wire::command::{CORE_ANY, Command, ErrorCode, ErrorReply, Hello, HelloWants, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Reply};
 use crate::wire::frame::{FrameError, FrameReader, Frames};
 use crate::wire::native::{Form, decode_request, encode_reply, put_goodbye};
 use crate::wire::peer_hello::{self, PeerHello};
@@ -81,16 +78,16 @@ async fn greet(shard: Rc<Shard>, socket: Socket, turn: u16) {
                 }
             }
         }
-        Verdict::Welcome { core, id, used } => {
+        Verdict::Welcome { core, greeting, used } => {
             let rest = said.split_off(used);
             if core == shard.core() {
-                serve(&shard, socket, id, rest).await;
+                serve(&shard, socket, greeting, rest).await;
             } else if let Ok((parcel, unread)) = io.detach(socket).await {
                 let mut rest = rest;
                 rest.extend_from_slice(&unread);
                 // A core that does not take connections in as fast as they come loses some, which ends them.
                 if shard.mailbox.has_room_for_connections(usize::from(core)) {
-                    shard.mailbox.send(usize::from(core), Mail::Connection { parcel, id, rest });
+                    shard.mailbox.send(usize::from(core), Mail::Connection { parcel, greeting, rest });
                     shard.mailbox.wake();
                 }
             }
@@ -98,12 +95,19 @@ async fn greet(shard: Rc<Shard>, socket: Socket, turn: u16) {
     }
 }
 
+/// What a hello is answered to: its request id, and what it wants to be told.
+#[derive(Clone, Copy, Debug)]
+pub struct Greeting {
+    id: u64,
+    wants: HelloWants,
+}
+
 enum Verdict {
     Refuse(Vec<u8>),
-    /// The core that serves it, the hello's request id, and how many bytes the hello took.
+    /// The core that serves it, and how many bytes the hello took.
     Welcome {
         core: u16,
-        id: u64,
+        greeting: Greeting,
         used: usize,
     },
     /// A link of another node.
@@ -149,7 +153,8 @@ fn judge(shard: &Shard, said: &[u8], turn: u16) -> Option<Verdict> {
         Err((code, message)) => refuse(code, message),
         Ok(()) => {
             let core = if hello.core == CORE_ANY { turn } else { hello.core };
-            Some(Verdict::Welcome { core, id: frame.id, used: crate::wire::frame::HEADER_BYTES + frame.body.len() })
+            let greeting = Greeting { id: frame.id, wants: hello.wants };
+            Some(Verdict::Welcome { core, greeting, used: crate::wire::frame::HEADER_BYTES + frame.body.len() })
         }
     }
 }
@@ -173,19 +178,19 @@ fn same_secret(ours: &[u8], theirs: &[u8]) -> bool {
 }
 
 /// A connection from core 0.
-pub async fn adopt(shard: Rc<Shard>, parcel: Parcel, id: u64, rest: Vec<u8>) {
+pub async fn adopt(shard: Rc<Shard>, parcel: Parcel, greeting: Greeting, rest: Vec<u8>) {
     let _counted = Counted::new(&shard);
     match shard.io.attach(parcel).await {
-        Ok(socket) if shard.connections() <= CORE_CONNECTIONS_MAX => serve(&shard, socket, id, rest).await,
+        Ok(socket) if shard.connections() <= CORE_CONNECTIONS_MAX => serve(&shard, socket, greeting, rest).await,
         Ok(socket) => shard.io.close(&socket),
         Err(_) => {}
     }
 }
 
 /// Serves a connection that said hello: reads and carries out until either side ends.
-async fn serve(shard: &Rc<Shard>, socket: Socket, id: u64, rest: Vec<u8>) {
+async fn serve(shard: &Rc<Shard>, socket: Socket, greeting: Greeting, rest: Vec<u8>) {
     let conn = Rc::new(Conn::new(&shard.admit, Some((shard.io.clone(), socket.clone()))));
-    encode_reply(&mut conn.out.borrow_mut(), id, &welcome(shard));
+    welcome(shard, &conn, greeting.id, greeting.wants);
     shard.mark_dirty(&conn);
     shard.add_connection(&conn, &socket);
     if read(shard, &socket, &conn, rest).await {
@@ -197,26 +202,6 @@ async fn serve(shard: &Rc<Shard>, socket: Socket, id: u64, rest: Vec<u8>) {
     let until = shard.io.now().plus(Duration::from_secs(1));
     let _ = within(&shard.io, until, conn.drained.until(|| !conn.is_sending())).await;
     shard.io.close(&socket);
-}
-
-fn welcome(shard: &Shard) -> Reply<'_> {
-    let node = &shard.node;
-    let limits = Limits::of_this_build(DEADLINE_MS_DEFAULT);
-    let this = Node { id: node.node_id, host: &node.host, port: node.port(), cores: node.cores };
-    let epoch = shard.cluster.as_ref().map_or(1, |cluster| cluster.epoch());
-    Reply::HelloOk(HelloOk {
-        protocol_version: PROTOCOL_VERSION,
-        core: shard.core(),
-        cores: node.cores,
-        vnodes: node.vnodes,
-        node_id: node.node_id,
-        cluster_id: node.cluster_id,
-        epoch,
-        features: FEATURE_TTL_NEVER | FEATURE_NAMESPACE_DETAILS | FEATURE_LEVELS | FEATURE_NAMESPACE_LEVELS | FEATURE_NAMESPACE_REPLICAS,
-        limits,
-        nodes: vec![this].into(),
-        owners: Vec::new().into(),
-    })
 }
 
 /// A connection's requests as they come in.

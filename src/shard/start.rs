@@ -13,7 +13,7 @@ use super::mailbox::{Mail, Mailbox, MailboxEnds};
 use super::namespaces::{Durability, NamespaceTable};
 use super::route::{Forwarded, ForwardedBatch};
 use super::stats::{self, Board, Stats};
-use super::{Origin, Shard, Ticket, decisions, forget, moves, perform, repair, replicate, session};
+use super::{Origin, Shard, Ticket, decisions, forget, moves, perform, repair, replicate, session, welcome};
 use crate::base::metrics::Report;
 use crate::base::record::{Version, core_of};
 use crate::base::time::{HLC_COUNTER_BITS, hlc_ms};
@@ -466,6 +466,7 @@ fn spawn_services(shard: &Rc<Shard>, plan: &Arc<Plan>) {
         repair::start(shard, cluster);
         moves::start(shard, cluster);
         forget::start(shard, cluster);
+        welcome::start(shard);
         if shard.core() == 0 {
             let comparing = shard.clone();
             drop(io.spawn(Class::Background, async move { comparing.compare_with_all().await }));
@@ -592,8 +593,8 @@ fn take_mail(shard: &Rc<Shard>) -> MailEnd {
                     let ticket = shard.mailbox.claim(core, ticket, last);
                     shard.answer_frame(&ticket, frame, last);
                 }
-                Mail::Connection { parcel, id, rest } => {
-                    drop(shard.io.spawn(Class::Foreground, session::adopt(shard.clone(), parcel, id, rest)));
+                Mail::Connection { parcel, greeting, rest } => {
+                    drop(shard.io.spawn(Class::Foreground, session::adopt(shard.clone(), parcel, greeting, rest)));
                 }
                 Mail::Peer(peer) => drop(shard.io.spawn(Class::Replication, replicate::adopt(shard.clone(), peer))),
                 Mail::Learn(topology) => shard.adopt_topology(topology),

@@ -15,8 +15,8 @@ use crate::io::{Io, SocketAddr};
 use crate::limits::RF_DEFAULT;
 use crate::shard::session::within;
 use crate::wire::command::{
-    CORE_ANY, Command, Compression, Durability, Hello, LevelsAsked, NamespaceChange, NamespaceSpec, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
-    Scan,
+    CORE_ANY, Command, Compression, Durability, Hello, HelloWants, LevelsAsked, NamespaceChange, NamespaceSpec, PROTOCOL_VERSION,
+    PROTOCOL_VERSION_MIN, Scan,
 };
 use std::rc::Rc;
 use std::time::Duration;
@@ -40,6 +40,7 @@ impl Quiet {
             core: CORE_ANY,
             credential: b"",
             client_name: "quiet",
+            wants: HelloWants::default(),
         };
         quiet.ask(0, Command::Hello(hello)).await?.map_err(|error| error.to_string())?;
         Ok(quiet)

@@ -9,8 +9,8 @@ use crate::client::core::{Core, Event};
 use crate::io::{Io, Socket, SocketAddr};
 use crate::shard::session::within;
 use crate::wire::command::{
-    CORE_ANY, Command, Condition, Delete, ErrorCode, Hello, List, MultiPut, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Put, PutItem, Reply,
-    WriteOptions,
+    CORE_ANY, Command, Condition, Delete, ErrorCode, Hello, HelloWants, List, MultiPut, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Put,
+    PutItem, Reply, WriteOptions,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -155,8 +155,14 @@ impl SimClient {
         let io = self.io.clone();
         let mut core = Core::new(self.pipeline + 1);
         let mut asked = BTreeMap::new();
-        let hello =
-            Hello { version_min: PROTOCOL_VERSION_MIN, version_max: PROTOCOL_VERSION, core: CORE_ANY, credential: b"", client_name: "sim" };
+        let hello = Hello {
+            version_min: PROTOCOL_VERSION_MIN,
+            version_max: PROTOCOL_VERSION,
+            core: CORE_ANY,
+            credential: b"",
+            client_name: "sim",
+            wants: HelloWants::default(),
+        };
         let now = io.now();
         let Ok(hello) = core.submit(now, now.plus(self.shared.patience), 0, Command::Hello(hello)) else { return };
         let mut welcome = false;

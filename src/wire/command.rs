@@ -237,6 +237,17 @@ pub struct Hello<'a> {
     pub credential: &'a [u8],
     /// For people who look at connections.
     pub client_name: &'a str,
+    /// Travels in the frame's flags.
+    pub wants: HelloWants,
+}
+
+/// What a client wants to be told beside `HelloOk`, where the server can (`FEATURE_HELLO_WANTS`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HelloWants {
+    /// All namespaces: `NamespaceTerms` follows as the answer's last part.
+    pub namespaces: bool,
+    /// Later topologies: `HelloOk` once more, under request id 0, when nodes or owners have changed.
+    pub news: bool,
 }
 
 /// What every write may carry.
@@ -338,6 +349,8 @@ pub enum Compression {
 pub const FEATURE_NAMESPACE_DETAILS: u64 = 2;
 /// A bit of `HelloOk::features`: namespaces have levels, and the server knows `NamespaceTerms`.
 pub const FEATURE_NAMESPACE_LEVELS: u64 = 8;
+/// A bit of `HelloOk::features`: the server does what `Hello::wants` asks for.
+pub const FEATURE_HELLO_WANTS: u64 = 32;
 /// A bit of `HelloOk::features`: namespaces have different numbers of replicas.
 pub const FEATURE_NAMESPACE_REPLICAS: u64 = 16;
 

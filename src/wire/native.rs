@@ -638,7 +638,8 @@ impl From<&Request<'_>> for Form {
     fn from(request: &Request<'_>) -> Form {
         let levels = level_flags(request.command.levels().unwrap_or(request.levels));
         let replicas = request.command.replicas().map_or(0, replica_flags);
-        Form { kind: request.command.kind(), flags: levels | replicas }
+        let wants = if let Command::Hello(hello) = &request.command { wants_flags(hello.wants) } else { 0 };
+        Form { kind: request.command.kind(), flags: levels | replicas | wants }
     }
 }
 
@@ -647,6 +648,9 @@ const READ_LEVEL_SHIFT: u32 = 4;
 const WRITE_LEVEL_SHIFT: u32 = 8;
 /// Where a namespace's number of replicas does; 0 is the usual one.
 const REPLICAS_SHIFT: u32 = 12;
+/// Of a hello: what it wants beside its answer.
+const HELLO_NAMESPACES: u16 = 1 << 12;
+const HELLO_NEWS: u16 = 1 << 13;
 const LEVEL_QUORUM: u16 = 14;
 const LEVEL_ALL: u16 = 15;
 
@@ -673,6 +677,11 @@ pub fn replicas_of(flags: u16) -> u8 {
         0 => RF_DEFAULT as u8,
         replicas => replicas as u8,
     }
+}
+
+fn wants_flags(wants: HelloWants) -> u16 {
+    let bit = |is_wanted: bool, bit: u16| if is_wanted { bit } else { 0 };
+    bit(wants.namespaces, HELLO_NAMESPACES) | bit(wants.news, HELLO_NEWS)
 }
 
 /// What `level_flags` wrote.
@@ -702,6 +711,10 @@ pub fn decode_request(form: impl Into<Form>, body: &[u8]) -> Result<Request<'_>,
     match &mut request.command {
         Command::NamespaceMake(spec) => (spec.levels, spec.replicas) = (levels, replicas_of(form.flags)),
         Command::NamespaceChange(change) => change.levels = levels,
+        Command::Hello(hello) => {
+            let (namespaces, news) = (form.flags & HELLO_NAMESPACES != 0, form.flags & HELLO_NEWS != 0);
+            hello.wants = HelloWants { namespaces, news };
+        }
         _ => request.levels = levels,
     }
     Ok(request)
@@ -717,6 +730,7 @@ fn decode_command(kind: u16, body: &[u8]) -> Result<Request<'_>, WireError> {
                 core: b.core.to_native(),
                 credential: &b.credential,
                 client_name: text(&b.client_name)?,
+                wants: HelloWants::default(),
             };
             (b.deadline_ms, Command::Hello(hello))
         }

@@ -28,7 +28,8 @@ fn each_request(prng: &mut Prng, mut f: impl FnMut(&Request<'_>)) {
     let conditions = [Condition::Always, Condition::IfAbsent, Condition::IfPresent, Condition::IfVersion(W)];
     let condition = conditions[prng.below(4) as usize];
     let plain = |command| Request { deadline_ms: 9, namespace: 0, levels: LevelsAsked::default(), command };
-    let hello = Hello { version_min: 1, version_max: 2, core: 3, credential: &a, client_name: "tests" };
+    let wants = HelloWants { namespaces: prng.one_in(2), news: prng.one_in(2) };
+    let hello = Hello { version_min: 1, version_max: 2, core: 3, credential: &a, client_name: "tests", wants };
     f(&plain(Command::Hello(hello)));
     f(&plain(Command::Ping));
     f(&plain(Command::Info));

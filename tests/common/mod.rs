@@ -188,7 +188,7 @@ impl Node {
     /// How clients of these tests connect.
     pub fn config(&self) -> ClientConfig {
         let addresses = vec![format!("127.0.0.1:{}", self.native.port())];
-        ClientConfig { addresses, request_timeout: Duration::from_secs(20), ..ClientConfig::default() }
+        ClientConfig { addresses, request_timeout: Duration::from_secs(20), follow_ring: false, ..ClientConfig::default() }
     }
 
     pub fn client(&self) -> Client {

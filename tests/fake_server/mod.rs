@@ -38,10 +38,39 @@ pub struct State {
     pub close_all: bool,
     /// Data cores, where it is not `CORES`.
     pub cores: Option<u16>,
+    /// The cluster that it is a node of.
+    pub ring: Option<Ring>,
+    /// It tells of its ring unasked, before its next answer.
+    pub has_news: bool,
+    /// Connections that wanted to be told.
+    pub told: u32,
+}
+
+/// A cluster as one of its nodes says it.
+#[derive(Clone)]
+pub struct Ring {
+    pub id: u64,
+    pub epoch: u64,
+    /// Ports by node id, from 1. Each has `CORES` cores.
+    pub ports: Vec<u16>,
+    /// Of each vnode, as indexes into them.
+    pub owners: Vec<u16>,
 }
 
 pub type Entry = (Version, Vec<u8>, Option<u64>);
 pub type Shared = Arc<Mutex<State>>;
+
+/// Servers that say they are a cluster; each vnode in turn is the next one's. Each has data of its own.
+pub fn serve_cluster(count: u16) -> Vec<(String, Shared)> {
+    let servers: Vec<_> = (0..count).map(|_| serve()).collect();
+    let ports: Vec<u16> =
+        servers.iter().map(|(address, _)| address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port")).collect();
+    for (id, (_, shared)) in (1..).zip(&servers) {
+        let owners = (0..VNODES as u16).map(|vnode| vnode % count).collect();
+        shared.lock().unwrap().ring = Some(Ring { id, epoch: 1, ports: ports.clone(), owners });
+    }
+    servers
+}
 
 pub fn serve() -> (String, Shared) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
@@ -67,7 +96,7 @@ fn connection(mut stream: TcpStream, shared: &Shared) -> Option<()> {
         let mut out = Vec::new();
         for frame in reader.feed(&buffer[..bytes]) {
             let frame = frame.expect("the client frames well");
-            let request = decode_request(frame.kind, frame.body).expect("the client speaks well");
+            let request = decode_request(&frame, frame.body).expect("the client speaks well");
             assert!(request.deadline_ms > 0);
             if let Command::Hello(hello) = &request.command {
                 core = if hello.core == CORE_ANY { 0 } else { hello.core };
@@ -78,8 +107,13 @@ fn connection(mut stream: TcpStream, shared: &Shared) -> Option<()> {
                 return None;
             }
             let cores = state.cores.unwrap_or(CORES);
-            let owner = request.command.key().map(|key| core_of(vnode_of(token_of(key), VNODES), cores));
-            state.misrouted += u32::from(owner.is_some_and(|owner| owner != core));
+            let vnode = request.command.key().map(|key| vnode_of(token_of(key), VNODES));
+            let is_ours = |vnode: u32| state.ring.as_ref().is_none_or(|ring| u64::from(ring.owners[vnode as usize]) + 1 == ring.id);
+            let is_misrouted = vnode.is_some_and(|vnode| core_of(vnode, cores) != core || !is_ours(vnode));
+            state.misrouted += u32::from(is_misrouted);
+            if std::mem::take(&mut state.has_news) {
+                encode_reply(&mut out, 0, &hello(&state, core));
+            }
             if !execute(&mut state, &request.command, core, frame.id, &mut out) {
                 drop(state);
                 _ = stream.write_all(&out);
@@ -98,7 +132,10 @@ fn execute(state: &mut State, command: &Command<'_>, core: u16, id: u64, out: &m
             encode_reply(out, id, &Reply::Error(error));
             return false;
         }
-        Command::Hello(_) => encode_reply(out, id, &hello_ok(core, state.cores.unwrap_or(CORES))),
+        Command::Hello(hello_said) => {
+            state.told += u32::from(hello_said.wants.news);
+            encode_reply(out, id, &hello(state, core));
+        }
         Command::Ping => encode_reply(out, id, &Reply::Pong),
         Command::Info => encode_reply(out, id, &Reply::Text("role:test\n")),
         Command::Put(put) => {
@@ -184,6 +221,18 @@ fn execute_more(state: &mut State, command: &Command<'_>, id: u64, out: &mut Vec
             encode_reply(out, id, &Reply::Error(ErrorReply::new(ErrorCode::Failed, &message)));
         }
     }
+}
+
+fn hello(state: &State, core: u16) -> Reply<'_> {
+    let Reply::HelloOk(alone) = hello_ok(core, state.cores.unwrap_or(CORES)) else { unreachable!("it is one") };
+    Reply::HelloOk(match &state.ring {
+        None => alone,
+        Some(Ring { id, epoch, ports, owners }) => {
+            let node = |(id, port): (u64, &u16)| Node { id, host: "127.0.0.1", port: *port, cores: CORES };
+            let nodes = (1..).zip(ports).map(node).collect();
+            HelloOk { node_id: *id, epoch: *epoch, nodes: List::Owned(nodes), owners: owners[..].into(), ..alone }
+        }
+    })
 }
 
 pub fn hello_ok(core: u16, cores: u16) -> Reply<'static> {

@@ -4,7 +4,7 @@ use super::in_order::{InOrder, Line, length, line, name};
 use super::{Greeted, Protocol, Reader, Target, Topology, resp};
 use ringkv::limits::FRAME_BYTES_MAX;
 use ringkv::wire::command::{CORE_ANY, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
-use ringkv::wire::command::{Command, Hello, HelloOk, LevelsAsked, Reply, Request};
+use ringkv::wire::command::{Command, Hello, HelloOk, HelloWants, LevelsAsked, Reply, Request};
 use ringkv::wire::frame::{Frame, FrameReader};
 use ringkv::wire::native::{decode_reply, encode_request};
 use std::io::{self, Read, Write};
@@ -79,7 +79,14 @@ type GreetedNative = (Reader, u16, Topology, String);
 
 fn greet_native(stream: &mut TcpStream, core: Option<u16>, credential: &[u8]) -> io::Result<GreetedNative> {
     let core = core.unwrap_or(CORE_ANY);
-    let hello = Hello { version_min: PROTOCOL_VERSION_MIN, version_max: PROTOCOL_VERSION, core, credential, client_name: "loadgen" };
+    let hello = Hello {
+        version_min: PROTOCOL_VERSION_MIN,
+        version_max: PROTOCOL_VERSION,
+        core,
+        credential,
+        client_name: "loadgen",
+        wants: HelloWants::default(),
+    };
     let mut out = Vec::new();
     encode_request(&mut out, 0, &Request { deadline_ms: 0, namespace: 0, levels: LevelsAsked::default(), command: Command::Hello(hello) });
     stream.write_all(&out)?;

@@ -8,8 +8,8 @@ use super::Clock;
 use crate::base::map::{Map, Seeded};
 use crate::base::record::NamespaceId;
 use crate::base::time::Mono;
-use crate::client::answer::{Answer, ClientError};
-use crate::client::core::{Core, Event};
+use crate::client::answer::{Answer, ClientError, ServerInfo};
+use crate::client::core::{Core, Event, NEWS};
 use crate::client::request::{IN_FLIGHT_MAX, Outcome, READ_BYTES, UNEXPECTED};
 use crate::limits::CONNECTION_BYTES_MAX;
 use crate::wire::command::Command;
@@ -40,6 +40,8 @@ pub(super) struct Lane {
     bytes: Arc<Semaphore>,
     /// Held by the caller who connects; the others wait behind.
     pub(super) connecting: ::tokio::sync::Mutex<Attempts>,
+    /// Of what connects beside.
+    beside: Mutex<Beside>,
 }
 
 /// Connects that failed in a row.
@@ -49,15 +51,57 @@ pub(super) struct Attempts {
     pub(super) not_before: Mono,
 }
 
+#[derive(Default)]
+struct Beside {
+    is_running: bool,
+    attempts: Attempts,
+}
+
+/// How a lane stands.
+pub(super) enum Look {
+    Connected,
+    /// The server said this unasked.
+    News(Box<ServerInfo>),
+    Empty,
+}
+
+/// A connect beside; over when it is dropped.
+pub(super) struct Dial(Arc<Lane>);
+
+impl Dial {
+    pub(super) fn succeeded(self) {
+        self.0.beside().attempts = Attempts::default();
+    }
+
+    /// `until`: when to try again after so many failures.
+    pub(super) fn failed(self, until: impl FnOnce(u32) -> Mono) {
+        let attempts = &mut self.0.beside().attempts;
+        attempts.failures += 1;
+        attempts.not_before = until(attempts.failures);
+    }
+}
+
+impl Drop for Dial {
+    fn drop(&mut self) {
+        self.0.beside().is_running = false;
+    }
+}
+
 struct State {
     /// While there is a connection.
     core: Option<Core>,
     /// Counts connections: a task of one that is over can do nothing to the next.
     generation: u64,
-    waiters: Map<u64, Waiter>,
+    waiters: Waiters,
     last_received: Mono,
     /// The server has other cores now: nothing new is sent, and the connection ends with its last answer.
     retired: bool,
+}
+
+/// Who waits on a connection, and what its server said unasked.
+struct Waiters {
+    by_id: Map<u64, Waiter>,
+    news: Option<Box<ServerInfo>>,
 }
 
 struct Waiter {
@@ -86,19 +130,43 @@ enum Next {
 
 impl Lane {
     pub(super) fn new() -> Arc<Lane> {
-        let waiters = Map::with_hasher(Seeded(0));
+        let waiters = Waiters { by_id: Map::with_hasher(Seeded(0)), news: None };
         Arc::new(Lane {
             state: Mutex::new(State { core: None, generation: 0, waiters, last_received: Mono(0), retired: false }),
             wake: Notify::new(),
             slots: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
             bytes: Arc::new(Semaphore::new(BYTES_IN_FLIGHT_MAX)),
             connecting: ::tokio::sync::Mutex::default(),
+            beside: Mutex::default(),
         })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic under the lock would be one of ours, in a caller: the connection's own bookkeeping stays usable.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn beside(&self) -> MutexGuard<'_, Beside> {
+        self.beside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The right to connect the lane beside, unless somebody does, or its time has not come.
+    pub(super) fn begin_dial(self: &Arc<Lane>, now: Mono) -> Option<Dial> {
+        let mut beside = self.beside();
+        if beside.is_running || beside.attempts.not_before > now {
+            return None;
+        }
+        beside.is_running = true;
+        Some(Dial(self.clone()))
+    }
+
+    pub(super) fn look(&self) -> Look {
+        let mut state = self.state();
+        match state.waiters.news.take() {
+            Some(news) => Look::News(news),
+            None if state.core.is_some() => Look::Connected,
+            None => Look::Empty,
+        }
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -135,7 +203,7 @@ impl Lane {
             Err(error) => return Some(Err(error)),
         };
         let (tell, outcome) = oneshot::channel();
-        state.waiters.insert(id, Waiter { outcome: None, tell, _room: room });
+        state.waiters.by_id.insert(id, Waiter { outcome: None, tell, _room: room });
         drop(state);
         self.wake.notify_one();
         Some(Ok(outcome))
@@ -176,30 +244,44 @@ impl State {
     fn lose(&mut self, why: &str) {
         if let Some(mut core) = self.core.take() {
             self.generation += 1;
-            core.disconnect(why, |event| settle(&mut self.waiters, event));
+            core.disconnect(why, |event| self.waiters.settle(event));
         }
     }
 }
 
-/// Takes a part of an answer, or its end, to the one who waits.
-fn settle(waiters: &mut Map<u64, Waiter>, event: Event<'_>) {
-    let Some(waiter) = waiters.get_mut(&event.id) else { return };
-    match event.outcome {
-        Ok(reply) => {
-            if let Some(part) = Answer::of(&reply) {
-                match &mut waiter.outcome {
-                    Some(Ok(all)) => all.extend(part),
-                    outcome => *outcome = Some(Ok(part)),
+impl Waiters {
+    /// Takes a part of an answer, or its end, to the one who waits.
+    fn settle(&mut self, event: Event<'_>) {
+        let Some(waiter) = self.by_id.get_mut(&event.id) else {
+            if event.id == NEWS {
+                self.hear(event);
+            }
+            return;
+        };
+        match event.outcome {
+            Ok(reply) => {
+                if let Some(part) = Answer::of(&reply) {
+                    match &mut waiter.outcome {
+                        Some(Ok(all)) => all.extend(part),
+                        outcome => *outcome = Some(Ok(part)),
+                    }
                 }
             }
+            Err(error) => waiter.outcome = Some(Err(error)),
         }
-        Err(error) => waiter.outcome = Some(Err(error)),
+        if event.last
+            && let Some(waiter) = self.by_id.remove(&event.id)
+        {
+            // Nobody may be waiting any more.
+            let _ = waiter.tell.send(waiter.outcome.unwrap_or(Err(UNEXPECTED)));
+        }
     }
-    if event.last
-        && let Some(waiter) = waiters.remove(&event.id)
-    {
-        // Nobody may be waiting any more.
-        let _ = waiter.tell.send(waiter.outcome.unwrap_or(Err(UNEXPECTED)));
+
+    fn hear(&mut self, event: Event<'_>) {
+        let answer = event.outcome.ok().and_then(|reply| Answer::of(&reply));
+        if let Some(news) = answer.and_then(|answer| ServerInfo::of_hello(answer).ok()) {
+            self.news = Some(Box::new(news));
+        }
     }
 }
 
@@ -235,7 +317,7 @@ impl Carrier {
         let state = &mut *guard;
         state.last_received = now;
         let (core, waiters) = (state.core.as_mut().expect("looked at"), &mut state.waiters);
-        let outcome = core.receive(chunk, |event| settle(waiters, event));
+        let outcome = core.receive(chunk, |event| waiters.settle(event));
         if let Err(error) = &outcome {
             state.lose(&error.to_string());
         }
@@ -280,7 +362,7 @@ impl Carrier {
         let (core, waiters, mut expired) = (state.core.as_mut().expect("looked at"), &mut state.waiters, false);
         core.expire(now, |event| {
             expired = true;
-            settle(waiters, event);
+            waiters.settle(event);
         });
         if expired && now.since(state.last_received) >= patience {
             state.lose("the server is silent");

@@ -1,8 +1,9 @@
-//! A client for async programs, over tokio's sockets (feature `tokio`): a connection a core, a key straight to the core that owns it,
-//! everything that is called at once pipelined, reconnect with backoff, retries.
+//! A client for async programs, over tokio's sockets (feature `tokio`): a connection a core, a key straight to the node and core that own
+//! it, everything that is called at once pipelined, reconnect with backoff, retries.
 //!
 //! A `Client` is a handle: clones share the connections, and calls on any of them run side by side. Connections are opened when first
-//! needed and belong to the runtime on which that happened. A request that certainly did nothing, and a write whose version is known,
+//! needed and belong to the runtime on which that happened. In a cluster, where any node answers any key, another node is asked while the
+//! owner is not connected. A request that certainly did nothing, and a write whose version is known,
 //! are tried again (`ClientConfig::retries`); any other unanswered write is handed to the caller as `Unknown`. A caller that stops
 //! waiting (a dropped future) takes nothing back: its write may happen.
 //!
@@ -26,6 +27,7 @@ use super::core::{Core, Event, backoff};
 use super::request::{
     self, ClientConfig, DeleteOptions, IN_FLIGHT_MAX, NAMESPACE_AT_FIRST, NamespaceChanges, NamespaceOptions, Outcome, PutOptions, gone, ms,
 };
+use super::ring::{Ring, check_node};
 use crate::base::prng::Prng;
 use crate::base::record::{NamespaceId, Version};
 use crate::base::time::Mono;
@@ -34,7 +36,7 @@ use ::tokio::io::{AsyncReadExt, AsyncWriteExt};
 use ::tokio::net::TcpStream;
 use ::tokio::sync::oneshot;
 use ::tokio::time::{Instant, sleep, timeout_at};
-use lane::Lane;
+use lane::{Lane, Look};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -43,7 +45,7 @@ use std::time::Duration;
 /// What a hello's answer is read into at a time.
 const HELLO_READ_BYTES: usize = 16 * 1024;
 
-/// A handle on a client of one node. Cheap to clone; all methods take `&self` and may run at once.
+/// A handle on a client of a node, or of a cluster through any of its nodes. Cheap to clone; all methods take `&self` and may run at once.
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -52,17 +54,25 @@ pub struct Client {
 }
 
 struct Shared {
-    config: ClientConfig,
+    config: Arc<ClientConfig>,
     clock: Clock,
     prng: Mutex<Prng>,
     topology: RwLock<Arc<Topology>>,
     next_address: AtomicUsize,
 }
 
-/// The server as the last hello told it, and a lane for each of its cores.
+/// The server as the newest hello told it, and a lane for each core of each node.
 struct Topology {
     server: ServerInfo,
+    ring: Ring,
     lanes: Vec<Arc<Lane>>,
+}
+
+impl Topology {
+    /// Indexes of keys in parts for one request each.
+    fn parts<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) -> Vec<Vec<usize>> {
+        self.ring.parts(keys, self.server.limits.multi_keys_max)
+    }
 }
 
 /// The runtime's clock as the protocol core counts it.
@@ -103,17 +113,23 @@ async fn open_to(address: &str, core: u16, config: &ClientConfig, clock: Clock) 
         protocol.submit(clock.now(), deadline, 0, config.hello(core))?;
         stream.write_all(protocol.output()).await.map_err(gone)?;
         protocol.mark_sent(protocol.output().len());
-        let (mut buffer, mut outcome) = (vec![0; HELLO_READ_BYTES], None);
-        while outcome.is_none() {
+        let (mut buffer, mut is_over) = (vec![0; HELLO_READ_BYTES], false);
+        let mut outcome: Outcome = Err(request::UNEXPECTED);
+        while !is_over {
             let bytes = stream.read(&mut buffer).await.map_err(gone)?;
             if bytes == 0 {
                 return Err(gone("the server closed the connection"));
             }
-            let keep = |event: Event<'_>| outcome = Some(event.outcome.map(|reply| Answer::of(&reply)));
+            let keep = |event: Event<'_>| {
+                is_over |= event.last;
+                match (&mut outcome, event.outcome.map(|reply| Answer::of(&reply))) {
+                    (Ok(all), Ok(Some(part))) => all.extend(part),
+                    (outcome, said) => *outcome = said.and_then(|part| part.ok_or(request::UNEXPECTED)),
+                }
+            };
             protocol.receive(&buffer[..bytes], keep)?;
         }
-        let answer = outcome.expect("looked at")?.ok_or(request::UNEXPECTED)?;
-        Ok((stream, protocol, ServerInfo::of_hello(answer)?))
+        Ok((stream, protocol, ServerInfo::of_hello(outcome?)?))
     };
     timeout_at(clock.instant(deadline), greet).await.unwrap_or_else(|_| Err(gone(format!("{address}: no hello in time"))))
 }
@@ -135,15 +151,28 @@ impl Shared {
         backoff(attempt, self.config.backoff_min, self.config.backoff_max, unit)
     }
 
-    /// The lane that a command goes to, connected; waits out the backoff. `Disconnected` where that is not done by the deadline.
-    async fn ensure(&self, command: &Command<'_>, deadline: Mono) -> Result<Arc<Lane>, ClientError> {
+    /// The lane that a command goes to, connected; waits out the backoff. In a cluster the owner's lane is connected beside, and another
+    /// node's serves until it is. `Disconnected` where that is not done by the deadline.
+    async fn ensure(self: &Arc<Shared>, command: &Command<'_>, deadline: Mono) -> Result<Arc<Lane>, ClientError> {
         let late = || gone("no connection in time");
         loop {
             let topology = self.topology();
-            let at = usize::from(topology.server.core_of(command)) % topology.lanes.len();
+            let at = topology.ring.place_of(command);
             let lane = &topology.lanes[at];
-            if lane.is_connected() {
-                return Ok(lane.clone());
+            match lane.look() {
+                Look::Connected => return Ok(lane.clone()),
+                Look::News(told) => {
+                    self.hear(*told);
+                    continue;
+                }
+                Look::Empty => {}
+            }
+            if topology.ring.is_cluster() {
+                self.dial(lane, &topology.ring, at);
+                let mut others = topology.ring.instead(at).map(|other| &topology.lanes[other]);
+                if let Some(other) = others.find(|other| other.is_connected()) {
+                    return Ok(other.clone());
+                }
             }
             let mut attempts = timeout_at(self.clock.instant(deadline), lane.connecting.lock()).await.map_err(|_| late())?;
             if lane.is_connected() || lane.is_retired() {
@@ -154,10 +183,9 @@ impl Shared {
                 return Err(late());
             }
             sleep(wait).await;
-            let core = if self.config.single_connection { CORE_ANY } else { at as u16 };
-            let next = self.next_address.load(Ordering::Relaxed);
-            let address = &self.config.addresses[next % self.config.addresses.len()];
-            let opening = timeout_at(self.clock.instant(deadline), open(address, core, &self.config, self.clock));
+            let core = if topology.ring.is_cluster() { CORE_ANY } else { topology.ring.target(at).1 };
+            let address = self.address(&topology.ring);
+            let opening = timeout_at(self.clock.instant(deadline), open(&address, core, &self.config, self.clock));
             match opening.await.unwrap_or_else(|_| Err(late())) {
                 Ok(greeted) => {
                     (attempts.failures, attempts.not_before) = (0, Mono(0));
@@ -173,25 +201,65 @@ impl Shared {
         }
     }
 
-    /// Gives a connection to the lane that it was made for. Where the server has other cores now, all lanes are made anew.
+    /// The address to try next, among those given and those that the cluster named.
+    fn address(&self, ring: &Ring) -> String {
+        let given = self.config.addresses.iter().map(String::as_str);
+        let all: Vec<&str> = given.chain(ring.addresses()).collect();
+        all[self.next_address.load(Ordering::Relaxed) % all.len()].to_owned()
+    }
+
+    /// Begins to connect a lane beside, unless that is under way or its time has not come.
+    fn dial(self: &Arc<Shared>, lane: &Arc<Lane>, ring: &Ring, at: usize) {
+        let Some(dial) = lane.begin_dial(self.clock.now()) else { return };
+        let ((node, core), address) = (ring.target(at), ring.address(at).to_owned());
+        let (shared, lane) = (Arc::downgrade(self), lane.clone());
+        let (config, clock) = (self.config.clone(), self.clock);
+        ::tokio::spawn(async move {
+            let opened = open(&address, core, &config, clock).await;
+            let opened = opened.and_then(|greeted| check_node(node, &greeted.2).map(|()| greeted));
+            let Some(shared) = shared.upgrade() else { return };
+            match opened {
+                Ok(greeted) => {
+                    dial.succeeded();
+                    shared.adopt(greeted, &lane);
+                }
+                Err(_) => dial.failed(|failures| shared.clock.now().plus(shared.backoff(failures))),
+            }
+        });
+    }
+
+    /// Gives a connection to the lane of its node and core; where there is none, to the one that it was made for.
     fn adopt(&self, (stream, protocol, server): Greeted, lane: &Arc<Lane>) {
-        let mut topology = self.topology.write().unwrap_or_else(PoisonError::into_inner);
-        let same = topology.server.cores == server.cores;
-        let lanes = if same { topology.lanes.clone() } else { lanes_of(&self.config, &server) };
-        let target = if lane.is_retired() || !same { &lanes[usize::from(server.core) % lanes.len()] } else { lane };
-        // Another lane may have found the new cores first; one connection is enough.
-        if !target.is_connected() {
+        let (node, core) = (server.node_id, server.core);
+        self.hear(server);
+        let topology = self.topology.write().unwrap_or_else(PoisonError::into_inner);
+        let own = topology.ring.place_at(node, core).map(|at| &topology.lanes[at]);
+        let target = if lane.is_retired() { own } else { own.or(Some(lane)) };
+        // Another task may have connected it first, or the ring has no place for it now; one connection is enough.
+        if let Some(target) = target
+            && !target.is_connected()
+        {
             target.carry(stream, protocol, self.clock, self.config.request_timeout);
         }
-        let old = std::mem::replace(&mut *topology, Arc::new(Topology { server, lanes }));
-        if !same {
-            old.lanes.iter().for_each(|lane| lane.retire());
-        }
     }
-}
 
-fn lanes_of(config: &ClientConfig, server: &ServerInfo) -> Vec<Arc<Lane>> {
-    (0..config.connections(server)).map(|_| Lane::new()).collect()
+    /// Takes in what a server said of itself or its cluster, if that is news: lanes stay with their node and core, and those of nodes and
+    /// cores that are gone end with their last answer.
+    fn hear(&self, told: ServerInfo) {
+        let mut topology = self.topology.write().unwrap_or_else(PoisonError::into_inner);
+        if !topology.ring.is_news(&told, &topology.server) {
+            return;
+        }
+        let ring = Ring::of(&told, &self.config);
+        let kept = |place: usize| {
+            let (node, core) = ring.target(place);
+            topology.ring.place_at(node, core).map(|at| topology.lanes[at].clone())
+        };
+        let lanes = (0..ring.places()).map(|place| kept(place).unwrap_or_else(Lane::new)).collect();
+        let old = std::mem::replace(&mut *topology, Arc::new(Topology { server: told, ring, lanes }));
+        let is_kept = |lane: &&Arc<Lane>| topology.lanes.iter().any(|kept| Arc::ptr_eq(lane, kept));
+        old.lanes.iter().filter(|lane| !is_kept(lane)).for_each(|lane| lane.retire());
+    }
 }
 
 /// Bytes that a command brings along.
@@ -229,15 +297,17 @@ impl Client {
     }
 
     async fn of(config: ClientConfig, clock: Clock, prng: Prng, greeted: Greeted, address: usize) -> Result<Client, ClientError> {
-        let lanes = lanes_of(&config, &greeted.2);
-        let lane = lanes[usize::from(greeted.2.core) % lanes.len()].clone();
-        let topology = RwLock::new(Arc::new(Topology { server: greeted.2.clone(), lanes }));
+        let (server, ring) = (greeted.2.clone(), Ring::of(&greeted.2, &config));
+        let lanes: Vec<_> = (0..ring.places()).map(|_| Lane::new()).collect();
+        let (lane, rows) = (lanes[0].clone(), server.namespaces.clone());
+        let topology = RwLock::new(Arc::new(Topology { server, ring, lanes }));
         let request_timeout = config.request_timeout;
-        let shared = Shared { config, clock, prng: Mutex::new(prng), topology, next_address: AtomicUsize::new(address) };
+        let shared = Shared { config: Arc::new(config), clock, prng: Mutex::new(prng), topology, next_address: AtomicUsize::new(address) };
         shared.adopt(greeted, &lane);
         let mut client = Client { shared: Arc::new(shared), namespace: NAMESPACE_AT_FIRST, request_timeout };
         if !client.shared.config.is_default_namespace() {
-            client.namespace = client.shared.config.find_namespace(&client.namespaces().await?)?;
+            let rows = if rows.is_empty() { client.namespaces().await? } else { rows };
+            client.namespace = client.shared.config.find_namespace(&rows)?;
         }
         Ok(client)
     }
@@ -248,7 +318,7 @@ impl Client {
         Client { request_timeout, ..self.clone() }
     }
 
-    /// What the last hello told.
+    /// What the newest hello told.
     pub fn server(&self) -> ServerInfo {
         self.shared.topology().server.clone()
     }
@@ -395,7 +465,7 @@ impl Client {
 
     /// Values in the order of the keys. Split by core and in parts of at most the server's bound; not one snapshot across them.
     pub async fn multi_get(&self, keys: &[&[u8]]) -> Result<Vec<Option<VersionedBytes>>, ClientError> {
-        let parts = self.shared.topology().server.parts(keys.iter().copied());
+        let parts = self.shared.topology().parts(keys.iter().copied());
         let lists: Vec<Vec<&[u8]>> = parts.iter().map(|part| part.iter().map(|&index| keys[index]).collect()).collect();
         let outcomes = self.run(lists.iter().map(|keys| Command::MultiGet { keys: List::Borrowed(keys) }).collect()).await;
         request::join_values(keys.len(), &parts, outcomes)
@@ -404,7 +474,7 @@ impl Client {
     /// Several puts, each item's version in the order of the items. Split by core; what goes to one core goes in requests of at most the
     /// server's bound of keys, and such a request is atomic. Where parts fail, the first error comes back and others may have been stored.
     pub async fn multi_put(&self, items: &[PutItem<'_>]) -> Result<Vec<Version>, ClientError> {
-        let parts = self.shared.topology().server.parts(items.iter().map(|item| item.key));
+        let parts = self.shared.topology().parts(items.iter().map(|item| item.key));
         let lists: Vec<Vec<PutItem<'_>>> = parts.iter().map(|part| part.iter().map(|&index| items[index]).collect()).collect();
         let outcomes = self.run(lists.iter().map(|items| request::multi_put(items)).collect()).await;
         request::join_versions(items.len(), &parts, outcomes)
