@@ -1,8 +1,8 @@
 //! The shell of gossip: what stands between `cluster::gossip`, which has no hands, and sockets, clocks, the shards and the operator.
 //!
-//! Here is what is the same wherever a node runs; `on_glommio` and `on_thread` carry it. Both keep to one order: datagrams that lie in the
-//! socket are taken in before a tick, since an unread answer must not become a suspicion. What a stranger can make grow is bounded:
-//! `EXCHANGES_MAX` streams each way, `EXCHANGE_MAX` a stream, `limits::GOSSIP_SYNC_BYTES_MAX` a message.
+//! Here is what is the same wherever a node runs; `on_glommio` and `on_thread` carry it, and the simulator's `air`. All keep to one order:
+//! datagrams that lie in the socket are taken in before a tick, since an unread answer must not become a suspicion. What a stranger can
+//! make grow is bounded: `EXCHANGES_MAX` streams each way, `EXCHANGE_MAX` a stream, `limits::GOSSIP_SYNC_BYTES_MAX` a message.
 
 pub(super) mod on_glommio;
 pub(super) mod on_thread;
@@ -125,13 +125,13 @@ static MEMORY: Meaning = gauge("gossip_memory_bytes", "Memory of the table of me
 
 /// What the carrier is to do: datagrams to send, and whom to ask for its table.
 #[derive(Default)]
-pub(super) struct Todo {
+pub struct Todo {
     pub sends: Vec<(SocketAddr, Vec<u8>)>,
     pub syncs: Vec<SocketAddr>,
 }
 
 /// Gossip with all that is not a socket.
-pub(super) struct Shell {
+pub struct Shell {
     gossip: Gossip,
     /// Where the sockets are.
     local: SocketAddr,
@@ -145,14 +145,14 @@ pub(super) struct Shell {
 
 impl Shell {
     /// `local`: where the sockets were bound.
-    pub fn new(setup: GossipSetup, local: SocketAddr) -> Shell {
+    pub fn new(setup: GossipSetup, local: SocketAddr, now: Now, seed: u64) -> Shell {
         let GossipSetup { cluster, vnodes, key, mut me, seeds, timing, board, figures, warn, .. } = setup;
         if me.profile.gossip.port == 0 {
             me.profile.gossip.port = local.port();
         }
-        let gossip = Gossip::new(Config { cluster, vnodes, key, timing }, me, &seeds, now(), host::random_u64());
-        let shell = Shell { gossip, local, board, figures, figures_due: host::mono(), warn, effects: Vec::new() };
-        shell.publish();
+        let gossip = Gossip::new(Config { cluster, vnodes, key, timing }, me, &seeds, now, seed);
+        let shell = Shell { gossip, local, board, figures, figures_due: now.mono, warn, effects: Vec::new() };
+        shell.publish(now);
         shell
     }
 
@@ -166,51 +166,50 @@ impl Shell {
     }
 
     /// How long until `tick`; zero: it is due.
-    pub fn pause(&self) -> Duration {
-        self.wakes_at().since(host::mono())
+    pub fn pause(&self, now: Now) -> Duration {
+        self.wakes_at().since(now.mono)
     }
 
     /// Does what is due.
-    pub fn tick(&mut self) -> Todo {
-        let now = now();
+    pub fn tick(&mut self, now: Now) -> Todo {
         let newest = self.board.topology();
         self.gossip.learn_topology(now, newest.epoch, newest.hash);
         let mut effects = std::mem::take(&mut self.effects);
         self.gossip.on_tick(now, &mut effects);
         if now.mono >= self.figures_due {
             self.figures_due = now.mono.plus(FIGURES_EVERY);
-            self.count();
+            self.count(now);
         }
-        self.carry_out(effects)
+        self.carry_out(now, effects)
     }
 
-    pub fn take_datagram(&mut self, from: SocketAddr, bytes: &[u8]) -> Todo {
+    pub fn take_datagram(&mut self, now: Now, from: SocketAddr, bytes: &[u8]) -> Todo {
         let mut effects = std::mem::take(&mut self.effects);
-        self.gossip.on_datagram(now(), to_address(from), bytes, &mut effects);
-        self.carry_out(effects)
+        self.gossip.on_datagram(now, to_address(from), bytes, &mut effects);
+        self.carry_out(now, effects)
     }
 
     /// What goes back over the stream, if anything does.
-    pub fn take_stream(&mut self, from: SocketAddr, bytes: &[u8]) -> (Option<Vec<u8>>, Todo) {
+    pub fn take_stream(&mut self, now: Now, from: SocketAddr, bytes: &[u8]) -> (Option<Vec<u8>>, Todo) {
         let mut effects = std::mem::take(&mut self.effects);
-        let answer = self.gossip.on_stream(now(), to_address(from), bytes, &mut effects);
-        (answer, self.carry_out(effects))
+        let answer = self.gossip.on_stream(now, to_address(from), bytes, &mut effects);
+        (answer, self.carry_out(now, effects))
     }
 
-    pub fn sync_request(&mut self) -> Vec<u8> {
-        self.gossip.sync_request(now())
+    pub fn sync_request(&mut self, now: Now) -> Vec<u8> {
+        self.gossip.sync_request(now)
     }
 
     /// Says goodbye; the carrier goes on while it is not told, `LEAVE_MAX` at most.
-    pub fn leave(&mut self) {
-        self.gossip.leave(now());
+    pub fn leave(&mut self, now: Now) {
+        self.gossip.leave(now);
     }
 
     pub fn is_told(&self) -> bool {
         self.gossip.live() == 0 || !self.gossip.has_news()
     }
 
-    fn carry_out(&mut self, mut effects: Vec<Effect>) -> Todo {
+    fn carry_out(&mut self, now: Now, mut effects: Vec<Effect>) -> Todo {
         let (mut todo, mut changed) = (Todo::default(), false);
         for effect in effects.drain(..) {
             match effect {
@@ -226,21 +225,21 @@ impl Shell {
         }
         self.effects = effects;
         if changed {
-            self.publish();
+            self.publish(now);
         }
         todo
     }
 
     /// (The long dead are forgotten without a word: on the board they stay until the next change.)
-    fn publish(&self) {
-        let others = self.gossip.members(host::mono());
+    fn publish(&self, now: Now) {
+        let others = self.gossip.members(now.mono);
         let list = others.chain([*self.gossip.me()]).map(Member::from);
         self.board.publish(Members::new(self.gossip.cluster(), self.gossip.me().node, list));
     }
 
-    fn count(&self) {
+    fn count(&self, now: Now) {
         let mut states = BTreeMap::from([(self.gossip.me().state, 1)]);
-        for member in self.gossip.members(host::mono()) {
+        for member in self.gossip.members(now.mono) {
             *states.entry(member.state).or_default() += 1;
         }
         let latest = Latest {
@@ -262,7 +261,8 @@ impl Shell {
     }
 }
 
-fn now() -> Now {
+/// The host's clocks.
+pub(super) fn now() -> Now {
     Now { mono: host::mono(), wall_ms: host::wall_ms() }
 }
 

@@ -167,6 +167,11 @@ impl Cluster {
         let (Change::Join(spec) | Change::Replace { new: spec, .. }) = change else { return Ok(()) };
         match self.version_of_all([spec.id]) {
             version if version >= ours.version() => Ok(()),
+            _ if !self.is_known_to_gossip(spec.id) => Err(format!(
+                "node {} is not known to gossip here, and the cluster is at version {}, which it has to know: start it, then ask again",
+                spec.id,
+                ours.version()
+            )),
             version => Err(format!(
                 "node {} is known to know version {version}, and the cluster is at version {}: start a later program there",
                 spec.id,

@@ -158,6 +158,11 @@ impl Cluster {
         node == self.me || self.links.is_reachable(node) && !self.is_known_gone(node)
     }
 
+    /// Gossip has heard of it.
+    pub fn is_known_to_gossip(&self, node: u64) -> bool {
+        self.members.borrow().get(node).is_some()
+    }
+
     /// The newest version that all of these nodes know, as gossip says; the oldest there is where one is not known to it.
     pub fn version_of_all(&self, nodes: impl IntoIterator<Item = u64>) -> u16 {
         self.members.borrow().version_of_all(nodes).map_or(CLUSTER_VERSION_MIN, |version| version.min(CLUSTER_VERSION))

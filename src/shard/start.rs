@@ -196,11 +196,12 @@ pub async fn run(io: Io, ends: MailboxEnds, plan: Arc<Plan>) -> Result<(), Start
     let (inbox, stop) = (mailbox.clone(), plan.clone());
     let told = Rc::new(Cell::new(false));
     let heard = told.clone();
-    let seen = Rc::new(Cell::new(0));
+    // While a node starts nobody reads the board, and what is new there must not keep who waits for mail awake.
+    let seen = Rc::new(Cell::new(None));
     let looked = seen.clone();
     io.set_inbox(Box::new(move || {
         let board = stop.cluster.as_ref().and_then(|cluster| cluster.board.as_ref());
-        let has_news = board.is_some_and(|board| board.news() != looked.get());
+        let has_news = looked.get().zip(board).is_some_and(|(looked, board)| board.news() != looked);
         inbox.any_waiting() || has_news || (stop.stop.load(Ordering::Acquire) && !heard.get())
     }));
     let opened = open(&io, &mailbox, &plan).await;
@@ -548,12 +549,13 @@ async fn listen(shard: &Rc<Shard>, plan: &Plan) -> Result<(), StartFailure> {
 }
 
 /// Carries out what other cores send, until the node is stopped.
-async fn read_mail(shard: &Rc<Shard>, plan: &Plan, told: &Cell<bool>, seen: &Cell<u64>) {
+async fn read_mail(shard: &Rc<Shard>, plan: &Plan, told: &Cell<bool>, seen: &Cell<Option<u64>>) {
     let board = plan.cluster.as_ref().and_then(|cluster| cluster.board.clone());
+    seen.set(Some(0));
     loop {
         shard.io.inbox().await;
         if let Some(board) = &board {
-            seen.set(board.news());
+            seen.set(Some(board.news()));
             shard.look_at_members();
         }
         if plan.stop.load(Ordering::Acquire) {

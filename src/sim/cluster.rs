@@ -6,6 +6,9 @@
 //! leave, come back, change their weights and are replaced (`operator`); one at a time falls for good, or comes back on an empty disk, or
 //! has bits flip in its tables until it is replaced. What befalls them how often a seed draws (`fates`).
 //!
+//! Gossip is the node's own, shell included; its datagrams are lost, repeated and delayed (`air`). In a build with the feature
+//! `next-version` programs of two versions serve together, and nodes get the newer one while clients go on (`programs`).
+//!
 //! Cells come late at times, or once more, up to some seconds later. The dead are forgotten as in life (rules G1 to G6), but for a lag of
 //! about a second, or much less, in place of an hour, and memtables and merges that are as small as can be.
 //!
@@ -15,6 +18,7 @@
 //! the disk (`buried`).
 
 use super::agree::{AGREE_MAX, all_agree};
+use super::air::{Air, Weather};
 use super::buried::{all_absent, delete_all, fill};
 use super::checker::{Checker, Span};
 use super::fates::{Fates, draw_latencies};
@@ -27,13 +31,17 @@ use crate::base::prng::Prng;
 use crate::base::record::{token_of, vnode_of};
 use crate::base::time::{Mono, WallMs};
 use crate::client::Answer;
+use crate::cluster::board::MemberBoard;
+use crate::cluster::gossip::member::{Profile, Rack, Versions};
 use crate::cluster::gossip::wire::Key;
+use crate::cluster::gossip::{Me, Timing};
 use crate::cluster::topology::{NodeSpec, Topology};
+use crate::control::gossip::{GossipSetup, to_address};
 use crate::engine::EngineError;
 use crate::io::sim::{CrashSite, Faults, MachineId, World};
 use crate::io::wakers::Wakers;
 use crate::io::{Class, Io, SocketAddr, Task};
-use crate::limits::{RF_DEFAULT, RF_MAX};
+use crate::limits::{CLUSTER_VERSION, CLUSTER_VERSION_MIN, RF_DEFAULT, RF_MAX};
 use crate::shard::cluster::ClusterPlan;
 use crate::shard::forget::Times;
 use crate::shard::late::Late;
@@ -44,11 +52,12 @@ use crate::wire::command::{Command, Compression, Durability, LevelsAsked, Namesp
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 const PORT: u16 = 7400;
+const GOSSIP_PORT: u16 = 7490;
 const VNODES: u32 = 16;
 const CLUSTER: u64 = 0xC1;
 /// What comes late.
@@ -96,7 +105,16 @@ pub const FAULTS_WANTED: &[&str] = &[
     FIVE_REPLICAS,
     operator::ROT,
     REFUSED,
+    LOST_DATAGRAM,
+    NO_GOSSIP,
 ];
+
+/// Gossip lost one.
+const LOST_DATAGRAM: &str = "datagram lost";
+/// In a seed none came through until the faults ended.
+const NO_GOSSIP: &str = "gossip blocked";
+/// What runs count: datagrams of gossip that arrived.
+pub const DATAGRAMS: &str = "datagrams";
 
 /// A node whose disk was lost was started on an empty one, and ended by itself.
 const REFUSED: &str = "node without its data refused";
@@ -188,9 +206,28 @@ pub(super) struct Node {
     pub sick_until: Option<Mono>,
     /// Its disk has failed in this life.
     pub had_errors: bool,
+    /// The version that its program knows.
+    pub knows: u16,
 }
 
 impl Node {
+    fn new(machine: MachineId, cores: u16, hash_seed: u64, was_member: bool) -> Node {
+        Node {
+            machine,
+            cores,
+            hash_seed,
+            life: None,
+            disks_lost: 0,
+            rotten_until: None,
+            back_at: None,
+            is_dead: false,
+            was_member,
+            sick_until: None,
+            had_errors: false,
+            knows: CLUSTER_VERSION,
+        }
+    }
+
     /// It may lack what it has acknowledged.
     pub fn has_lost(&self) -> bool {
         self.disks_lost > 0 || self.rotten_until.is_some()
@@ -213,11 +250,15 @@ pub(super) struct Run {
     pub specs: Vec<NodeSpec>,
     pub operator: Rc<Operator>,
     pub seen_epoch: u64,
+    pub seen_version: u16,
     /// The operator is never at rest for long.
     pub is_eager: bool,
     /// Of the namespace that clients use.
     pub replicas: usize,
     founding: Topology,
+    air: Air,
+    /// What gossip told the operator of any node.
+    said: Arc<Mutex<Vec<String>>>,
     shared: Rc<Shared>,
     outcome: Outcome,
     drawn: Faults,
@@ -233,6 +274,10 @@ pub fn run(setup: &Setup) -> Outcome {
     let mut run = Run::new(setup);
     run.go();
     run.finish()
+}
+
+fn key() -> Key {
+    Key::new(b"a cluster of the simulator")
 }
 
 pub(super) fn address(machine: MachineId) -> SocketAddr {
@@ -284,24 +329,12 @@ impl Run {
                 world.set_wall_offset_ms(machine, prng.below(pace.skew_ms) as i64 - (pace.skew_ms / 2) as i64);
                 world.set_wall_drift_ppm(machine, prng.below(200) as i64 - 100);
             }
-            nodes.push(Node {
-                machine,
-                cores,
-                hash_seed: prng.next_u64(),
-                life: None,
-                disks_lost: 0,
-                rotten_until: None,
-                back_at: None,
-                is_dead: false,
-                was_member: number < count,
-                sick_until: None,
-                had_errors: false,
-            });
+            nodes.push(Node::new(machine, cores, prng.next_u64(), number < count));
         }
         let spec = |(index, node): (usize, &Node)| NodeSpec {
             id: index as u64 + 1,
             native: address(node.machine).to_string(),
-            gossip: SocketAddr::new(World::ip(node.machine), PORT + 90).to_string(),
+            gossip: SocketAddr::new(World::ip(node.machine), GOSSIP_PORT).to_string(),
             cores: node.cores,
             weight: u32::from(node.cores),
             rack: String::new(),
@@ -314,6 +347,8 @@ impl Run {
         let outcome = Outcome { seed: setup.seed, ..Outcome::default() };
         let (is_eager, is_merging_often) = (prng.one_in(2), !prng.one_in(3));
         let replicas = [RF_DEFAULT, RF_DEFAULT, RF_DEFAULT, RF_MAX, RF_MAX, 1][prng.below(6) as usize];
+        let weather = Weather::draw(&mut prng, setup.faults.network);
+        let air = Air::new(&world, prng.fork(), weather);
         let (operator, shared) = (Rc::new(Operator::new(founding.clone())), Rc::new(shared));
         Run {
             world,
@@ -323,9 +358,12 @@ impl Run {
             specs,
             operator,
             seen_epoch: 1,
+            seen_version: CLUSTER_VERSION_MIN,
             is_eager,
             replicas,
             founding,
+            air,
+            said: Arc::default(),
             shared,
             outcome,
             drawn,
@@ -345,7 +383,7 @@ impl Run {
         *self.outcome.faults.entry(what.to_owned()).or_default() += 1;
     }
 
-    fn fail(&mut self, what: impl Into<String>) {
+    pub(super) fn fail(&mut self, what: impl Into<String>) {
         let what = what.into();
         self.note(format!("FAILED: {what}"));
         self.outcome.failures.push(what);
@@ -356,6 +394,10 @@ impl Run {
     }
 
     fn go(&mut self) {
+        let machine = self.world.add_machine(Faults::default());
+        let (io, air) = (self.world.spawn_core(machine, 0, &Wakers::new(1)), self.air.clone());
+        drop(io.spawn(Class::Foreground, air.run(io.clone())));
+        self.draw_programs();
         for node in 0..self.founding.nodes().len() {
             self.start(node);
         }
@@ -400,7 +442,7 @@ impl Run {
         if shared.at_work.get() > 0 {
             return self.fail("clients are still waiting long after the faults ended");
         }
-        if let Err(why) = self.await_moves().and_then(|()| self.await_agreement()) {
+        if let Err(why) = self.await_moves().and_then(|()| self.await_version()).and_then(|()| self.await_agreement()) {
             return self.fail(why);
         }
         for node in (0..self.nodes.len()).filter(|node| self.nodes[*node].life.is_some()).collect::<Vec<usize>>() {
@@ -410,6 +452,10 @@ impl Run {
         }
         if let Err(why) = self.forget_all() {
             return self.fail(why);
+        }
+        let said = std::mem::take(&mut *self.said.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(conflict) = said.iter().find(|said| said.contains("holds another topology")) {
+            return self.fail(conflict.as_str());
         }
         if let Some(trouble) = self.nodes.iter().filter_map(|node| node.life.as_ref()?.plan.board.trouble()).next() {
             self.fail(format!("a shard stopped: {trouble}"));
@@ -428,13 +474,14 @@ impl Run {
             (engine.policy.level0_runs, engine.policy.direct_share) = (1, 0.0);
         }
         let ready = ready.clone();
+        let board = Arc::new(MemberBoard::new(Box::new(|| {})));
         let cluster = ClusterPlan {
             node: id,
             founding: self.founding.clone(),
             asks_in: false,
-            key: Key::new(b"a cluster of the simulator"),
+            key: key(),
             boot: self.prng.next_u64(),
-            board: None,
+            board: Some(board),
             warn: Box::new(|_| {}),
             planted: self.setup.planted,
             forget: Times { lag_ms: self.pace.lag_ms, pause: FORGET_PAUSE, dwell: self.pace.dwell },
@@ -462,6 +509,7 @@ impl Run {
     }
 
     pub(super) fn start(&mut self, node: usize) {
+        self.perhaps_renew(node);
         let ready = Arc::new(AtomicBool::new(false));
         let plan = Arc::new(self.plan(node, &ready));
         let (machine, cores) = (self.nodes[node].machine, usize::from(self.nodes[node].cores));
@@ -471,9 +519,39 @@ impl Run {
             let plan = plan.clone();
             tasks.push(self.world.start(machine, core, &wakers, move |io| start::run(io, ends, plan)));
         }
+        self.begin_gossip(node, &plan);
         self.nodes[node].life = Some(Life { plan, tasks, ready, _wakers: wakers });
         self.nodes[node].had_errors = false;
         self.nodes[node].back_at = None;
+    }
+
+    /// As `node` does, before its shards have replayed their logs.
+    fn begin_gossip(&mut self, node: usize, plan: &Plan) {
+        let at = |spec: &NodeSpec, port| to_address(SocketAddr::new(spec.native.parse::<SocketAddr>().expect("an address").ip(), port));
+        let (spec, said) = (&self.specs[node], self.said.clone());
+        let versions = Versions { min: CLUSTER_VERSION_MIN, max: self.nodes[node].knows };
+        let profile = Profile {
+            native: at(spec, PORT),
+            gossip: at(spec, GOSSIP_PORT),
+            cores: spec.cores,
+            weight: spec.weight,
+            rack: Rack::new("").expect("it is short"),
+            protocol: versions,
+            format: versions,
+        };
+        let setup = GossipSetup {
+            listen: SocketAddr::new(World::ip(self.nodes[node].machine), GOSSIP_PORT),
+            cluster: CLUSTER,
+            vnodes: VNODES,
+            key: key(),
+            me: Me { node: spec.id, profile },
+            seeds: self.founding.nodes().iter().map(|node| at(&node.spec, GOSSIP_PORT)).collect(),
+            timing: Timing::default(),
+            board: plan.cluster.as_ref().and_then(|cluster| cluster.board.clone()).expect("it was just made"),
+            figures: Arc::default(),
+            warn: Arc::new(move |what| said.lock().unwrap_or_else(PoisonError::into_inner).push(what.to_owned())),
+        };
+        self.air.begin(self.nodes[node].machine, usize::from(spec.cores), setup);
     }
 
     fn await_ready(&mut self) -> bool {
@@ -494,7 +572,10 @@ impl Run {
             }
             if self.nodes[node].life.is_some() && self.world.cores(machine) == 0 {
                 let tasks = self.nodes[node].life.take().map(|life| life.tasks).unwrap_or_default();
-                let why = tasks.into_iter().filter_map(|task| task.take_result()).find_map(Result::err);
+                // Where it is another core that failed, the first says only what that one told it.
+                let mut whys: Vec<_> = tasks.into_iter().filter_map(|task| task.take_result()?.err()).collect();
+                whys.sort_by_key(|why| matches!(why, StartFailure::Other(_)));
+                let why = whys.into_iter().next();
                 let is_meant = match &why {
                     Some(StartFailure::Contradiction(_)) => self.nodes[node].disks_lost > 0,
                     Some(StartFailure::Engine(EngineError::Corrupt { .. })) => self.nodes[node].rotten_until.is_some(),
@@ -565,6 +646,7 @@ impl Run {
 
     /// From here on nothing fails, and everybody is up.
     fn calm(&mut self) {
+        self.air.clear();
         for cut in std::mem::take(&mut self.cuts) {
             self.world.heal(self.nodes[cut.from].machine, self.nodes[cut.to].machine);
         }
@@ -737,6 +819,10 @@ impl Run {
         for (name, count) in self.world.stats() {
             *self.outcome.faults.entry(name.to_owned()).or_default() += count;
         }
+        let (carried, lost) = self.air.counts();
+        self.outcome.faults.insert(LOST_DATAGRAM.to_owned(), lost);
+        self.outcome.faults.insert(NO_GOSSIP.to_owned(), u64::from(self.air.was_blocked()));
+        self.outcome.counts.insert(DATAGRAMS, carried);
         self.outcome.errors = self.shared.errors.borrow().iter().map(|(code, count)| (format!("{code:?}"), *count)).collect();
         self.outcome.fingerprint = self.world.fingerprint();
         self.outcome
@@ -744,22 +830,27 @@ impl Run {
 }
 
 /// Makes the namespace that clients use. What it needs is decided first, and that may take until all founders have met.
+/// Until it is there: the network may break a connection in the middle.
 async fn make_namespace(io: Io, first: SocketAddr, replicas: u8) -> Result<(), String> {
     let until = io.now().plus(STUCK);
+    loop {
+        match try_to_make_namespace(&io, first, replicas).await {
+            Ok(true) => return Ok(()),
+            Err(why) if io.now() >= until => return Err(why),
+            _ => io.sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+/// Whether it is there.
+async fn try_to_make_namespace(io: &Io, first: SocketAddr, replicas: u8) -> Result<bool, String> {
     let mut quiet = Quiet::open(io.clone(), first).await?;
     let (durability, compression, levels) = (Durability::Sync, Compression::None, LevelsAsked::default());
     let spec = NamespaceSpec { name: "clients", default_ttl_ms: 0, durability, compression, levels, replicas };
-    loop {
-        match quiet.ask(0, Command::NamespaceMake(spec)).await? {
-            Ok(Answer::Namespaces(rows)) if rows.iter().any(|row| row.id == FIRST_NAMESPACE + 1) => return Ok(()),
-            Err(why) if io.now() < until => {
-                if why.to_string().contains("of that name exists") {
-                    return Ok(());
-                }
-                io.sleep(Duration::from_millis(20)).await;
-            }
-            other => return Err(format!("a namespace is answered with {other:?}")),
-        }
+    match quiet.ask(0, Command::NamespaceMake(spec)).await? {
+        Ok(Answer::Namespaces(rows)) => Ok(rows.iter().any(|row| row.id == FIRST_NAMESPACE + 1)),
+        Err(why) if why.to_string().contains("of that name exists") => Ok(true),
+        other => Err(format!("a namespace is answered with {other:?}")),
     }
 }
 

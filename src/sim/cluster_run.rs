@@ -1,6 +1,7 @@
 //! Many seeds of `cluster`: what `ringkv sim --cluster` does, and what they have to show.
 
 use super::cluster::{FAULTS_WANTED, FLOORS, FORGOTTEN, FaultSet, Setup, run};
+use super::programs;
 use super::seeds::{Kind, Outcome, Summary, Switch};
 use crate::cluster::coordinator::Planted;
 use crate::config::SimRun;
@@ -82,7 +83,8 @@ impl Kind for FaultSet {
     }
 
     fn lacks(_asked: &SimRun, all: &Summary) -> Vec<String> {
-        let mut lacks = all.missing(FAULTS_WANTED);
+        let versions = if programs::ARE_SEVERAL { programs::FAULTS_WANTED } else { &[] };
+        let mut lacks = all.missing(FAULTS_WANTED.iter().chain(versions));
         let count = |name| all.counts.get(name).copied().unwrap_or_default();
         let ((_, rising), (forgotten, _)) = (count(FLOORS), count(FORGOTTEN));
         if forgotten == 0 || rising * 4 < all.seeds * 3 {

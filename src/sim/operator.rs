@@ -127,6 +127,7 @@ async fn visit(io: &Io, server: SocketAddr, operator: &Operator) -> Result<(), S
                     "shutting down",
                     "still moving",
                     "waits until all",
+                    "is not known to gossip",
                 ]
                 .iter()
                 .any(|part| said.contains(part));
@@ -190,6 +191,7 @@ impl Run {
             self.seen_epoch = epoch;
             let moving = self.operator.known.borrow().moving().len();
             self.note(format!("epoch {epoch}: {moving} vnodes move"));
+            self.check_version(&self.operator.known());
         }
     }
 
@@ -303,6 +305,9 @@ impl Run {
         if self.nodes[node].life.is_none() && self.nodes[node].back_at.is_none() {
             self.note(format!("node {} starts for the first time", node + 1));
             self.start(node);
+        } else if self.nodes[node].knows < self.operator.known().version() {
+            // It would be refused: it needs a newer program.
+            self.fall(node, false);
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::super::admin::{ACCEPT_PAUSE, first};
 use super::super::signal::Signal;
-use super::{EXCHANGE_MAX, EXCHANGES_MAX, GossipSetup, LEAVE_MAX, ROOM_BYTES, Shell, Todo};
+use super::{EXCHANGE_MAX, EXCHANGES_MAX, GossipSetup, LEAVE_MAX, ROOM_BYTES, Shell, Todo, now};
 use crate::base::time::Mono;
 use crate::io::paired::{self, LENGTH_BYTES, PART_BYTES, Pair, framed, message_length};
 use crate::io::signal::{self, race};
@@ -41,7 +41,7 @@ pub(in crate::control) async fn run(pair: Pair, setup: GossipSetup, stop: Arc<Si
     let local = pair.address().unwrap_or(setup.listen);
     let (datagrams, listener) = pair.into_sockets::<UdpSocket, TcpListener>();
     let core = Rc::new(Core {
-        shell: RefCell::new(Shell::new(setup, local)),
+        shell: RefCell::new(Shell::new(setup, local, now(), host::random_u64())),
         datagrams,
         armed: Cell::new(Mono(0)),
         sooner: signal::Signal::new(),
@@ -56,7 +56,7 @@ pub(in crate::control) async fn run(pair: Pair, setup: GossipSetup, stop: Arc<Si
     stop.fired().await;
     if !stop.is_abrupt() {
         let began = host::mono();
-        core.shell.borrow_mut().leave();
+        core.shell.borrow_mut().leave(now());
         core.sooner.raise();
         while !core.shell.borrow().is_told() && host::mono().since(began) < LEAVE_MAX {
             sleep(LEAVE_LOOK).await;
@@ -75,7 +75,7 @@ async fn read(core: Rc<Core>) {
             sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let todo = core.shell.borrow_mut().take_datagram(from, &room[..count]);
+        let todo = core.shell.borrow_mut().take_datagram(now(), from, &room[..count]);
         core.perform(todo).await;
         if core.shell.borrow().wakes_at() < core.armed.get() {
             core.sooner.raise();
@@ -89,7 +89,7 @@ async fn read(core: Rc<Core>) {
 
 async fn tick(core: Rc<Core>) {
     loop {
-        let (wakes_at, pause) = (core.shell.borrow().wakes_at(), core.shell.borrow().pause());
+        let (wakes_at, pause) = (core.shell.borrow().wakes_at(), core.shell.borrow().pause(now()));
         if !pause.is_zero() {
             core.armed.set(wakes_at);
             race(sleep(pause), core.sooner.wait()).await;
@@ -97,8 +97,8 @@ async fn tick(core: Rc<Core>) {
         }
         // Whoever reads has been woken as well, if there is anything to read, and goes first.
         glommio::executor().yield_now().await;
-        if core.shell.borrow().pause().is_zero() {
-            let todo = core.shell.borrow_mut().tick();
+        if core.shell.borrow().pause(now()).is_zero() {
+            let todo = core.shell.borrow_mut().tick(now());
             core.perform(todo).await;
         }
     }
@@ -132,7 +132,7 @@ async fn answer(core: &Rc<Core>, mut stream: TcpStream) -> io::Result<()> {
     let length = message_length(&prefix, GOSSIP_SYNC_BYTES_MAX)?;
     let mut question = Vec::new();
     fill(&mut stream, &mut question, length).await?;
-    let (answer, todo) = core.shell.borrow_mut().take_stream(from, &question);
+    let (answer, todo) = core.shell.borrow_mut().take_stream(now(), from, &question);
     core.perform(todo).await;
     let Some(answer) = answer.map(|answer| framed(&answer)) else { return Ok(()) };
     let mut rest = &answer[..];
@@ -174,7 +174,7 @@ impl Core {
 
 /// Asks for a table; what it says is taken in.
 async fn ask(core: Rc<Core>, with: SocketAddr) {
-    let question = core.shell.borrow_mut().sync_request();
+    let question = core.shell.borrow_mut().sync_request(now());
     let mut from = core.shell.borrow().local();
     from.set_port(0);
     let asked = move || paired::ask(from, with, &question, GOSSIP_SYNC_BYTES_MAX, EXCHANGE_MAX);
@@ -182,7 +182,7 @@ async fn ask(core: Rc<Core>, with: SocketAddr) {
     core.asking.set(core.asking.get() - 1);
     // Without an answer gossip asks again, this one or another.
     if let Ok(answer) = answer {
-        let (_, todo) = core.shell.borrow_mut().take_stream(with, &answer);
+        let (_, todo) = core.shell.borrow_mut().take_stream(now(), with, &answer);
         for (to, datagram) in todo.sends {
             let _ = core.datagrams.send_to(&datagram, to).await;
         }

@@ -2,7 +2,7 @@
 //! time of the next tick; each stream has a short-lived thread of its own, so that a slow one holds up nothing.
 
 use super::super::admin::ACCEPT_PAUSE;
-use super::{EXCHANGE_MAX, EXCHANGES_MAX, GossipSetup, LEAVE_MAX, ROOM_BYTES, Shell, Todo};
+use super::{EXCHANGE_MAX, EXCHANGES_MAX, GossipSetup, LEAVE_MAX, ROOM_BYTES, Shell, Todo, now};
 use crate::base::time::Mono;
 use crate::io::host::{Thread, mono, spawn_thread};
 use crate::io::paired::{self, Bell, Pair, Stream, Watched};
@@ -34,7 +34,7 @@ impl GossipThread {
         let (sockets, bell) = pair.watch()?;
         let told = Arc::new(Told::default());
         let core = Core {
-            shell: Arc::new(Mutex::new(Shell::new(setup, local))),
+            shell: Arc::new(Mutex::new(Shell::new(setup, local, now(), host::random_u64()))),
             sockets: Arc::new(sockets),
             bell: bell.clone(),
             asking: Arc::default(),
@@ -80,22 +80,22 @@ impl Core {
         let mut room = vec![0; ROOM_BYTES];
         let (mut accepts_from, mut leaving) = (Mono(0), None::<Mono>);
         loop {
-            let pause = self.shell().pause();
+            let pause = self.shell().pause(now());
             self.sockets.wait(pause, mono() >= accepts_from);
             if leaving.is_none() && told.stop.load(Ordering::Acquire) {
                 if told.abruptly.load(Ordering::Relaxed) {
                     return;
                 }
                 leaving = Some(mono());
-                self.shell().leave();
+                self.shell().leave(now());
             }
             for _ in 0..BATCH {
                 let Some((count, from)) = self.sockets.receive(&mut room) else { break };
-                let todo = self.shell().take_datagram(from, &room[..count]);
+                let todo = self.shell().take_datagram(now(), from, &room[..count]);
                 self.perform(todo);
             }
-            if self.shell().pause().is_zero() {
-                let todo = self.shell().tick();
+            if self.shell().pause(now()).is_zero() {
+                let todo = self.shell().tick(now());
                 self.perform(todo);
             }
             if leaving.is_some_and(|since| self.shell().is_told() || mono().since(since) >= LEAVE_MAX) {
@@ -118,7 +118,7 @@ impl Core {
 
     fn answer(&self, stream: &mut Stream, from: SocketAddr) -> std::io::Result<()> {
         let question = stream.take(GOSSIP_SYNC_BYTES_MAX)?;
-        let (answer, todo) = self.shell().take_stream(from, &question);
+        let (answer, todo) = self.shell().take_stream(now(), from, &question);
         self.perform(todo);
         self.bell.ring();
         answer.map_or(Ok(()), |answer| stream.give(&answer))
@@ -135,12 +135,12 @@ impl Core {
     fn ask(&self, with: SocketAddr) {
         let (question, mut from) = {
             let mut shell = self.shell();
-            (shell.sync_request(), shell.local())
+            (shell.sync_request(now()), shell.local())
         };
         from.set_port(0);
         // Without an answer gossip asks again, this one or another.
         if let Ok(answer) = paired::ask(from, with, &question, GOSSIP_SYNC_BYTES_MAX, EXCHANGE_MAX) {
-            let (_, todo) = self.shell().take_stream(with, &answer);
+            let (_, todo) = self.shell().take_stream(now(), with, &answer);
             self.perform(todo);
             self.bell.ring();
         }

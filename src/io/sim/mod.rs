@@ -21,7 +21,7 @@
 //! Operations under way when the power fails have each begun or not; none of what they did is durable, whatever it may look like.
 //! Everything that happens is counted in `World::stats`: a fault that is never counted was not tested.
 //!
-//! Datagrams are not simulated.
+//! Datagrams are not simulated here: only gossip has any, and `sim::air` carries those.
 
 mod disk;
 mod driver;

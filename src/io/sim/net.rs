@@ -540,6 +540,10 @@ impl State {
         }
     }
 
+    pub(super) fn net_is_cut(&self, a: usize, b: usize) -> bool {
+        self.net.cuts.contains(&(a, b))
+    }
+
     pub(super) fn net_cut(&mut self, a: usize, b: usize) {
         if self.net.cuts.insert((a, b)) {
             self.stats.add("partition");

@@ -624,6 +624,11 @@ impl World {
         self.with(|state| state.net_cut(a.0, b.0));
     }
 
+    /// Whether nothing from `a` arrives at `b`.
+    pub fn is_cut(&self, a: MachineId, b: MachineId) -> bool {
+        self.with(|state| state.net_is_cut(a.0, b.0))
+    }
+
     /// Bytes from `a` to `b` arrive again, those that waited too.
     pub fn heal(&self, a: MachineId, b: MachineId) {
         self.with(|state| state.net_heal(a.0, b.0));
