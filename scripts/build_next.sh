@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 mkdir -p "$(dirname "$program")"
 # No older one is taken for it.
 rm -f "$program"
-cargo build --locked --features ringkv/tokio,next-version --bin ringkv --message-format=json-render-diagnostics >"$program.json"
+cargo build --locked -p ringkv --features ringkv/tokio,ringkv/next-version --bin ringkv --message-format=json-render-diagnostics >"$program.json"
 built=$(sed -n 's/.*"executable":"\([^"]*\/ringkv\)".*/\1/p' "$program.json" | tail -n 1)
 rm -f "$program.json"
 cp "$built" "$program"

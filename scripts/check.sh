@@ -9,6 +9,7 @@
 #
 #   RINGKV_SEEDS           seeds that the simulator runs (200)
 #   RINGKV_CLUSTER_SEEDS   seeds of clusters, fixed ones and as many fresh ones (100)
+#   RINGKV_NEXT_SEEDS      seeds of clusters of programs of two versions (60)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 logs=target/check
@@ -61,8 +62,8 @@ skip() {
 
 step format 60 cargo fmt --all --check
 step clippy 600 cargo clippy --locked --workspace --all-targets --features ringkv/tokio -- -D warnings
-step client 300 cargo check --locked --no-default-features --features client
-step tokio 300 cargo check --locked --no-default-features --features tokio --examples
+step client 300 cargo check --locked -p ringkv --no-default-features --features client
+step tokio 300 cargo check --locked -p ringkv --no-default-features --features tokio --examples
 # The same program as if it were of the next version, for the test of a rolling upgrade. Its libraries are those that the tests need anyway.
 step next 900 scripts/build_next.sh target/check/ringkv-next
 [ ! -x target/check/ringkv-next ] || export RINGKV_NEXT=$PWD/target/check/ringkv-next
@@ -100,6 +101,8 @@ fi
 step simulator 900 "$node" sim --seeds "${RINGKV_SEEDS:-200}"
 # The same seeds each time, and as many that nobody has seen; a failing one prints how to repeat it.
 step clusters 600 "$node" sim --cluster --seeds "${RINGKV_CLUSTER_SEEDS:-100}"
+# Programs of two versions in one cluster, made newer under way.
+[ ! -x target/check/ringkv-next ] || step clusters-next 600 target/check/ringkv-next sim --cluster --seeds "${RINGKV_NEXT_SEEDS:-60}"
 step clusters-new 600 "$node" sim --cluster --seeds "${RINGKV_CLUSTER_SEEDS:-100}" --first "$(date +%s)"
 
 [ "$skipped" -eq 0 ] || echo "$skipped skipped"

@@ -1,4 +1,4 @@
-//! Micro-benchmarks, a room each: `cargo bench -p bench`, or one room by `--bench wire`, or what holds a word: `--bench wire -- decode`.
+//! Micro-benchmarks, a room each: `cargo bench`, or one room by `--bench wire`, or what holds a word: `--bench wire -- decode`.
 //!
 //! A benchmark runs in rounds of some milliseconds each. The quickest round is what the code takes when nothing disturbs it, the median
 //! shows how disturbed this machine was: figures of two builds are compared by the quickest, and only if the medians are near.
