@@ -33,12 +33,12 @@ pub(super) struct Weather {
 }
 
 impl Weather {
-    /// Half of the seeds lose and repeat some, where anything befalls the network; in one of four nothing comes through.
+    /// Half of the seeds lose and repeat some, where anything befalls the network; in half nothing comes through.
     pub fn draw(prng: &mut Prng, is_rough: bool) -> Weather {
         let is_lossy = is_rough && prng.one_in(2);
         let mut up_to = |most: u64| if is_lossy { prng.below(most) } else { 0 };
         let (lost, twice) = (up_to(50), up_to(50));
-        Weather { lost, twice, is_blocked: is_rough && prng.one_in(4) }
+        Weather { lost, twice, is_blocked: is_rough && prng.one_in(2) }
     }
 }
 
