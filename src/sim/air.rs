@@ -24,7 +24,7 @@ const DELAY_US_MAX: u64 = 3_000;
 
 /// What a datagram meets in one seed.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Weather {
+struct Weather {
     /// Of a thousand.
     pub lost: u64,
     pub twice: u64,
@@ -34,7 +34,7 @@ pub(super) struct Weather {
 
 impl Weather {
     /// Half of the seeds lose and repeat some, where anything befalls the network; in half nothing comes through.
-    pub fn draw(prng: &mut Prng, is_rough: bool) -> Weather {
+    fn draw(prng: &mut Prng, is_rough: bool) -> Weather {
         let is_lossy = is_rough && prng.one_in(2);
         let mut up_to = |most: u64| if is_lossy { prng.below(most) } else { 0 };
         let (lost, twice) = (up_to(50), up_to(50));
@@ -81,7 +81,8 @@ struct Sky {
 pub(super) struct Air(Rc<RefCell<Sky>>);
 
 impl Air {
-    pub fn new(world: &World, prng: Prng, weather: Weather) -> Air {
+    pub fn draw(world: &World, prng: &mut Prng, is_rough: bool) -> Air {
+        let (weather, prng) = (Weather::draw(prng, is_rough), prng.fork());
         let (world, speakers, queue) = (world.clone(), BTreeMap::new(), BinaryHeap::new());
         Air(Rc::new(RefCell::new(Sky {
             world,
