@@ -27,6 +27,8 @@ pub(super) const LEAVE: &str = "leave decided";
 pub(super) const REPLACE: &str = "replacement decided";
 pub(super) const WEIGHT: &str = "weight decided";
 pub(super) const CANCEL: &str = "cancel decided";
+/// What all know is known to a node that is up after this time.
+const HEARD_MAX: Duration = Duration::from_secs(10);
 /// A node fell, or was cut off, while vnodes moved.
 pub(super) const FELL_MEANWHILE: &str = "node fell while vnodes moved";
 pub(super) const CUT_MEANWHILE: &str = "node cut off while vnodes moved";
@@ -348,12 +350,16 @@ impl Run {
     pub(super) fn await_moves(&mut self) -> Result<(), String> {
         let until = self.world.now().plus(super::cluster::STUCK);
         let mut to_cancel = self.world.now().plus(DEAD_MOVE_MAX);
+        // Who came back on an empty disk ends once it hears from the others that it had been one of them.
+        let heard = self.world.now().plus(HEARD_MAX);
+        let may_end = |run: &Run| (0..run.nodes.len()).any(|node| run.nodes[node].life.is_some() && run.nodes[node].disks_lost > 0);
         loop {
             self.look_after_nodes();
             self.look_at_operator();
             let known = self.operator.known();
             if self.operator.is_idle() {
                 match self.dead_member() {
+                    None if self.world.now() < heard && may_end(self) => {}
                     None => return Ok(()),
                     Some(dead) => self.order_end_of(dead),
                 }
