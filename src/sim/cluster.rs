@@ -843,7 +843,7 @@ async fn make_namespace(io: Io, first: SocketAddr, replicas: u8) -> Result<(), S
     loop {
         match try_to_make_namespace(&io, first, replicas).await {
             Ok(true) => return Ok(()),
-            Err(why) if io.now() >= until => return Err(why),
+            other if io.now() >= until => return Err(format!("a namespace is not there after all that time: {other:?}")),
             _ => io.sleep(Duration::from_millis(20)).await,
         }
     }
