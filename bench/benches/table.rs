@@ -7,6 +7,7 @@ use ringkv::engine::filter::{Filter, prefix_hash};
 use ringkv::engine::format::block::{BlockBuilder, BlockCursor, BlockView};
 use ringkv::engine::format::lz4::{Packer, unpack};
 use ringkv::engine::format::table::unseal;
+use ringkv::engine::format::table_index::{IndexBuilder, TableIndex, separator};
 use ringkv::engine::format::{put_cell, put_place};
 use std::hint::black_box;
 
@@ -28,8 +29,29 @@ fn main() {
     for (value_bytes, entries) in [(100, 24), (1024, 3)] {
         blocks(&suite, value_bytes, entries);
     }
+    indexes(&suite);
     packing(&suite);
     filters(&suite);
+}
+
+/// The indexes of a hundred tables with 12,500 blocks of three cells each, asked in turn, as by gets from a larger data folder.
+fn indexes(suite: &Suite) {
+    const TABLES: u64 = 100;
+    const BLOCKS: u64 = 12_500;
+    let places = places(3 * BLOCKS);
+    let mut builder = IndexBuilder::new(0);
+    let mut last: &[u8] = &[];
+    for block in places.chunks(3) {
+        builder.add(if last.is_empty() { &[] } else { separator(last, &block[0]) }, 3200);
+        last = &block[2];
+    }
+    let content = builder.finish();
+    let tables: Vec<_> = (0..TABLES).map(|_| TableIndex::parse(&content, 0, BLOCKS * 3200).expect("just made")).collect();
+    let mut random = Prng::new(4);
+    suite.run(&format!("find in an index of {BLOCKS} blocks, {TABLES} of them"), 1, || {
+        let place = &places[random.below(3 * BLOCKS) as usize];
+        tables[random.below(TABLES) as usize].find(black_box(place)).unwrap()
+    });
 }
 
 /// A block of about 4 KiB.

@@ -30,6 +30,10 @@ impl Flight {
     pub(super) fn is_close(&self) -> bool {
         matches!(self.job, Job::CloseFile { .. })
     }
+
+    fn is_read(&self) -> bool {
+        matches!(self.job, Job::Read { .. })
+    }
 }
 
 /// What is in flight, by the low half of the ids: the executor counts operations densely.
@@ -37,6 +41,8 @@ impl Flight {
 pub(super) struct Flights {
     slots: Vec<Option<(OpId, Flight)>>,
     count: usize,
+    /// How many of them are reads of files.
+    reads: usize,
 }
 
 impl Flights {
@@ -49,6 +55,7 @@ impl Flights {
         if index >= self.slots.len() {
             self.slots.resize_with(index + 1, || None);
         }
+        self.reads += usize::from(flight.is_read());
         let before = self.slots[index].replace((id, flight));
         assert!(before.is_none(), "two flights of one number: {id:x}");
         self.count += 1;
@@ -57,6 +64,7 @@ impl Flights {
     pub(super) fn remove(&mut self, id: OpId) -> Option<Flight> {
         let (_, flight) = self.slot(id)?.take()?;
         self.count -= 1;
+        self.reads -= usize::from(flight.is_read());
         Some(flight)
     }
 
@@ -74,6 +82,10 @@ impl Flights {
 
     pub(super) fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    pub(super) fn reads(&self) -> usize {
+        self.reads
     }
 }
 
@@ -182,8 +194,12 @@ impl UringDriver {
     /// Submits the flight's next step.
     fn launch(&mut self, id: OpId, mut flight: Flight) {
         let entry = self.entry(&mut flight).user_data(id);
+        let is_read = flight.is_read();
         self.flights.insert(id, flight);
         self.push(entry);
+        if is_read {
+            self.read_queued();
+        }
     }
 
     pub(super) fn relaunch(&mut self, id: OpId) {

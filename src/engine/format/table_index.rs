@@ -179,6 +179,49 @@ pub struct TableIndex {
     groups_at: usize,
     groups: usize,
     blocks: u32,
+    guide: Guide,
+}
+
+/// What tells most groups apart without looking at them: a word of the first separator of each but the first group, whose own is often
+/// short. A search touches a few cache lines of it, where each group that it would look at is some lines of its own.
+#[derive(Debug, Default)]
+struct Guide {
+    /// What all those separators begin with.
+    common: Box<[u8]>,
+    /// The eight bytes that follow, big-endian, zeros behind a separator that ends.
+    words: Box<[u64]>,
+}
+
+/// The eight bytes from `at`, big-endian, zeros behind the end. Where two strings that agree before differ in it, their order is its order.
+fn word_at(bytes: &[u8], at: usize) -> u64 {
+    let rest = bytes.get(at..).unwrap_or_default();
+    let mut word = [0; 8];
+    let len = rest.len().min(8);
+    word[..len].copy_from_slice(&rest[..len]);
+    u64::from_be_bytes(word)
+}
+
+impl Guide {
+    /// Of the first separators of all groups.
+    fn new(firsts: &[&[u8]]) -> Guide {
+        let Some((first, last)) = firsts.get(1).zip(firsts.last()) else { return Guide::default() };
+        let common = common_prefix(first, last);
+        Guide { common: first[..common].into(), words: firsts[1..].iter().map(|first| word_at(first, common)).collect() }
+    }
+
+    /// Among which groups the last one is whose first separator is not above `place`, both ends included.
+    fn groups(&self, place: &[u8]) -> (usize, usize) {
+        let all = self.words.len();
+        match place[..place.len().min(self.common.len())].cmp(&self.common) {
+            Ordering::Less => (0, 0),
+            Ordering::Greater => (all, all),
+            Ordering::Equal => {
+                let word = word_at(place, self.common.len());
+                let below = self.words.partition_point(|first| *first < word);
+                (below, below + self.words[below..].iter().take_while(|first| **first == word).count())
+            }
+        }
+    }
 }
 
 impl TableIndex {
@@ -191,7 +234,7 @@ impl TableIndex {
         if groups != (blocks as usize).div_ceil(GROUP) {
             return Err(Malformed("groups of the index do not fit its blocks"));
         }
-        let index = TableIndex { bytes: content.into(), groups_at, groups, blocks };
+        let mut index = TableIndex { bytes: content.into(), groups_at, groups, blocks, guide: Guide::default() };
         let (mut before, mut offset, mut at): (Option<Vec<u8>>, u64, usize) = (None, start, 0);
         for n in 0..groups {
             if index.group_at(n) != at {
@@ -219,6 +262,8 @@ impl TableIndex {
         if offset != end || at != groups_at {
             return Err(Malformed("the index does not cover the blocks"));
         }
+        let firsts = (0..groups).map(|n| index.group(n).map(|group| group.first)).collect::<Result<Vec<_>, _>>()?;
+        index.guide = Guide::new(&firsts);
         Ok(index)
     }
 
@@ -248,19 +293,18 @@ impl TableIndex {
 
     /// The block that holds `place` if any does: the last one whose separator is not above it, else the first. None without blocks.
     pub fn find(&self, place: &[u8]) -> Result<Option<BlockRef>, Malformed> {
-        let (mut low, mut high) = (0, self.groups);
-        while low < high {
-            let middle = (low + high) / 2;
-            if self.group(middle)?.first <= place {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
         if self.groups == 0 {
             return Ok(None);
         }
-        let n = low.saturating_sub(1);
+        let (mut n, mut high) = self.guide.groups(place);
+        while n < high {
+            let middle = (n + high).div_ceil(2);
+            if self.group(middle)?.first <= place {
+                n = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
         let mut group = self.group(n)?;
         let mut found = group.block;
         // How many bytes `place` shares with the separator before, which is not above it.
@@ -304,7 +348,7 @@ impl TableIndex {
 
     /// Bytes in memory.
     pub fn memory_bytes(&self) -> usize {
-        self.bytes.len()
+        self.bytes.len() + size_of_val(&*self.guide.words) + self.guide.common.len()
     }
 }
 
