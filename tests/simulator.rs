@@ -44,28 +44,25 @@ mod of_a_cluster {
 
     /// The seed that showed each bug last, which is tried first. What a seed does changes with the code, and then it is looked for from 1.
     /// That without repair has a test of its own.
-    const SHOWN_BY: [(Planted, u64); 11] = [
+    const SHOWN_BY: [(Planted, u64); 15] = [
         (Planted::PutRestamps, 1),
         (Planted::DupIsSuperseded, 1),
         (Planted::ClocksNotAsked, 6),
-        (Planted::ReadNoWriteback, 2),
+        (Planted::ReadNoWriteback, 6),
         (Planted::RetryNewStamp, 1),
-        (Planted::HintCountedToW, 1),
-        (Planted::AckBeforeSync, 1),
-        (Planted::OldEpochObeyed, 89),
-        (Planted::PendingNotInQuorum, 301),
+        (Planted::HintCountedToW, 10),
+        (Planted::AckBeforeSync, 23),
+        (Planted::OldEpochObeyed, 55),
+        (Planted::PendingNotInQuorum, 146),
         (Planted::FloorLocalOnly, 1),
         (Planted::AbsentIsVersionZero, 2),
+        (Planted::FlipAfterOneSource, 204),
+        (Planted::DropWithoutFence, 201),
+        (Planted::RepairCopyBelowFloor, 244),
+        (Planted::RestoredReplicaVotes, 8),
     ];
-    /// Not found within some hundreds of seeds since the harness mended what it had taken for their traces: a reset while a namespace is
-    /// made, and a rotten table told by another core. The model finds each; what would show them here is still to be built.
-    const NOT_SHOWN_YET: [Planted; 5] = [
-        Planted::FlipAfterOneSource,
-        Planted::DropWithoutFence,
-        Planted::RepairCopyBelowFloor,
-        Planted::FloorNotInherited,
-        Planted::RestoredReplicaVotes,
-    ];
+    /// Not found within 700 seeds. The model finds it, and so does `cluster/repair_tests`; what would show it here is still to be built.
+    const NOT_SHOWN_YET: [Planted; 1] = [Planted::FloorNotInherited];
     /// A bug has to be found within so many.
     const SEEDS_MAX: u64 = 600;
 

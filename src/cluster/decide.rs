@@ -97,7 +97,12 @@ impl Acceptor {
 
     /// It has said yes, durable or about to be, to what follows an epoch.
     pub fn has_accepted(&self, epoch: u64) -> bool {
-        self.register.epoch == epoch && self.register.accepted.is_some()
+        self.accepted(epoch).is_some()
+    }
+
+    /// What it has said yes to, of what follows an epoch: it may have been chosen, and whoever had it chosen may be gone.
+    pub fn accepted(&self, epoch: u64) -> Option<&Accepted> {
+        self.register.accepted.as_ref().filter(|_| self.register.epoch == epoch)
     }
 
     /// A proposer's question. `ours` is the node's epoch; `follows` says whether bytes are a topology that may follow it.

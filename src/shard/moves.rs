@@ -12,7 +12,7 @@ use super::replicate::refusal_of;
 use super::{Shard, Ticket};
 use crate::base::record::{NAMESPACE_SYSTEM, NamespaceId, Version, core_of};
 use crate::base::time::Mono;
-use crate::cluster::decide::{self, Acceptor, Answer, Ask, Effect, Outcome, Proposer, Question, Register, Step};
+use crate::cluster::decide::{self, Accepted, Acceptor, Answer, Ask, Effect, Outcome, Proposer, Question, Register, Step};
 use crate::cluster::forget::Marks;
 use crate::cluster::repair_plan::Pair;
 use crate::cluster::takeover::{self, MarksIn, MarksOf, Move, Part, Stage, TakeOver, all_takers, is_given_up, ready, steward};
@@ -45,6 +45,9 @@ const AT_ONCE: usize = 4;
 /// How often the steward looks for what may flip; and how long what is ready may wait for more of it, since every flip is a decision.
 const FLIP_EVERY: Duration = Duration::from_millis(100);
 const FLIP_WAIT: Duration = Duration::from_secs(1);
+/// How often it is looked for what was accepted and not heard of again, and after how long, and at most twice that, it is chosen anew.
+const COMPLETE_EVERY: Duration = Duration::from_millis(500);
+const COMPLETE_AFTER: Duration = Duration::from_secs(3);
 /// Until a topology that somebody knows has come, it is asked for this often, so many times.
 const CHASE_EVERY: Duration = Duration::from_millis(25);
 const CHASES_MAX: u32 = 80;
@@ -79,6 +82,11 @@ impl Moves {
     /// This node has said yes to what follows an epoch.
     pub fn has_accepted(&self, epoch: u64) -> bool {
         self.acceptor.borrow().has_accepted(epoch)
+    }
+
+    /// What this node has said yes to, and under which ballot.
+    fn accepted(&self, epoch: u64) -> Option<Accepted> {
+        self.acceptor.borrow().accepted(epoch).cloned()
     }
 
     /// Cells of the vnode are taken and shown, for namespaces with `rf` replicas; false while the node has yet to learn what the old
@@ -151,6 +159,8 @@ pub fn start(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
         drop(shard.io.spawn(Class::Background, async move { found(&founding, &ours).await }));
         let (raising, ours) = (shard.clone(), cluster.clone());
         drop(shard.io.spawn(Class::Background, async move { keep_raising(&raising, &ours).await }));
+        let (completing, ours) = (shard.clone(), cluster.clone());
+        drop(shard.io.spawn(Class::Background, async move { keep_completing(&completing, &ours).await }));
         if shard.node.asks_in() {
             let (asking, ours) = (shard.clone(), cluster.clone());
             drop(shard.io.spawn(Class::Background, async move { asking.ask_in(&ours).await }));
@@ -368,6 +378,29 @@ async fn found(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
     }
 }
 
+/// What a proposer had chosen and then told nobody, for it fell, would lie there until somebody wants another change, although an operator
+/// may have been told that it is decided. So who has said yes, and hears no more of it, has it chosen anew, whatever was chosen. Before the
+/// cluster is founded that takes all founders, and is theirs to do.
+async fn keep_completing(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
+    let mut seen: Option<(Accepted, Mono)> = None;
+    while lives(shard) {
+        shard.io.sleep(COMPLETE_EVERY).await;
+        let (ours, now) = (cluster.topology(), shard.io.now());
+        let Some(accepted) = cluster.moves.accepted(ours.epoch()).filter(|_| ours.is_founded()) else { continue };
+        match &seen {
+            Some((before, since)) if *before == accepted => {
+                // Not all at once.
+                let after = COMPLETE_AFTER + Duration::from_millis(shard.io.random_u64() % COMPLETE_AFTER.as_millis() as u64);
+                if now.since(*since) >= after {
+                    seen = None;
+                    let _ = shard.have_chosen(cluster, &ours, accepted.topology, now.plus(DECIDE_MAX)).await;
+                }
+            }
+            _ => seen = Some((accepted, now)),
+        }
+    }
+}
+
 /// The steward's other work: what all nodes know, the dead among them by what was last known, is switched on.
 async fn keep_raising(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
     while lives(shard) {
@@ -550,35 +583,47 @@ impl Shard {
             let next = ours.apply(&proposal).map_err(|refused| refused.to_string())?;
             let mut bytes = Vec::new();
             topology_codec::encode(&next, &mut bytes);
-            match self.decide(cluster, &ours, bytes.clone(), deadline).await {
-                Outcome::Chosen(chosen) => {
-                    let topology = topology_codec::decode(&chosen).ok().filter(|next| ours.may_precede(next));
-                    let Some(topology) = topology.map(Arc::new) else { return Err("what was decided is no topology".to_owned()) };
-                    if !self.use_topology(&topology).await {
-                        return Err("the topology was decided, but this node's disk does not take it".to_owned());
-                    }
-                    self.tell_topology(cluster, &ours);
-                    if chosen == bytes {
-                        return Ok(topology);
-                    }
-                }
-                Outcome::Newer { node } => {
-                    self.fetch_topology(cluster, node);
-                    self.settle();
-                    self.io.sleep(TICK).await;
-                    // Another proposer may have found this change accepted, and made it.
-                    if *cluster.topology() == next {
-                        return Ok(cluster.topology());
-                    }
-                }
-                Outcome::Silent { answered, need } => {
-                    return Err(format!(
-                        "{answered} of the nodes that decide answered in time, and {need} are needed; it may still happen"
-                    ));
-                }
+            // Another proposer may have found this change accepted, and made it.
+            match self.have_chosen(cluster, &ours, bytes, deadline).await? {
+                Some(chosen) if *chosen == next => return Ok(chosen),
+                _ => {}
             }
             if self.io.now() >= deadline || !lives(self) {
                 return Err("the topology is changed by somebody else all the time".to_owned());
+            }
+        }
+    }
+
+    /// Has a topology chosen that follows ours, or what others have had accepted in its stead, and uses and tells what was. None: another
+    /// node has a newer one, and has not told it yet.
+    ///
+    /// # Errors
+    /// A sentence.
+    async fn have_chosen(
+        self: &Rc<Shard>,
+        cluster: &Rc<Cluster>,
+        ours: &Arc<Topology>,
+        value: Vec<u8>,
+        deadline: Mono,
+    ) -> Result<Option<Arc<Topology>>, String> {
+        match self.decide(cluster, ours, value, deadline).await {
+            Outcome::Chosen(chosen) => {
+                let topology = topology_codec::decode(&chosen).ok().filter(|next| ours.may_precede(next));
+                let Some(topology) = topology.map(Arc::new) else { return Err("what was decided is no topology".to_owned()) };
+                if !self.use_topology(&topology).await {
+                    return Err("the topology was decided, but this node's disk does not take it".to_owned());
+                }
+                self.tell_topology(cluster, ours);
+                Ok(Some(topology))
+            }
+            Outcome::Newer { node } => {
+                self.fetch_topology(cluster, node);
+                self.settle();
+                self.io.sleep(TICK).await;
+                Ok((cluster.epoch() > ours.epoch()).then(|| cluster.topology()))
+            }
+            Outcome::Silent { answered, need } => {
+                Err(format!("{answered} of the nodes that decide answered in time, and {need} are needed; it may still happen"))
             }
         }
     }

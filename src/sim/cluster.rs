@@ -21,6 +21,7 @@ use super::agree::{AGREE_MAX, all_agree};
 use super::air::Air;
 use super::buried::{all_absent, delete_all, fill};
 use super::checker::{Checker, Span};
+use super::estranged::{self, Estranged};
 use super::fates::{Fates, draw_latencies};
 use super::final_look::Quiet;
 use super::operator::{self, Operator};
@@ -62,7 +63,12 @@ const VNODES: u32 = 16;
 const CLUSTER: u64 = 0xC1;
 /// What comes late.
 const LATE_MS_MAX: u64 = 6_000;
-const LATE: Late = Late { puts_one_in: 40, puts_ms_max: 1_000, cells_one_in: 10, pushes_one_in: 1, again_ms_max: LATE_MS_MAX };
+
+/// How much of it a seed has.
+fn draw_late(prng: &mut Prng) -> Late {
+    let (puts_one_in, cells_one_in) = ([40, 40, 8, 400][prng.below(4) as usize], [10, 10, 2, 100][prng.below(4) as usize]);
+    Late { puts_one_in, puts_ms_max: 1_000, cells_one_in, pushes_one_in: 1, again_ms_max: LATE_MS_MAX }
+}
 /// Between two sessions of forgetting of a core.
 const FORGET_PAUSE: Duration = Duration::from_millis(20);
 /// By then every vnode has had a session, and merges have dropped what is below its floor.
@@ -104,6 +110,8 @@ pub const FAULTS_WANTED: &[&str] = &[
     ONE_REPLICA,
     FIVE_REPLICAS,
     operator::ROT,
+    estranged::MET_NEWCOMER,
+    estranged::MET_EMPTIED,
     REFUSED,
     LOST_DATAGRAM,
     NO_GOSSIP,
@@ -265,6 +273,8 @@ pub(super) struct Run {
     outcome: Outcome,
     drawn: Faults,
     pub(super) cuts: Vec<Cut>,
+    pub(super) estranged: Option<Estranged>,
+    late: Late,
     pub(super) pace: Pace,
     pub(super) fates: Fates,
     /// Every flush is merged with all that there is.
@@ -308,6 +318,8 @@ fn shared_of(setup: &Setup, world: &World, nodes: &[Node], pace: Pace, prng: &mu
         in_cluster: true,
         thought_us_max: pace.thought_us_max,
         patience: pace.patience,
+        retry_one_in: [1, 1, 10, 100][prng.below(4) as usize],
+        deletes_one_in: [None, None, Some(3)][prng.below(3) as usize],
     }
 }
 
@@ -349,6 +361,7 @@ impl Run {
         let outcome = Outcome { seed: setup.seed, ..Outcome::default() };
         let (is_eager, is_merging_often) = (prng.one_in(2), !prng.one_in(3));
         let replicas = [RF_DEFAULT, RF_DEFAULT, RF_DEFAULT, RF_MAX, RF_MAX, 1][prng.below(6) as usize];
+        let late = draw_late(&mut prng);
         let air = setup.planted.is_none().then(|| Air::draw(&world, &mut prng, setup.faults.network));
         let (operator, shared) = (Rc::new(Operator::new(founding.clone())), Rc::new(shared));
         Run {
@@ -369,6 +382,8 @@ impl Run {
             outcome,
             drawn,
             cuts: Vec::new(),
+            estranged: None,
+            late,
             pace,
             fates,
             is_merging_often,
@@ -488,7 +503,7 @@ impl Run {
             warn: Box::new(|_| {}),
             planted: self.setup.planted,
             forget: Times { lag_ms: self.pace.lag_ms, pause: FORGET_PAUSE, dwell: self.pace.dwell },
-            late: Some(LATE),
+            late: Some(self.late),
         };
         Plan {
             data: PathBuf::from(format!("/data{}", self.nodes[node].disks_lost)),
@@ -619,7 +634,9 @@ impl Run {
             }
         }
         for cut in self.cuts.extract_if(.., |cut| cut.until <= now).collect::<Vec<_>>() {
-            self.world.heal(self.nodes[cut.from].machine, self.nodes[cut.to].machine);
+            if !self.cuts.iter().any(|other| (other.from, other.to) == (cut.from, cut.to)) {
+                self.world.heal(self.nodes[cut.from].machine, self.nodes[cut.to].machine);
+            }
         }
     }
 
@@ -652,6 +669,7 @@ impl Run {
     /// From here on nothing fails, and everybody is up.
     fn calm(&mut self) {
         self.air.iter().for_each(Air::clear);
+        self.estranged = None;
         for cut in std::mem::take(&mut self.cuts) {
             self.world.heal(self.nodes[cut.from].machine, self.nodes[cut.to].machine);
         }

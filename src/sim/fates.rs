@@ -4,6 +4,7 @@
 //! within fewer seeds than where all come evenly (Groce et al., "Swarm testing", 2012).
 
 use super::cluster::{Cut, FaultSet, Run};
+use super::estranged::Estranged;
 use super::operator;
 use crate::base::prng::Prng;
 use crate::io::sim::{CrashSite, Faults};
@@ -24,12 +25,13 @@ enum Fate {
     CutOff,
     Reset,
     Ordered,
+    Estranged,
     DiskFull,
     DiskFails,
 }
 
 impl Fate {
-    const ALL: [Fate; 11] = [
+    const ALL: [Fate; 12] = [
         Fate::PowerFails,
         Fate::Killed,
         Fate::PowerFailsAtAnOperation,
@@ -39,6 +41,7 @@ impl Fate {
         Fate::CutOff,
         Fate::Reset,
         Fate::Ordered,
+        Fate::Estranged,
         Fate::DiskFull,
         Fate::DiskFails,
     ];
@@ -49,6 +52,7 @@ impl Fate {
             Fate::CutOneWay | Fate::CutBothWays | Fate::CutOff => faults.cut,
             Fate::Reset => faults.network,
             Fate::Ordered => faults.moves,
+            Fate::Estranged => faults.moves && faults.cut,
             Fate::DiskFull => faults.full,
             Fate::DiskFails => faults.errors,
         }
@@ -59,6 +63,7 @@ impl Fate {
         match self {
             Fate::AllPowerFails => 1,
             Fate::Ordered => 24,
+            Fate::Estranged => 12,
             _ => 4,
         }
     }
@@ -116,6 +121,11 @@ pub(super) fn draw_latencies(prng: &mut Prng, faults: &FaultSet) -> Faults {
 impl Run {
     pub(super) fn disturb(&mut self) {
         let faults = self.setup.faults;
+        self.look_at_estranged();
+        // They are left to each other, mostly.
+        if self.estranged.is_some() && !self.prng.one_in(4) {
+            return;
+        }
         if self.prng.below(MOVERS_CUT.1) < self.fates.movers_cut {
             self.cut_movers();
         }
@@ -167,6 +177,7 @@ impl Run {
             }
             Fate::Reset => self.world.reset_connections(self.nodes[one].machine, self.nodes[other].machine),
             Fate::Ordered => self.order_something(),
+            Fate::Estranged => self.estranged = self.estranged.or(Some(Estranged::Wanted)),
             Fate::DiskFull => self.sicken(one, Self::fill_disk),
             Fate::DiskFails => self.sicken(one, Self::break_disk),
         }

@@ -11,6 +11,7 @@ mod buried;
 pub mod checker;
 pub mod cluster;
 mod cluster_run;
+mod estranged;
 mod fates;
 mod final_look;
 pub mod gossip;

@@ -16,6 +16,7 @@ use crate::limits::RF_MAX;
 use crate::shard::session::within;
 use crate::wire::command::Command;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -65,6 +66,8 @@ pub(super) struct Operator {
     known: RefCell<Topology>,
     /// The epoch that the last order made: what is known is older until somebody shows that.
     made: Cell<u64>,
+    /// Founders that have not shown yet that they know of the founding.
+    unaware: RefCell<BTreeSet<SocketAddr>>,
     /// Who can be asked: nodes that were started.
     servers: RefCell<Vec<SocketAddr>>,
     stop: Cell<bool>,
@@ -72,7 +75,9 @@ pub(super) struct Operator {
 
 impl Operator {
     pub fn new(founding: Topology) -> Operator {
+        let addresses = founding.nodes().iter().map(|node| node.spec.native.parse().expect("an address"));
         Operator {
+            unaware: RefCell::new(addresses.collect()),
             order: RefCell::default(),
             ended: RefCell::default(),
             known: RefCell::new(founding),
@@ -90,6 +95,11 @@ impl Operator {
     pub fn is_idle(&self) -> bool {
         let known = self.known.borrow();
         self.order.borrow().is_none() && known.moving().len() == 0 && known.epoch() >= self.made.get()
+    }
+
+    /// Until then a founder that is lost takes the founding with it, and there is nothing to be ordered.
+    pub fn all_know_founding(&self) -> bool {
+        self.unaware.borrow().is_empty()
     }
 
     fn is_member(&self, node: u64) -> bool {
@@ -110,7 +120,7 @@ async fn work(io: Io, operator: Rc<Operator>) {
 
 async fn visit(io: &Io, server: SocketAddr, operator: &Operator) -> Result<(), String> {
     let mut quiet = Quiet::open(io.clone(), server).await?;
-    look(&mut quiet, operator).await?;
+    look(&mut quiet, server, operator).await?;
     let order = operator.order.borrow().clone();
     if let Some(Order { words, kind }) = order {
         let answer = quiet.ask(0, Command::Cluster { words: &words }).await?;
@@ -130,6 +140,7 @@ async fn visit(io: &Io, server: SocketAddr, operator: &Operator) -> Result<(), S
                     "still moving",
                     "waits until all",
                     "is not known to gossip",
+                    "does not take it",
                 ]
                 .iter()
                 .any(|part| said.contains(part));
@@ -138,7 +149,7 @@ async fn visit(io: &Io, server: SocketAddr, operator: &Operator) -> Result<(), S
                 }
             }
         }
-        look(&mut quiet, operator).await?;
+        look(&mut quiet, server, operator).await?;
     }
     Ok(())
 }
@@ -150,13 +161,16 @@ fn end(operator: &Operator, kind: &'static str, decided: bool, said: String) {
     operator.order.take();
 }
 
-async fn look(quiet: &mut Quiet, operator: &Operator) -> Result<(), String> {
+async fn look(quiet: &mut Quiet, server: SocketAddr, operator: &Operator) -> Result<(), String> {
     let Ok(Answer::Text(text)) = quiet.ask(0, Command::Cluster { words: "topology" }).await? else {
         return Err("no topology".to_owned());
     };
     let digits: Vec<u8> = text.bytes().filter_map(|digit| (digit as char).to_digit(16)).map(|digit| digit as u8).collect();
     let bytes: Vec<u8> = digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
     let topology = topology_codec::decode(&bytes).map_err(|error| error.to_string())?;
+    if topology.is_founded() {
+        operator.unaware.borrow_mut().remove(&server);
+    }
     let mut known = operator.known.borrow_mut();
     if topology.epoch() > known.epoch() {
         *known = topology;
@@ -203,11 +217,11 @@ impl Run {
 
     /// Orders something that can be ordered now.
     pub(super) fn order_something(&mut self) {
-        if self.operator.order.borrow().is_some() {
+        if self.operator.order.borrow().is_some() || self.estranged.is_some() {
             return;
         }
         let known = self.operator.known();
-        if !known.is_founded() {
+        if !self.operator.all_know_founding() {
             return;
         }
         if !self.operator.is_idle() {
@@ -223,8 +237,7 @@ impl Run {
         let strangers: Vec<usize> = (0..self.nodes.len()).filter(|node| !members.contains(node) && !self.nodes[*node].is_dead).collect();
         let one = members[self.prng.below(members.len() as u64) as usize];
         let stranger = strangers.get(self.prng.below(strangers.len().max(1) as u64) as usize).copied();
-        // One at a time, and never one of two.
-        let may_lose = members.len() >= MEMBERS_MIN && self.setup.faults.crash && self.replicas > 1 && !self.has_one_lost_something();
+        let may_lose = self.may_lose(&known);
         match (self.prng.below(10), stranger) {
             (0..3, Some(node)) => self.order_join(node),
             (3, _) if may_lose => self.lose_disk(one),
@@ -239,6 +252,12 @@ impl Run {
         }
     }
 
+    /// A member may lose what it has: one at a time, and never one of two.
+    pub(super) fn may_lose(&self, known: &Topology) -> bool {
+        let are_whole = self.dead_member().is_none() && !self.has_one_lost_something();
+        known.nodes().len() >= MEMBERS_MIN && self.setup.faults.crash && self.replicas > 1 && are_whole
+    }
+
     /// A member has lost something, and is not gone yet.
     fn has_one_lost_something(&self) -> bool {
         (0..self.nodes.len()).any(|node| self.nodes[node].has_lost() && self.operator.is_member(node as u64 + 1))
@@ -246,7 +265,7 @@ impl Run {
 
     /// It comes back on an empty disk, as the founder that it was, or was not. Nothing is lost as long as it is the only one, and has no
     /// vote.
-    fn lose_disk(&mut self, node: usize) {
+    pub(super) fn lose_disk(&mut self, node: usize) {
         self.fall(node, true);
         self.note(format!("node {} has lost its disk", node + 1));
         self.nodes[node].disks_lost += 1;
@@ -272,7 +291,7 @@ impl Run {
         self.happened(ROT);
     }
 
-    fn order_join(&mut self, node: usize) {
+    pub(super) fn order_join(&mut self, node: usize) {
         let kind = if self.nodes[node].was_member { REJOIN } else { JOIN };
         self.ensure_started(node);
         self.nodes[node].was_member = true;
@@ -280,7 +299,7 @@ impl Run {
     }
 
     /// A member that fell for good, and whose place nobody has taken yet. There is one at most.
-    fn dead_member(&self) -> Option<usize> {
+    pub(super) fn dead_member(&self) -> Option<usize> {
         (0..self.nodes.len()).find(|node| self.nodes[*node].is_dead && self.operator.is_member(*node as u64 + 1))
     }
 
@@ -370,10 +389,11 @@ impl Run {
             }
             if self.world.now() >= until {
                 let joining = known.nodes().iter().filter(|node| node.state != NodeState::Member).count();
+                let order = self.operator.order.borrow().as_ref().map(|order| order.words.clone()).unwrap_or_default();
+                let (epoch, moving) = (known.epoch(), known.moving().len());
                 return Err(format!(
-                    "epoch {}: {} vnodes still move a minute after the faults ended, and {joining} nodes are on their way",
-                    known.epoch(),
-                    known.moving().len()
+                    "a minute after the faults ended, at epoch {epoch}: {moving} vnodes still move, {joining} nodes are on their way, and \
+                     this is not decided: {order:?}"
                 ));
             }
             self.world.run_for(Duration::from_millis(50));

@@ -113,6 +113,8 @@ impl Run {
             thought_us_max: 20_000,
             in_cluster: false,
             patience: REQUEST_PATIENCE,
+            retry_one_in: 1,
+            deletes_one_in: None,
         };
         let cores = setup.cores.unwrap_or(prng.between(1, 5) as u16);
         let hash_seed = prng.next_u64();

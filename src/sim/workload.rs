@@ -19,6 +19,12 @@ use std::time::Duration;
 
 /// Keys of one batch share a hash tag, so a vnode holds them all.
 pub const BATCH_KEYS: u32 = 4;
+/// Of many nodes a client asks another one after about so many turns.
+const LEAVES_ONE_IN: u64 = 60;
+/// Of a hundred drawn commands, which are deletes.
+const DELETES: std::ops::Range<u64> = 82..90;
+/// Writes that a client keeps to try again.
+const RETRIES_MAX: usize = 64;
 pub const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What all clients of a run share.
@@ -51,11 +57,17 @@ pub struct Shared {
     pub in_cluster: bool,
     /// How long a request may take.
     pub patience: Duration,
+    /// What is to be tried again is so in one of so many times that something could be asked.
+    pub retry_one_in: u64,
+    /// Beside those that come anyway, one command in so many is a delete.
+    pub deletes_one_in: Option<u64>,
 }
 
-/// The name of a key: batch keys share a tag, some keys hold zeros.
+/// The name of a key: batch keys share a tag, some keys hold zeros. Tags are far apart: the slots of small numbers differ in few bits, and
+/// all lie in a quarter of the vnodes.
 pub fn key_name(key: u32) -> Vec<u8> {
-    let mut name = format!("{{{}}}:{}", key / BATCH_KEYS, key % BATCH_KEYS).into_bytes();
+    let tag = (key / BATCH_KEYS).wrapping_mul(0x9E37_79B1);
+    let mut name = format!("{{{tag}}}:{}", key % BATCH_KEYS).into_bytes();
     if key.is_multiple_of(7) {
         name.extend_from_slice(&[0, 0xFF, 0]);
     }
@@ -165,7 +177,7 @@ impl SimClient {
         };
         let now = io.now();
         let Ok(hello) = core.submit(now, now.plus(self.shared.patience), 0, Command::Hello(hello)) else { return };
-        let mut welcome = false;
+        let (mut welcome, mut leaves) = (false, false);
         loop {
             if std::mem::take(&mut self.is_cut_off) {
                 let pause = Duration::from_millis(self.prng.between(1, 30));
@@ -174,7 +186,9 @@ impl SimClient {
                     break;
                 }
             }
-            if welcome && !self.shared.stop.get() {
+            // Another node is asked now and then, though this one answers.
+            leaves |= self.servers.len() > 1 && self.prng.one_in(LEAVES_ONE_IN);
+            if welcome && !leaves && !self.shared.stop.get() {
                 if self.prng.one_in(self.thinks_one_in) {
                     let thought = Duration::from_micros(self.prng.below(self.shared.thought_us_max));
                     io.sleep(thought).await;
@@ -190,10 +204,7 @@ impl SimClient {
                 match within(&io, io.now().plus(self.shared.patience), io.send(socket, out)).await {
                     Some(Ok(_)) => core.mark_sent(bytes),
                     // Part of it may have left: all of it counts as sent.
-                    _ => {
-                        core.mark_sent(bytes);
-                        break;
-                    }
+                    _ => break core.mark_sent(bytes),
                 }
             }
             let until = core.next_deadline().unwrap_or(io.now().plus(self.shared.patience));
@@ -225,7 +236,8 @@ impl SimClient {
     /// Asks for as much as the pipeline holds.
     fn fill(&mut self, core: &mut Core, asked: &mut BTreeMap<u64, Asked>) {
         while core.in_flight() < self.pipeline {
-            if let Some((mut retry, version)) = self.retries.pop() {
+            if !self.retries.is_empty() && self.prng.one_in(self.shared.retry_one_in) {
+                let (mut retry, version) = self.retries.swap_remove(self.prng.below(self.retries.len() as u64) as usize);
                 retry.again = true;
                 (retry.asked, retry.asked_ms) = (self.io.now(), (self.shared.wall_ms)());
                 self.submit(core, asked, retry, Some(version));
@@ -254,7 +266,8 @@ impl SimClient {
         let mut checker = self.shared.checkers[namespace].borrow_mut();
         let mut write = |effect, step| What::Write { key, id: checker.begin(key, effect, begun_ms, None), step };
         let put = |ttl_ms, condition| (Effect::Put { ttl_ms }, Step::Put { bytes, ttl_ms, condition });
-        let what = match prng.below(100) {
+        let drawn = if self.shared.deletes_one_in.is_some_and(|one_in| prng.one_in(one_in)) { DELETES.start } else { prng.below(100) };
+        let what = match drawn {
             0..45 => What::Get { key },
             45..48 => What::Gets { keys: (0..prng.between(1, 8)).map(|_| prng.below(u64::from(self.shared.keys)) as u32).collect() },
             48..50 => What::Other,
@@ -262,7 +275,7 @@ impl SimClient {
             70..77 => write(put(ttl_ms, Condition::Always).0, put(ttl_ms, Condition::Always).1),
             77..80 => write(put(0, Condition::Always).0, put(0, when(Condition::IfAbsent)).1),
             80..82 => write(put(0, Condition::Always).0, put(0, when(Condition::IfPresent)).1),
-            82..90 => write(Effect::Delete, Step::Delete { condition: Condition::Always }),
+            _ if DELETES.contains(&drawn) => write(Effect::Delete, Step::Delete { condition: Condition::Always }),
             90..94 => write(Effect::Expire { ttl_ms }, Step::Expire { ttl_ms }),
             94..95 => write(Effect::Expire { ttl_ms: 0 }, Step::Expire { ttl_ms: 0 }),
             _ => {
@@ -364,6 +377,7 @@ impl SimClient {
         };
         drop(checker);
         if let Some(version) = retry
+            && self.retries.len() < RETRIES_MAX
             && self.prng.one_in(2)
         {
             self.retries.push((request, version));
