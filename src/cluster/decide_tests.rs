@@ -104,6 +104,39 @@ fn a_cluster_is_founded_when_every_founder_has_said_yes() {
     assert_eq!(acceptors.each_ref().map(has_said_yes), [true, false, true], "the second can tell that it is not what it was");
 }
 
+/// Has what was proposed chosen by those of three acceptors that are there.
+fn have_chosen(acceptors: &mut [Acceptor; 3], there: &[u64], node: u64, value: &[u8]) -> Outcome {
+    let (mut out, deadline) = (Vec::new(), Mono(0).plus(Duration::from_secs(9)));
+    let mut proposer = Proposer::new(Mono(0), (node, node), &topology(3), value.to_vec(), deadline, &mut out);
+    for round in 0.. {
+        while let Some(effect) = out.pop() {
+            match effect {
+                Effect::Ask { to, ask } if there.contains(&to) => {
+                    let (Step::Answer(answer) | Step::Persist { then: answer, .. }) =
+                        acceptors[to as usize - 1].on_ask(topology(3).epoch(), ask, |_| true);
+                    proposer.on_answer(Mono(0), to, answer, 0, &mut out);
+                }
+                Effect::Ask { .. } | Effect::Correct { .. } => {}
+                Effect::Over(outcome) => return outcome,
+            }
+        }
+        proposer.on_tick(Mono(0).plus(Duration::from_millis(100 * round)), &mut out);
+    }
+    unreachable!("a deadline ends it")
+}
+
+#[test]
+fn what_was_chosen_and_told_nobody_is_chosen_by_who_said_yes() {
+    let (mut acceptors, epoch) = ([const { None::<Acceptor> }; 3].map(Option::unwrap_or_default), topology(3).epoch());
+    assert_eq!(have_chosen(&mut acceptors, &[1, 2], 1, b"heavier"), Outcome::Chosen(b"heavier".to_vec()));
+    // The first node falls before it tells anybody.
+    assert_eq!(acceptors[2].accepted(epoch), None);
+    let said_yes = acceptors[1].accepted(epoch).expect("the second said yes").topology.clone();
+    assert_eq!(acceptors[1].accepted(epoch + 1), None, "of another epoch there is nothing to bring to its end");
+    assert_eq!(have_chosen(&mut acceptors, &[2, 3], 2, &said_yes), Outcome::Chosen(b"heavier".to_vec()));
+    assert_eq!(have_chosen(&mut acceptors, &[2, 3], 3, b"other"), Outcome::Chosen(b"heavier".to_vec()), "and nothing else is");
+}
+
 /// A message on its way: a proposer's (its number, the acceptor asked) or an acceptor's.
 #[derive(Clone)]
 enum Flying {

@@ -4,7 +4,8 @@
 //! durable. Several may be down at once, all of them too. Links are cut, one way or both, one by one or all of a node's; connections are
 //! reset; bytes come late and in pieces; disks and cores are slow; wall clocks differ by up to 300 ms and drift. Meanwhile nodes join,
 //! leave, come back, change their weights and are replaced (`operator`); one at a time falls for good, or comes back on an empty disk, or
-//! has bits flip in its tables until it is replaced. What befalls them how often a seed draws (`fates`).
+//! has bits flip in its tables until it is replaced. Now and then two
+//! nodes have only each other (`estranged`). What befalls them how often a seed draws (`fates`).
 //!
 //! Gossip is the node's own, shell included; its datagrams are lost, repeated and delayed (`air`). In a build with the feature
 //! `next-version` programs of two versions serve together, and nodes get the newer one while clients go on (`programs`).
