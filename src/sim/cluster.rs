@@ -851,6 +851,7 @@ impl Run {
         }
         self.outcome.errors = self.shared.errors.borrow().iter().map(|(code, count)| (format!("{code:?}"), *count)).collect();
         self.outcome.fingerprint = self.world.fingerprint();
+        self.world.end();
         self.outcome
     }
 }

@@ -488,6 +488,7 @@ impl Run {
         self.outcome.crash_sites = self.world.crash_sites();
         self.outcome.errors = self.shared.errors.borrow().iter().map(|(code, count)| (format!("{code:?}"), *count)).collect();
         self.outcome.fingerprint = self.world.fingerprint();
+        self.world.end();
         self.outcome
     }
 }

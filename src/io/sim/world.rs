@@ -517,6 +517,12 @@ impl World {
         self.fall(machine, Doom::Kill);
     }
 
+    /// Kills everything. What runs in a world may hold the world, and would keep it for ever; nothing of it is used after this.
+    pub fn end(&self) {
+        let machines = self.with(|state| state.machines.len());
+        (0..machines).for_each(|machine| self.kill(MachineId(machine)));
+    }
+
     fn fall(&self, machine: MachineId, doom: Doom) {
         let turning = self.with(|state| {
             state.doom(machine.0, doom);
