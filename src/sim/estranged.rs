@@ -112,8 +112,10 @@ impl Run {
     fn meets_newcomer(&mut self, node: usize) -> Option<Estranged> {
         let known = self.operator.known();
         let steward = known.members().map(|member| member.spec.id as usize - 1).min()?;
-        let is_stranger = |other: &usize| known.index_of(*other as u64 + 1).is_none() && !self.nodes[*other].is_dead;
-        let newcomer = (0..self.nodes.len()).find(is_stranger)?;
+        let is_whole = |other: &usize| !self.nodes[*other].is_dead && !self.nodes[*other].has_lost();
+        let is_stranger = |other: &usize| known.index_of(*other as u64 + 1).is_none() && is_whole(other);
+        // One node at a time is lost.
+        let newcomer = (0..self.nodes.len()).find(is_stranger).filter(|_| self.dead_member().is_none())?;
         self.keep_apart(newcomer, &[node, steward]);
         self.order_join(newcomer);
         self.happened(MET_NEWCOMER);
