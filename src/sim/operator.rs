@@ -234,7 +234,9 @@ impl Run {
             return self.order_end_of(dead);
         }
         let members: Vec<usize> = known.nodes().iter().map(|node| node.spec.id as usize - 1).collect();
-        let strangers: Vec<usize> = (0..self.nodes.len()).filter(|node| !members.contains(node) && !self.nodes[*node].is_dead).collect();
+        let strangers: Vec<usize> = (0..self.nodes.len())
+            .filter(|node| !members.contains(node) && !self.nodes[*node].is_dead && !self.nodes[*node].has_lost())
+            .collect();
         let one = members[self.prng.below(members.len() as u64) as usize];
         let stranger = strangers.get(self.prng.below(strangers.len().max(1) as u64) as usize).copied();
         let may_lose = self.may_lose(&known);
@@ -305,7 +307,8 @@ impl Run {
 
     /// What a dead member had comes to another node: a stranger, or where there is none those that are left.
     fn order_end_of(&mut self, dead: usize) {
-        let is_free = |node: &usize| !self.nodes[*node].is_dead && !self.operator.is_member(*node as u64 + 1);
+        let is_whole = |node: &usize| !self.nodes[*node].is_dead && !self.nodes[*node].has_lost();
+        let is_free = |node: &usize| is_whole(node) && !self.operator.is_member(*node as u64 + 1);
         match (0..self.nodes.len()).find(is_free) {
             Some(node) => self.order_replacement(dead, node),
             None => self.order(format!("leave {}", dead + 1), LEAVE),
