@@ -56,9 +56,9 @@ mod of_a_cluster {
         (Planted::PendingNotInQuorum, 146),
         (Planted::FloorLocalOnly, 1),
         (Planted::AbsentIsVersionZero, 2),
-        (Planted::FlipAfterOneSource, 204),
+        (Planted::FlipAfterOneSource, 72),
         (Planted::DropWithoutFence, 201),
-        (Planted::RepairCopyBelowFloor, 244),
+        (Planted::RepairCopyBelowFloor, 113),
         (Planted::RestoredReplicaVotes, 8),
     ];
     /// Not found within 700 seeds. The model finds it, and so does `cluster/repair_tests`; what would show it here is still to be built.

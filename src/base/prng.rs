@@ -49,6 +49,12 @@ impl Prng {
         low + self.below(high - low)
     }
 
+    /// One of them, each alike; `None` of none. It draws once in any case.
+    #[inline]
+    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
+        from.get(self.below(from.len().max(1) as u64) as usize)
+    }
+
     /// True once in `n` on average.
     #[inline]
     pub fn one_in(&mut self, n: u64) -> bool {

@@ -127,7 +127,7 @@ fn have_chosen(acceptors: &mut [Acceptor; 3], there: &[u64], node: u64, value: &
 
 #[test]
 fn what_was_chosen_and_told_nobody_is_chosen_by_who_said_yes() {
-    let (mut acceptors, epoch) = ([const { None::<Acceptor> }; 3].map(Option::unwrap_or_default), topology(3).epoch());
+    let (mut acceptors, epoch) = (std::array::from_fn(|_| Acceptor::default()), topology(3).epoch());
     assert_eq!(have_chosen(&mut acceptors, &[1, 2], 1, b"heavier"), Outcome::Chosen(b"heavier".to_vec()));
     // The first node falls before it tells anybody.
     assert_eq!(acceptors[2].accepted(epoch), None);

@@ -6,6 +6,7 @@
 //! to let go removes it. Nobody locks anything.
 
 use super::EngineError;
+use super::format::block::leading;
 use super::format::manifest::{Level, TableId, TableRecord};
 use super::manifest::State;
 use super::pick::{RunShape, TreeShape};
@@ -96,12 +97,7 @@ pub struct Run<T> {
 /// A place's first bytes as a number that compares as they do.
 #[inline]
 fn head(place: &[u8]) -> u128 {
-    if let Some(whole) = place.first_chunk::<16>() {
-        return u128::from_be_bytes(*whole);
-    }
-    let mut bytes = [0; 16];
-    bytes[..place.len()].copy_from_slice(place);
-    u128::from_be_bytes(bytes)
+    u128::from_be_bytes(leading(place))
 }
 
 impl<T> Run<T> {

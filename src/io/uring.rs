@@ -310,6 +310,7 @@ impl UringDriver {
         if let Some(timespec) = &timespec {
             args = args.timespec(timespec);
         }
+        self.reads_queued = 0;
         self.judge_enter(self.ring.submitter().submit_with_args(1, &args));
     }
 
@@ -443,7 +444,7 @@ impl UringDriver {
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return;
             }
-            self.judge_enter(self.ring.submit());
+            self.enter();
         }
         self.backlog.push_back(entry);
         self.flush_backlog();

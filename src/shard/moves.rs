@@ -379,8 +379,8 @@ async fn found(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
 }
 
 /// What a proposer had chosen and then told nobody, for it fell, would lie there until somebody wants another change, although an operator
-/// may have been told that it is decided. So who has said yes, and hears no more of it, has it chosen anew, whatever was chosen. Before the
-/// cluster is founded that takes all founders, and is theirs to do.
+/// may have been told that it is decided. So who has said yes, and hears no more of it, proposes it anew: then it is chosen, or what had
+/// been. Before the cluster is founded that takes all founders, and `found` does it.
 async fn keep_completing(shard: &Rc<Shard>, cluster: &Rc<Cluster>) {
     let mut seen: Option<(Accepted, Mono)> = None;
     while lives(shard) {

@@ -4,8 +4,8 @@
 //! durable. Several may be down at once, all of them too. Links are cut, one way or both, one by one or all of a node's; connections are
 //! reset; bytes come late and in pieces; disks and cores are slow; wall clocks differ by up to 300 ms and drift. Meanwhile nodes join,
 //! leave, come back, change their weights and are replaced (`operator`); one at a time falls for good, or comes back on an empty disk, or
-//! has bits flip in its tables until it is replaced. Now and then two
-//! nodes have only each other (`estranged`). What befalls them how often a seed draws (`fates`).
+//! has bits flip in its tables until it is replaced. Now and then two nodes have only each other (`estranged`). What befalls them how often
+//! a seed draws (`fates`).
 //!
 //! Gossip is the node's own, shell included; its datagrams are lost, repeated and delayed (`air`). In a build with the feature
 //! `next-version` programs of two versions serve together, and nodes get the newer one while clients go on (`programs`).
@@ -23,7 +23,7 @@ use super::air::Air;
 use super::buried::{all_absent, delete_all, fill};
 use super::checker::{Checker, Span};
 use super::estranged::{self, Estranged};
-use super::fates::{Fates, draw_latencies};
+use super::fates::{Fates, any_of, draw_latencies};
 use super::final_look::Quiet;
 use super::operator::{self, Operator};
 use super::scenario::small_engine;
@@ -64,12 +64,6 @@ const VNODES: u32 = 16;
 const CLUSTER: u64 = 0xC1;
 /// What comes late.
 const LATE_MS_MAX: u64 = 6_000;
-
-/// How much of it a seed has.
-fn draw_late(prng: &mut Prng) -> Late {
-    let (puts_one_in, cells_one_in) = ([40, 40, 8, 400][prng.below(4) as usize], [10, 10, 2, 100][prng.below(4) as usize]);
-    Late { puts_one_in, puts_ms_max: 1_000, cells_one_in, pushes_one_in: 1, again_ms_max: LATE_MS_MAX }
-}
 /// Between two sessions of forgetting of a core.
 const FORGET_PAUSE: Duration = Duration::from_millis(20);
 /// By then every vnode has had a session, and merges have dropped what is below its floor.
@@ -237,6 +231,11 @@ impl Node {
         }
     }
 
+    /// It may come to hold data: it is not gone for good, and has lost nothing that it could lack again.
+    pub fn is_whole(&self) -> bool {
+        !self.is_dead && !self.has_lost()
+    }
+
     /// It may lack what it has acknowledged.
     pub fn has_lost(&self) -> bool {
         self.disks_lost > 0 || self.rotten_until.is_some()
@@ -297,6 +296,12 @@ pub(super) fn address(machine: MachineId) -> SocketAddr {
     SocketAddr::new(World::ip(machine), PORT)
 }
 
+/// How much comes late in a seed.
+fn draw_late(prng: &mut Prng) -> Late {
+    let (puts_one_in, cells_one_in) = (any_of(prng, &[40, 40, 8, 400]), any_of(prng, &[10, 10, 2, 100]));
+    Late { puts_one_in, puts_ms_max: 1_000, cells_one_in, pushes_one_in: 1, again_ms_max: LATE_MS_MAX }
+}
+
 /// What the clients of a run share.
 fn shared_of(setup: &Setup, world: &World, nodes: &[Node], pace: Pace, prng: &mut Prng) -> Shared {
     let machines: Vec<MachineId> = nodes.iter().map(|node| node.machine).collect();
@@ -319,8 +324,8 @@ fn shared_of(setup: &Setup, world: &World, nodes: &[Node], pace: Pace, prng: &mu
         in_cluster: true,
         thought_us_max: pace.thought_us_max,
         patience: pace.patience,
-        retry_one_in: [1, 1, 10, 100][prng.below(4) as usize],
-        deletes_one_in: [None, None, Some(3)][prng.below(3) as usize],
+        retry_one_in: any_of(prng, &[1, 1, 10, 100]),
+        deletes_one_in: any_of(prng, &[None, None, Some(3)]),
     }
 }
 
@@ -361,7 +366,7 @@ impl Run {
         let shared = shared_of(&setup, &world, &nodes, pace, &mut prng);
         let outcome = Outcome { seed: setup.seed, ..Outcome::default() };
         let (is_eager, is_merging_often) = (prng.one_in(2), !prng.one_in(3));
-        let replicas = [RF_DEFAULT, RF_DEFAULT, RF_DEFAULT, RF_MAX, RF_MAX, 1][prng.below(6) as usize];
+        let replicas = any_of(&mut prng, &[RF_DEFAULT, RF_DEFAULT, RF_DEFAULT, RF_MAX, RF_MAX, 1]);
         let late = draw_late(&mut prng);
         let air = setup.planted.is_none().then(|| Air::draw(&world, &mut prng, setup.faults.network));
         let (operator, shared) = (Rc::new(Operator::new(founding.clone())), Rc::new(shared));

@@ -39,6 +39,13 @@ pub(super) enum Estranged {
     },
 }
 
+impl Estranged {
+    /// Links are cut for it.
+    pub(super) fn is_under_way(self) -> bool {
+        !matches!(self, Estranged::Wanted)
+    }
+}
+
 impl Run {
     /// The next step of it, when it is due and can be.
     pub(super) fn look_at_estranged(&mut self) {
@@ -76,7 +83,7 @@ impl Run {
         let members: Vec<usize> = known.members().map(|node| node.spec.id as usize - 1).collect();
         // The first of them is who sees to it that vnodes flip.
         let (_, others) = members.split_first().filter(|_| self.operator.all_know_founding() && self.dead_member().is_none())?;
-        let node = *others.get(self.prng.below(others.len().max(1) as u64) as usize)?;
+        let node = *self.prng.pick(others)?;
         self.note(format!("node {} is estranged from all others", node + 1));
         self.keep_apart(node, &[]);
         Some(Estranged::Apart { node, meets_at: self.between_ms(200, 1_500) })
@@ -112,10 +119,7 @@ impl Run {
     fn meets_newcomer(&mut self, node: usize) -> Option<Estranged> {
         let known = self.operator.known();
         let steward = known.members().map(|member| member.spec.id as usize - 1).min()?;
-        let is_whole = |other: &usize| !self.nodes[*other].is_dead && !self.nodes[*other].has_lost();
-        let is_stranger = |other: &usize| known.index_of(*other as u64 + 1).is_none() && is_whole(other);
-        // One node at a time is lost.
-        let newcomer = (0..self.nodes.len()).find(is_stranger).filter(|_| self.dead_member().is_none())?;
+        let newcomer = self.strangers().next().filter(|_| self.dead_member().is_none())?;
         self.keep_apart(newcomer, &[node, steward]);
         self.order_join(newcomer);
         self.happened(MET_NEWCOMER);
@@ -125,7 +129,7 @@ impl Run {
     fn meets_emptied(&mut self, node: usize) -> Option<Estranged> {
         let known = self.operator.known();
         let members: Vec<usize> = known.members().map(|member| member.spec.id as usize - 1).filter(|member| *member != node).collect();
-        let emptied = *members.get(self.prng.below(members.len().max(1) as u64) as usize)?;
+        let emptied = *self.prng.pick(&members)?;
         if !self.may_lose(&known) || self.nodes[emptied].life.is_none() {
             return None;
         }

@@ -72,6 +72,11 @@ impl Fate {
 /// Links to nodes that move a vnode are cut in so many of so many turns where vnodes move, where that comes evenly.
 const MOVERS_CUT: (u64, u64) = (1, 8);
 
+/// One of what a seed may draw; what is there several times is so much likelier.
+pub(super) fn any_of<T: Copy>(prng: &mut Prng, choices: &[T]) -> T {
+    *prng.pick(choices).expect("there is something to choose")
+}
+
 /// How often each comes in one seed.
 pub(super) struct Fates {
     drawn: Vec<(Fate, u64)>,
@@ -83,10 +88,10 @@ impl Fates {
         let mut drawn = Vec::new();
         for fate in Fate::ALL {
             // Drawn for all, so that a seed without some faults is otherwise as it was.
-            let share = SHARES[prng.below(SHARES.len() as u64) as usize];
+            let share = any_of(prng, &SHARES);
             drawn.push((fate, if fate.is_among(faults) { fate.evenly() * share } else { 0 }));
         }
-        let share = SHARES[prng.below(SHARES.len() as u64) as usize];
+        let share = any_of(prng, &SHARES);
         let movers_cut = if faults.moves && faults.cut { MOVERS_CUT.0 * share } else { 0 };
         Fates { drawn, movers_cut }
     }
@@ -123,7 +128,7 @@ impl Run {
         let faults = self.setup.faults;
         self.look_at_estranged();
         // They are left to each other, mostly.
-        if self.estranged.is_some() && !self.prng.one_in(4) {
+        if self.estranged.is_some_and(Estranged::is_under_way) && !self.prng.one_in(4) {
             return;
         }
         if self.prng.below(MOVERS_CUT.1) < self.fates.movers_cut {

@@ -3,6 +3,7 @@
 //! operator looks at the topology all the time, so that the run knows who is a member.
 
 use super::cluster::{Run, address};
+use super::estranged::Estranged;
 use super::final_look::Quiet;
 use crate::client::Answer;
 use crate::cluster::takeover::all_takers;
@@ -217,7 +218,7 @@ impl Run {
 
     /// Orders something that can be ordered now.
     pub(super) fn order_something(&mut self) {
-        if self.operator.order.borrow().is_some() || self.estranged.is_some() {
+        if self.operator.order.borrow().is_some() || self.estranged.is_some_and(Estranged::is_under_way) {
             return;
         }
         let known = self.operator.known();
@@ -230,15 +231,17 @@ impl Run {
             }
             return;
         }
+        if self.estranged.is_some() {
+            // It begins now that nothing moves.
+            return;
+        }
         if let Some(dead) = self.dead_member() {
             return self.order_end_of(dead);
         }
         let members: Vec<usize> = known.nodes().iter().map(|node| node.spec.id as usize - 1).collect();
-        let strangers: Vec<usize> = (0..self.nodes.len())
-            .filter(|node| !members.contains(node) && !self.nodes[*node].is_dead && !self.nodes[*node].has_lost())
-            .collect();
-        let one = members[self.prng.below(members.len() as u64) as usize];
-        let stranger = strangers.get(self.prng.below(strangers.len().max(1) as u64) as usize).copied();
+        let strangers: Vec<usize> = self.strangers().collect();
+        let one = *self.prng.pick(&members).expect("a cluster has members");
+        let stranger = self.prng.pick(&strangers).copied();
         let may_lose = self.may_lose(&known);
         match (self.prng.below(10), stranger) {
             (0..3, Some(node)) => self.order_join(node),
@@ -252,6 +255,11 @@ impl Run {
             }
             _ => {}
         }
+    }
+
+    /// Who may join, or take another's place. Who lost something as a member may not: one node at a time is lost.
+    pub(super) fn strangers(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.nodes.len()).filter(|node| self.nodes[*node].is_whole() && !self.operator.is_member(*node as u64 + 1))
     }
 
     /// A member may lose what it has: one at a time, and never one of two.
@@ -284,7 +292,7 @@ impl Run {
             return;
         }
         for _ in 0..self.prng.between(1, 20) {
-            let (name, bytes) = &tables[self.prng.below(tables.len() as u64) as usize];
+            let (name, bytes) = self.prng.pick(&tables).expect("there are some");
             // Where nothing was written there is nothing to flip.
             let _ = self.world.rot(machine, Path::new(name), self.prng.below(*bytes));
         }
@@ -307,9 +315,8 @@ impl Run {
 
     /// What a dead member had comes to another node: a stranger, or where there is none those that are left.
     fn order_end_of(&mut self, dead: usize) {
-        let is_whole = |node: &usize| !self.nodes[*node].is_dead && !self.nodes[*node].has_lost();
-        let is_free = |node: &usize| is_whole(node) && !self.operator.is_member(*node as u64 + 1);
-        match (0..self.nodes.len()).find(is_free) {
+        let free = self.strangers().next();
+        match free {
             Some(node) => self.order_replacement(dead, node),
             None => self.order(format!("leave {}", dead + 1), LEAVE),
         }
@@ -339,14 +346,13 @@ impl Run {
     pub(super) fn cut_movers(&mut self) {
         let known = self.operator.known();
         let moving: Vec<u32> = known.moving().collect();
-        let Some(at) = self.prng.below(moving.len().max(1) as u64).checked_rem(moving.len() as u64) else { return };
-        let vnode = moving[at as usize];
+        let Some(vnode) = self.prng.pick(&moving).copied() else { return };
         let owners = known.replicas(vnode, self.replicas).owners;
         let owners: Vec<u64> = owners.iter().map(|index| known.nodes()[usize::from(*index)].spec.id).collect();
         let takers: Vec<u64> = all_takers(&known, vnode).into_iter().collect();
         let one = self.prng.below(self.nodes.len() as u64) as usize;
         for ids in [takers, owners] {
-            let drawn = self.prng.below(ids.len().max(1) as u64).checked_rem(ids.len() as u64).map(|at| ids[at as usize] as usize - 1);
+            let drawn = self.prng.pick(&ids).map(|id| *id as usize - 1);
             let Some(other) = drawn.filter(|other| *other != one && !self.prng.one_in(3)) else { continue };
             self.cut(one, other);
             if self.prng.one_in(2) {

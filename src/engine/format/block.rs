@@ -21,6 +21,17 @@ pub fn common_prefix(a: &[u8], b: &[u8]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
+/// The first bytes, zeros behind the end: a big-endian number of them compares as the strings do, as far as it reaches.
+#[inline]
+pub fn leading<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    if let Some(whole) = bytes.first_chunk::<N>() {
+        return *whole;
+    }
+    let mut padded = [0; N];
+    padded[..bytes.len()].copy_from_slice(bytes);
+    padded
+}
+
 /// Collects the entries of one block.
 #[derive(Debug, Default)]
 pub struct BlockBuilder {

@@ -12,7 +12,7 @@
 //! index:  group … | offset of each group u32 … | blocks u32 | groups u32 | trailer
 //! ```
 
-use super::block::common_prefix;
+use super::block::{common_prefix, leading};
 use crate::base::codec::{Malformed, Reader, put_bytes, put_varint};
 use std::cmp::Ordering;
 
@@ -194,11 +194,7 @@ struct Guide {
 
 /// The eight bytes from `at`, big-endian, zeros behind the end. Where two strings that agree before differ in it, their order is its order.
 fn word_at(bytes: &[u8], at: usize) -> u64 {
-    let rest = bytes.get(at..).unwrap_or_default();
-    let mut word = [0; 8];
-    let len = rest.len().min(8);
-    word[..len].copy_from_slice(&rest[..len]);
-    u64::from_be_bytes(word)
+    u64::from_be_bytes(leading(bytes.get(at..).unwrap_or_default()))
 }
 
 impl Guide {
@@ -218,7 +214,7 @@ impl Guide {
             Ordering::Equal => {
                 let word = word_at(place, self.common.len());
                 let below = self.words.partition_point(|first| *first < word);
-                (below, below + self.words[below..].iter().take_while(|first| **first == word).count())
+                (below, self.words.partition_point(|first| *first <= word))
             }
         }
     }
