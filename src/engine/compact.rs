@@ -14,7 +14,7 @@ use super::merge::{Merge, MergeStep, Rules, Source, Tally, World};
 use super::pick::{RunShape, choose};
 use super::table::Table;
 use super::table_iter::TableIter;
-use super::tables::{Memory, Output, Tables, or_full, prefix_of, share, sizes};
+use super::tables::{Memory, Output, Tables, Underway, or_full, prefix_of, share, sizes};
 use crate::base::record::{NamespaceId, Version, vnode_of};
 use crate::base::time::WallMs;
 use crate::engine::format::manifest::VnodeRecord;
@@ -35,6 +35,8 @@ pub struct Merged {
     pub tally: Tally,
     /// Bytes of tables that were written.
     pub written_bytes: u64,
+    /// No: it gave way to another merge.
+    pub is_done: bool,
 }
 
 /// One table as a source. It holds the open table, not its place in a tree, so that its front may be given back meanwhile.
@@ -126,7 +128,7 @@ impl<M: Memory> World for Around<'_, M> {
 }
 
 impl Tables {
-    /// Carries out the next merge that is due, to its end. None where none is due.
+    /// Carries out the next merge that is due, to its end or until another goes first. None where none is due.
     ///
     /// # Errors
     /// `DiskFull`: what is done stays done; call again when there may be room. Others: damage, or as `Manifest::commit`.
@@ -137,7 +139,7 @@ impl Tables {
             shape.runs.iter().filter(|run| choice.inputs.contains(&run.id)).partition(|run| run.level < Level::Last);
         let sum = |runs: Vec<&RunShape>| runs.iter().map(|run| run.bytes).sum::<u64>() as f64;
         let (above, last) = (sum(above), sum(last));
-        let begun = self.manifest.state().merge.clone();
+        let begun = self.manifest.state().merges.last().filter(|merge| choice.run == Some(merge.run)).cloned();
         let merge = match begun {
             Some(merge) => merge,
             None => {
@@ -147,10 +149,12 @@ impl Tables {
                 merge
             }
         };
-        let bytes = self.bytes_in(&merge);
-        self.merging.begin(self.io.now(), bytes);
+        let (left, done) = self.bytes_of(&merge);
+        self.look_at_merges(true);
+        self.merging.begin(self.io.now(), left + done, left);
         let merged = self.carry_out(merge, memory).await;
         self.merging.end(self.io.now());
+        self.look_at_merges(false);
         let merged = merged?;
         if merged.level == Level::Last && merged.tally.bytes_in > 0 {
             // What vanished was replaced by what came from above, or took it along.
@@ -160,15 +164,47 @@ impl Tables {
         Ok(Some(merged))
     }
 
-    /// About the bytes of places and cells that a merge still has to go through.
-    fn bytes_in(&self, merge: &MergeRecord) -> u64 {
+    /// About the bytes of places and cells that a merge still has to go through, and those that it has written.
+    pub(super) fn bytes_of(&self, merge: &MergeRecord) -> (u64, u64) {
         let tree = self.tree();
-        let tables = tree.runs.iter().filter(|run| merge.inputs.contains(&run.id)).flat_map(|run| &run.tables);
         let raw = |table: &Rc<TableRef<Table>>| {
             let left = sizes(table, 0).0 as f64 / table.record.bytes.max(1) as f64;
             (table.table.info().counts.raw_bytes as f64 * left) as u64
         };
-        tables.filter(|table| table.record.last >= merge.done).map(raw).sum()
+        let (mut left, mut done) = (0, 0);
+        for run in tree.runs.iter().filter(|run| run.id == merge.run || merge.inputs.contains(&run.id)) {
+            for table in &run.tables {
+                *(if table.record.last >= merge.done { &mut left } else { &mut done }) += raw(table);
+            }
+        }
+        (left, done)
+    }
+
+    /// Looks at what the pace of writes depends on, as the manifest has it now. `goes_on`: the last merge that was begun does.
+    pub(super) fn look_at_merges(&self, goes_on: bool) {
+        let (state, tree, mut underway) = (self.manifest.state(), self.tree(), Underway::default());
+        for (at, merge) in state.merges.iter().enumerate() {
+            let level0 = tree.level0_runs_where(|id| merge.inputs.contains(&id));
+            if goes_on && at + 1 == state.merges.len() {
+                (underway.level0, underway.is_into_last) = (level0, merge.level == Level::Last);
+            } else {
+                let (left, done) = self.bytes_of(merge);
+                underway.held += level0;
+                underway.held_flushes += level0 as f64 * left as f64 / (left + done).max(1) as f64;
+                underway.held_left += left;
+            }
+        }
+        let into_last = state.merges.iter().find(|merge| merge.level == Level::Last);
+        for run in &tree.runs {
+            let is_input = into_last.is_some_and(|merge| merge.inputs.contains(&run.id));
+            let bytes = || run.tables.iter().map(|table| table.record.bytes).sum::<u64>();
+            match run.level {
+                Level::One if !is_input => underway.above += bytes(),
+                Level::Last => underway.last += bytes(),
+                Level::Zero | Level::One => {}
+            }
+        }
+        self.underway.set(underway);
     }
 
     async fn carry_out(&self, mut merge: MergeRecord, memory: &impl Memory) -> Result<Merged, EngineError> {
@@ -199,8 +235,8 @@ impl Tables {
             written_bytes += bytes;
             steps.set_expired_ms(counted_ms);
             drop(self.reap().await);
-            if is_last {
-                return Ok(Merged { level: merge.level, tally: steps.tally(), written_bytes });
+            if is_last || choose(&self.shape(), &self.config.policy).is_none_or(|next| next.run != Some(merge.run)) {
+                return Ok(Merged { level: merge.level, tally: steps.tally(), written_bytes, is_done: is_last });
             }
             if memory.is_closing() || self.io.is_shutting_down() {
                 return Err(EngineError::Stopped("the shard is closing".to_owned()));
@@ -283,6 +319,7 @@ impl Tables {
         }
         edits.push(Edit::Merge((!is_last).then(|| merge.clone())));
         self.adopt(edits, new, counted_ms).await?;
+        self.look_at_merges(true);
         memory.found_room();
         Ok((written_bytes, counted_ms))
     }

@@ -11,6 +11,8 @@ static DISK_READ_BYTES: Meaning = counter("disk_read_bytes_total", "Bytes read f
 static FLUSHES: Meaning = counter("flushes_total", "Memtables written as tables.");
 static FLUSHED_BYTES: Meaning = counter("flushed_bytes_total", "Bytes of tables that flushes wrote.");
 static COMPACTIONS: Meaning = counter("compactions_total", "Merges of tables.");
+static COMPACTIONS_NESTED: Meaning =
+    counter("compactions_nested_total", "Times that a merge into the last level gave way to a full level 0, and went on later.");
 static COMPACTED_BYTES: Meaning = counter("compacted_bytes_total", "Bytes of tables that merges wrote.");
 static EXPIRED: Meaning = counter("expired_total", "Keys whose deadline passed and that were counted.");
 static FORGOTTEN: Meaning =
@@ -56,6 +58,7 @@ impl Engine {
             (&FLUSHES, stats.flushes),
             (&FLUSHED_BYTES, stats.flushed_bytes),
             (&COMPACTIONS, stats.merges),
+            (&COMPACTIONS_NESTED, stats.merges_nested),
             (&COMPACTED_BYTES, stats.merged_bytes),
             (&EXPIRED, stats.expired),
             (&FORGOTTEN, stats.forgotten),

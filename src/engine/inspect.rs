@@ -326,7 +326,7 @@ fn edit_line(edit: &Edit) -> Line {
             .with("term", record.term)
             .with("lease until", record.lease_until_ms),
         Edit::Numbers { table, run } => Line::new("  numbers").with("next table", *table).with("next run", *run),
-        Edit::Merge(None) => Line::new("  merge ended").with("is", "none under way"),
+        Edit::Merge(None) => Line::new("  merge ended").with("is", "the one begun last"),
         Edit::Merge(Some(merge)) => Line::new("  merge")
             .with("level", merge.level as u32)
             .with("run", merge.run)

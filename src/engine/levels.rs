@@ -199,19 +199,24 @@ impl<T> Tree<T> {
 
     /// Flushes that no merge has taken yet.
     pub fn level0_runs(&self) -> usize {
-        let level0 = || self.runs.iter().filter(|run| run.level == Level::Zero);
+        self.level0_runs_where(|_| true)
+    }
+
+    /// Those whose number is meant.
+    pub fn level0_runs_where(&self, is_meant: impl Fn(u64) -> bool) -> usize {
+        let level0 = || self.runs.iter().filter(|run| run.level == Level::Zero && is_meant(run.id));
         // Those of one number stand beside each other.
         level0().zip(level0().skip(1)).filter(|(a, b)| a.id != b.id).count() + level0().count().min(1)
     }
 
     /// What the picker wants to know. `bytes` gives a table's bytes from its start on and those of them known to be dead.
-    pub fn shape(&self, state: &State, overwritten_share: f64, bytes: impl Fn(&TableRef<T>) -> (u64, u64)) -> TreeShape {
+    pub fn shape(&self, state: &State, (overwritten_share, left): (f64, u64), bytes: impl Fn(&TableRef<T>) -> (u64, u64)) -> TreeShape {
         let runs = self.runs.chunk_by(|a, b| (a.level, a.id) == (b.level, b.id)).map(|lanes| {
             let tables = lanes.iter().flat_map(|run| &run.tables);
             let sums = tables.map(|table| bytes(table)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
             RunShape { id: lanes[0].id, level: lanes[0].level, bytes: sums.0, dead_bytes: sums.1 }
         });
-        TreeShape { runs: runs.collect(), merge: state.merge.clone(), overwritten_share }
+        TreeShape { runs: runs.collect(), merges: state.merges.clone(), left, overwritten_share }
     }
 
     /// Checks the order that everything here relies on.

@@ -83,6 +83,9 @@ impl VnodeRecords {
     }
 }
 
+/// A merge of level 0 may go before the rest of one into the last level.
+const MERGES_MAX: usize = 2;
+
 /// What a manifest says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
@@ -95,7 +98,8 @@ pub struct State {
     /// The number of the next table, and of the next run.
     pub next_table: u64,
     pub next_run: u64,
-    pub merge: Option<MergeRecord>,
+    /// Merges under way, each begun within the one before it.
+    pub merges: Vec<MergeRecord>,
 }
 
 impl State {
@@ -129,7 +133,12 @@ impl State {
                 self.next_table = self.next_table.max(*table);
                 self.next_run = self.next_run.max(*run);
             }
-            Edit::Merge(merge) => self.merge.clone_from(merge),
+            Edit::Merge(None) => drop(self.merges.pop()),
+            Edit::Merge(Some(merge)) => match self.merges.iter().position(|known| known.run == merge.run) {
+                Some(at) if at + 1 == self.merges.len() => self.merges[at] = merge.clone(),
+                None if self.merges.len() < MERGES_MAX => self.merges.push(merge.clone()),
+                _ => return Err(Malformed("a merge within too many others, or one that waits for another goes on")),
+            },
         }
         Ok(())
     }
@@ -140,7 +149,7 @@ impl State {
         edits.push(Edit::Numbers { table: self.next_table, run: self.next_run });
         edits.extend(self.vnodes.iter().map(|(namespace, first, last, record)| Edit::Vnodes { namespace, first, last, record }));
         edits.extend(self.tables.values().cloned().map(Edit::AddTable));
-        edits.extend(self.merge.is_some().then(|| Edit::Merge(self.merge.clone())));
+        edits.extend(self.merges.iter().cloned().map(|merge| Edit::Merge(Some(merge))));
         edits
     }
 }
@@ -585,7 +594,9 @@ mod tests {
         state.apply(&Edit::AddTable(record(4))).unwrap();
         state.apply(&Edit::RaiseFrom { id: record(3).id, from: b"m".to_vec() }).unwrap();
         state.apply(&Edit::LinkTable(record(4).id)).unwrap();
-        state.apply(&Edit::Merge(Some(MergeRecord { inputs: vec![3, 4], run: 5, ..MergeRecord::default() }))).unwrap();
+        let merge = |run, inputs| MergeRecord { inputs, run, ..MergeRecord::default() };
+        state.apply(&Edit::Merge(Some(merge(5, vec![3, 4])))).unwrap();
+        state.apply(&Edit::Merge(Some(merge(6, vec![7])))).unwrap();
         let vnode = VnodeRecord { drop_seq: 5, ..VnodeRecord::default() };
         state.apply(&Edit::Vnodes { namespace: 1, first: 2, last: 3, record: vnode }).unwrap();
         let mut again = State::default();
@@ -594,5 +605,15 @@ mod tests {
         assert!(state.apply(&Edit::AddTable(record(3))).is_err());
         assert!(state.apply(&Edit::RemoveTable(record(9).id)).is_err());
         assert!(state.apply(&Edit::RaiseFrom { id: record(3).id, from: b"l".to_vec() }).is_err());
+        assert!(state.apply(&Edit::Merge(Some(merge(7, vec![8])))).is_err(), "three at a time");
+        assert!(state.apply(&Edit::Merge(Some(merge(5, vec![4])))).is_err(), "it waits");
+        let ends = |state: &mut State, edit: Option<MergeRecord>, left: &[u64]| {
+            state.apply(&Edit::Merge(edit)).unwrap();
+            assert_eq!(state.merges.iter().map(|merge| merge.run).collect::<Vec<_>>(), left);
+        };
+        ends(&mut state, Some(MergeRecord { done: b"k".to_vec(), ..merge(6, vec![7]) }), &[5, 6]);
+        ends(&mut state, None, &[5]);
+        ends(&mut state, Some(merge(5, vec![4])), &[5]);
+        ends(&mut state, None, &[]);
     }
 }

@@ -26,6 +26,8 @@ mod moving;
 #[cfg(test)]
 mod moving_tests;
 pub mod pace;
+#[cfg(test)]
+mod pace_tests;
 pub mod pick;
 mod pieces;
 pub mod recover;

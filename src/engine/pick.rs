@@ -4,6 +4,9 @@
 //! it goes straight into the last level if it is large against it, else it becomes one run of level 1; level 1 goes into the last level
 //! when together they reach a good half of it. So the last level, most of the data, is rewritten only when the data has grown that much or
 //! what lies above makes it garbage, and each cell is written about three times in all up to some GiB a core (a test simulates it).
+//!
+//! A merge into a large last level takes minutes. It takes in level 1 alone, and so that level 0 need not hold all that is written
+//! meanwhile, that is merged into a new run of level 1 between two slices of the large merge, which then goes on.
 
 use super::format::manifest::{Level, MergeRecord};
 
@@ -23,8 +26,10 @@ pub struct RunShape {
 pub struct TreeShape {
     /// Newest first.
     pub runs: Vec<RunShape>,
-    /// A merge that was begun.
-    pub merge: Option<MergeRecord>,
+    /// Merges that were begun, each within the one before it.
+    pub merges: Vec<MergeRecord>,
+    /// Bytes of places and cells that the first of them still has to go through.
+    pub left: u64,
     /// Of the bytes that merges into the last level took from above, the share that replaced something. 0 until one is measured.
     pub overwritten_share: f64,
 }
@@ -44,16 +49,35 @@ pub struct Policy {
     pub dead_share: f64,
     /// Garbage is not worth a merge below this.
     pub dead_bytes_min: u64,
+    /// A full level 0 goes before a merge of levels 1 and last that still has more to go through than this.
+    pub nest_bytes: u64,
+    /// What is written during such a merge may take up to this share of the last level.
+    pub above_room_share: f64,
 }
 
 impl Default for Policy {
     fn default() -> Policy {
-        Policy { level0_runs: 12, direct_share: 0.5, above_share: 0.6, level1_runs: 6, dead_share: 0.2, dead_bytes_min: 8 << 20 }
+        Policy {
+            level0_runs: 12,
+            direct_share: 0.5,
+            above_share: 0.6,
+            level1_runs: 6,
+            dead_share: 0.2,
+            dead_bytes_min: 8 << 20,
+            nest_bytes: u64::MAX / 2,
+            above_room_share: 0.33,
+        }
     }
 }
 
 impl Policy {
-    /// Flushes that level 0 may hold when the merge under way ends: writes are slowed so that it never holds more.
+    /// For memtables of so many bytes. Going first costs a level 0 to be written once more, so it has to spare it a long wait.
+    pub fn new(memtable_bytes: u64) -> Policy {
+        let policy = Policy::default();
+        Policy { nest_bytes: 10 * policy.level0_runs as u64 * memtable_bytes, ..policy }
+    }
+
+    /// Flushes that level 0 may hold, of those that are consumed in part the rest: writes are slowed so that it never holds more.
     pub fn pace_runs(&self) -> usize {
         self.level0_runs * 3
     }
@@ -85,14 +109,22 @@ pub struct Choice {
 
 /// The next merge, if one is due.
 pub fn choose(shape: &TreeShape, policy: &Policy) -> Option<Choice> {
-    if let Some(merge) = &shape.merge {
+    let of = |level| shape.runs.iter().filter(move |run| run.level == level);
+    if let Some(merge) = shape.merges.last() {
+        let is_outermost = shape.merges.len() == 1 && merge.level == Level::Last;
+        let level0: Vec<u64> = of(Level::Zero).map(|run| run.id).collect();
+        let takes_level0 = level0.iter().any(|id| merge.inputs.contains(id));
+        if is_outermost && !takes_level0 && shape.left > policy.nest_bytes && level0.len() >= policy.level0_runs {
+            return Some(Choice { inputs: level0, level: Level::One, run: None });
+        }
         return Some(Choice { inputs: merge.inputs.clone(), level: merge.level, run: Some(merge.run) });
     }
-    let of = |level| shape.runs.iter().filter(move |run| run.level == level);
     let bytes = |level| of(level).map(|run| run.bytes).sum::<u64>();
     let (above0, above1, last) = (bytes(Level::Zero), bytes(Level::One), bytes(Level::Last));
     let full = of(Level::Zero).count() >= policy.level0_runs;
-    let whole = || all_into_last(shape);
+    // A long merge gives way to level 0 for half of its time at least.
+    let is_long = above1 > 0 && above1 + last > 2 * policy.nest_bytes;
+    let whole = || into_last(shape, |run| !(is_long && run.level == Level::Zero));
     if of(Level::Last).count() > 1 && full || is_worn(shape, policy, above0 + above1, last) {
         return whole();
     }
@@ -127,11 +159,11 @@ fn is_worn(shape: &TreeShape, policy: &Policy, above: u64, last: u64) -> bool {
     dead >= policy.dead_bytes_min as f64 && dead >= policy.dead_share * live
 }
 
-fn all_into_last(shape: &TreeShape) -> Option<Choice> {
+fn into_last(shape: &TreeShape, takes: impl Fn(&RunShape) -> bool) -> Option<Choice> {
     // One last run goes on under its number; of several, none.
     let mut last = shape.runs.iter().filter(|run| run.level == Level::Last);
     let run = last.next().map(|run| run.id).filter(|_| last.next().is_none());
-    let inputs: Vec<u64> = shape.runs.iter().map(|run| run.id).collect();
+    let inputs: Vec<u64> = shape.runs.iter().filter(|run| takes(run)).map(|run| run.id).collect();
     (!inputs.is_empty()).then_some(Choice { inputs, level: Level::Last, run })
 }
 
@@ -266,10 +298,45 @@ mod tests {
     #[test]
     fn a_merge_that_was_begun_goes_on_before_anything_else() {
         let merge = MergeRecord { inputs: vec![3, 2], level: Level::One, run: 9, done: Vec::new() };
-        let shape = TreeShape { merge: Some(merge), ..TreeShape::default() };
+        let shape = TreeShape { merges: vec![merge], ..TreeShape::default() };
         let expected = Choice { inputs: vec![3, 2], level: Level::One, run: Some(9) };
         assert_eq!(choose(&shape, &Policy::default()), Some(expected));
         assert_eq!(choose(&TreeShape::default(), &Policy::default()), None);
+    }
+
+    #[test]
+    fn a_full_level_0_goes_before_a_long_merge_into_the_last_level_and_nothing_else_does() {
+        let zero = |id| RunShape { id, level: Level::Zero, bytes: MIB, dead_bytes: 0 };
+        let policy = Policy { level0_runs: 2, nest_bytes: 100, ..Policy::default() };
+        let outer = MergeRecord { inputs: vec![1], level: Level::Last, run: 1, done: Vec::new() };
+        let with_level0 = MergeRecord { inputs: vec![2, 1], ..outer.clone() };
+        let shape = |runs: &[u64], merges: &[&MergeRecord], left| TreeShape {
+            runs: runs.iter().map(|id| zero(*id)).collect(),
+            merges: merges.iter().map(|merge| (*merge).clone()).collect(),
+            left,
+            overwritten_share: 0.0,
+        };
+        let on = |merge: &MergeRecord| Some(Choice { inputs: merge.inputs.clone(), level: merge.level, run: Some(merge.run) });
+        assert_eq!(choose(&shape(&[3], &[&outer], 101), &policy), on(&outer), "level 0 is not full");
+        assert_eq!(choose(&shape(&[4, 3], &[&outer], 100), &policy), on(&outer), "it ends soon");
+        assert_eq!(choose(&shape(&[4, 3, 2], &[&with_level0], 101), &policy), on(&with_level0), "it frees level 0 itself");
+        let first = Choice { inputs: vec![4, 3], level: Level::One, run: None };
+        assert_eq!(choose(&shape(&[4, 3], &[&outer], 101), &policy), Some(first));
+        let nested = MergeRecord { inputs: vec![4, 3], level: Level::One, run: 5, done: Vec::new() };
+        assert_eq!(choose(&shape(&[7, 6, 4, 3], &[&outer, &nested], 101), &policy), on(&nested));
+        assert_eq!(choose(&shape(&[7, 6, 4, 3], &[&nested], 101), &policy), on(&nested), "it is none into the last level");
+    }
+
+    #[test]
+    fn a_long_merge_into_the_last_level_leaves_level_0_alone() {
+        let run = |id, level, mib: u64| RunShape { id, level, bytes: mib * MIB, dead_bytes: 0 };
+        let runs = vec![run(4, Level::Zero, 50), run(3, Level::Zero, 50), run(2, Level::One, 50), run(1, Level::Last, 100)];
+        let shape = TreeShape { runs, ..TreeShape::default() };
+        let inputs_at = |nest_mib: u64| {
+            let policy = Policy { level0_runs: 2, nest_bytes: nest_mib * MIB, ..Policy::default() };
+            choose(&shape, &policy).expect("level 0 is full and large").inputs
+        };
+        assert_eq!((inputs_at(75), inputs_at(74)), (vec![4, 3, 2, 1], vec![2, 1]));
     }
 
     #[test]

@@ -165,7 +165,7 @@ impl Salvage<'_> {
                         self.say(format!("{name}/MANIFEST-{number} at {}: torn tail, never acknowledged", found.end_bytes));
                     }
                     // At rest: where a merge was under way, its inputs and outputs are a tree like any other.
-                    state.merge = None;
+                    state.merges.clear();
                     state
                 }
                 Err(error) => self.state_without_manifest(core, &name, error).await?,

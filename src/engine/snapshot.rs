@@ -23,7 +23,7 @@ impl Tables {
         let mut state: State = self.manifest.state().clone();
         drop(turn);
         // A snapshot is at rest: where a merge was under way, its inputs and outputs are a tree like any other.
-        state.merge = None;
+        state.merges.clear();
         // Its records stay marked as linked: neither side may give back the front of a file that the other reads.
         for table in tree.tables() {
             match self.io.link(&table.file.path, &tables_dir.join(table.record.id.file_name())).await {

@@ -9,7 +9,7 @@ use super::batch::{Batch, KeyRef};
 use super::cell_cache::CellCache;
 use super::expire::Lags;
 use super::memtable::{self, Memtable, MemtableConfig, oldest_part};
-use super::pace::{Meter, rate};
+use super::pace::rate;
 use super::pick::Policy;
 use super::recover::NodeStore;
 use super::store_marks::RemnantFloors;
@@ -17,7 +17,7 @@ use super::tables::Tables;
 use super::wal::{CEILING_AHEAD, DurableHook, Wal, WalStats};
 use super::{EngineError, Planted, Seq};
 use crate::base::record::{NamespaceId, Version, vnode_of};
-use crate::base::time::{HybridClock, WallMs};
+use crate::base::time::{HybridClock, Mono, WallMs};
 use crate::io::Io;
 use crate::io::signal::Signal;
 use crate::limits::{BLOCK_BYTES, CLOCK_SKEW_MS_MAX, TABLE_BYTES_MAX, WAL_SEGMENT_BYTES};
@@ -81,7 +81,7 @@ impl EngineConfig {
             forget_after_ms: None,
             begun_is_over_ms: None,
             hash_seed,
-            policy: Policy::default(),
+            policy: Policy::new(memtable_bytes as u64),
             planted: None,
         }
     }
@@ -172,6 +172,7 @@ pub(super) struct Counters {
     pub(super) flushes: Cell<u64>,
     pub(super) flushed_bytes: Cell<u64>,
     pub(super) merges: Cell<u64>,
+    pub(super) merges_nested: Cell<u64>,
     pub(super) merged_bytes: Cell<u64>,
     pub(super) expired: Cell<u64>,
     pub(super) forgotten: Cell<u64>,
@@ -360,30 +361,27 @@ impl Engine {
             return None;
         }
         let now = core.io.now();
-        let of = |room, left, meter: &Meter| rate(room, left, meter.speed(now));
         let flushes = core.mems.borrow().ahead(core.config.memtable_bytes).map(|(room, sealed_bytes)| {
             // A flush makes room in the log too.
             let in_log = (1.0 - core.wal.fullness()) * (core.config.wal_segments_max * core.config.wal_segment_bytes) as f64;
             let room = room.min(in_log.max(0.0) as u64);
-            of(room, core.tables.flushing.left().unwrap_or(sealed_bytes), &core.tables.flushing)
+            let (left, speed) = (core.tables.flushing.left().unwrap_or(sealed_bytes), core.tables.flushing.speed(now));
+            rate(room, left, speed)
         });
-        let merges = self.ahead_of_merges().map(|(room, left)| of(room, left, &core.tables.merging));
-        [flushes, merges].into_iter().flatten().reduce(f64::min)
+        [flushes, self.merge_rate(now)].into_iter().flatten().reduce(f64::min)
     }
 
-    /// Bytes that may be written before level 0 holds too many runs, and bytes to be merged before it holds fewer; None: no merge is due.
-    fn ahead_of_merges(&self) -> Option<(u64, u64)> {
+    fn merge_rate(&self, now: Mono) -> Option<f64> {
         let core = &self.core;
-        let (policy, memtable_bytes) = (&core.tables.config().policy, core.config.memtable_bytes as u64);
-        let runs = core.tables.tree().level0_runs();
-        let left = core.tables.merging.left();
-        if left.is_none() && runs < policy.level0_runs {
-            return None;
-        }
-        let mems = core.mems.borrow();
-        let used = (runs + mems.sealed.len()) as u64 * memtable_bytes + mems.active.bytes() as u64;
-        let room = (policy.pace_runs() as u64 * memtable_bytes).saturating_sub(used);
-        Some((room, left.unwrap_or(runs as u64 * memtable_bytes)))
+        let (tables, memtable_bytes) = (&core.tables, core.config.memtable_bytes as u64);
+        let in_memory = {
+            let mems = core.mems.borrow();
+            mems.sealed.len() as u64 * memtable_bytes + mems.active.bytes() as u64
+        };
+        let policy = &tables.config().policy;
+        let above_max = (tables.underway.get().last as f64 * policy.above_room_share) as u64;
+        let behind = tables.behind(memtable_bytes, in_memory)?;
+        Some(behind.rate(policy.pace_runs() as u64 * memtable_bytes, above_max, tables.merging.speed(now)))
     }
 
     /// Flushes and merges are so far behind that `write` will soon refuse: a writer waits until they are not.

@@ -115,7 +115,7 @@ pub(super) async fn merge_loop(core: Rc<Core>) {
         core.room.merges_lack.set(matches!(merged, Err(EngineError::DiskFull)));
         match merged {
             Ok(Some(merged)) => {
-                add(&core.counters.merges, 1);
+                add(if merged.is_done { &core.counters.merges } else { &core.counters.merges_nested }, 1);
                 add(&core.counters.merged_bytes, merged.written_bytes);
                 add(&core.counters.forgotten, merged.tally.forgotten);
                 core.progress.raise();
@@ -240,7 +240,7 @@ impl Engine {
         self.flush().await?;
         loop {
             let shape = self.core.tables.shape();
-            if shape.merge.is_none() && choose(&shape, &self.core.config.policy).is_none() {
+            if shape.merges.is_empty() && choose(&shape, &self.core.config.policy).is_none() {
                 return Ok(());
             }
             if let Some(why) = self.stopped() {
@@ -288,6 +288,7 @@ impl Engine {
             flushes: core.counters.flushes.get(),
             flushed_bytes: core.counters.flushed_bytes.get(),
             merges: core.counters.merges.get(),
+            merges_nested: core.counters.merges_nested.get(),
             merged_bytes: core.counters.merged_bytes.get(),
             expired: core.counters.expired.get(),
             forgotten: core.counters.forgotten.get(),
@@ -326,6 +327,8 @@ pub struct EngineStats {
     pub flushes: u64,
     pub flushed_bytes: u64,
     pub merges: u64,
+    /// Times that one gave way to another.
+    pub merges_nested: u64,
     pub merged_bytes: u64,
     pub expired: u64,
     /// Tombstones, what expired values left, and deadlines that merges dropped.

@@ -9,7 +9,7 @@ use super::format::{Identity, key_prefix_len};
 use super::levels::{Levels, Release, TableFile, TableRef, Tree};
 use super::manifest::Manifest;
 use super::memtable::Memtable;
-use super::pace::Meter;
+use super::pace::{Behind, FLUSHES_OVER, MERGES_OVER, Meter};
 use super::pick::{Policy, TreeShape};
 use super::table::{Table, TableStats};
 use super::table_writer::{TableOptions, TableWriter};
@@ -86,6 +86,22 @@ pub struct Tables {
     /// How far the flush and the merge under way are.
     pub(super) flushing: Meter,
     pub(super) merging: Meter,
+    pub(super) underway: Cell<Underway>,
+}
+
+/// Merges under way, as far as the pace of writes depends on them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Underway {
+    /// Runs of level 0 that the one under way takes in.
+    pub level0: usize,
+    pub is_into_last: bool,
+    /// Runs of level 0 that others take in, which wait; what is left of them, in flushes, and bytes that these still have to go through.
+    pub held: usize,
+    pub held_flushes: f64,
+    pub held_left: u64,
+    /// Bytes of level 1 that a merge into the last level does not take in, and of the last level.
+    pub above: u64,
+    pub last: u64,
 }
 
 /// A table that is written but not shown by any tree yet.
@@ -119,8 +135,11 @@ impl Tables {
         levels.adopt(&state, opened)?;
         let expiry = DiskExpiry::new(io.wall_ms());
         let (io, packed, overwritten_share) = (io.clone(), RefCell::new(Rc::from([])), Cell::new(0.0));
-        let (flushing, merging) = (Meter::default(), Meter::default());
-        Ok(Tables { io, config, manifest, levels, expiry, cache, stats, packed, overwritten_share, flushing, merging })
+        let (flushing, merging) = (Meter::new(FLUSHES_OVER), Meter::new(MERGES_OVER));
+        let underway = Cell::default();
+        let tables = Tables { io, config, manifest, levels, expiry, cache, stats, packed, overwritten_share, flushing, merging, underway };
+        tables.look_at_merges(false);
+        Ok(tables)
     }
 
     /// The tree as it is now, for a read.
@@ -152,7 +171,38 @@ impl Tables {
 
     /// Level 0 is so full that writes must wait for compaction. With writes at the pace that merges allow it never is.
     pub fn is_stalled(&self) -> bool {
-        self.tree().level0_runs() >= self.config.policy.stall_runs()
+        self.level0().iter().sum::<f64>() >= self.config.policy.stall_runs() as f64
+    }
+
+    /// Level 0 in flushes: runs that no merge takes in, those that the merge under way does, and those of one that waits for it. Of a run
+    /// that is consumed in part the rest counts, which is what lies on the disk and what reads look at.
+    pub fn level0(&self) -> [f64; 3] {
+        let Underway { level0, held, held_flushes, .. } = self.underway.get();
+        let free = self.tree().level0_runs().saturating_sub(level0 + held);
+        [free as f64, level0 as f64 * self.merging.part_left().unwrap_or(1.0), held_flushes]
+    }
+
+    /// How far merges are behind, where `in_memory` bytes wait above them; None: no merge is due.
+    pub fn behind(&self, memtable_bytes: u64, in_memory: u64) -> Option<Behind> {
+        let (left, policy, underway) = (self.merging.left(), &self.config.policy, self.underway.get());
+        let bytes = self.level0().map(|runs| (runs * memtable_bytes as f64) as u64);
+        let [free, inputs, held] = bytes;
+        match left {
+            // What the merge under way consumes comes back by its end.
+            Some(left) => Some(Behind {
+                waiting: free + in_memory,
+                held,
+                above: underway.above + if underway.held_left > 0 { inputs } else { 0 },
+                left,
+                left_behind: underway.held_left,
+                gives_way: underway.is_into_last && underway.level0 == 0 && left > policy.nest_bytes,
+            }),
+            // One is about to begin.
+            None if free >= policy.level0_runs as u64 * memtable_bytes => {
+                Some(Behind { waiting: in_memory, held, left: free, ..Behind::default() })
+            }
+            None => None,
+        }
     }
 
     /// The greatest version of any cell in a table, for `Tree::newest_from`.
@@ -170,7 +220,8 @@ impl Tables {
     /// # Errors
     /// `DiskFull`: nothing has changed, try again later. Others as `Manifest::commit`.
     pub async fn flush(&self, memtable: &Memtable, released: Seq) -> Result<(), EngineError> {
-        self.flushing.begin(self.io.now(), memtable.live_bytes() as u64);
+        let bytes = memtable.live_bytes() as u64;
+        self.flushing.begin(self.io.now(), bytes, bytes);
         let flushed = self.write_run(memtable, released).await;
         self.flushing.end(self.io.now());
         flushed
@@ -288,7 +339,8 @@ impl Tables {
     pub fn shape(&self) -> TreeShape {
         let now_ms = self.io.wall_ms();
         let state = self.manifest.state();
-        self.tree().shape(&state, self.overwritten_share.get(), |table| sizes(table, now_ms))
+        let left = state.merges.first().map_or(0, |merge| self.bytes_of(merge).0);
+        self.tree().shape(&state, (self.overwritten_share.get(), left), |table| sizes(table, now_ms))
     }
 
     /// May any table but those of `inputs` hold a cell of the key with a version that `matters` (given the bounds of its vnode)?

@@ -182,6 +182,8 @@ struct Outside {
     dropping: u64,
     seq: u64,
     merges: u64,
+    /// Merges that gave way to another.
+    gave_way: u64,
     forgotten: u64,
 }
 
@@ -237,7 +239,9 @@ async fn drop_all(shard: &Shard, outside: &RefCell<Outside>) -> Result<(), Engin
 
 /// One life of random work.
 async fn live(io: Io, outside: Rc<RefCell<Outside>>, mut prng: Prng, rounds: u64) -> Result<(), EngineError> {
-    let shard = Shard::open(&io, "/data").await?;
+    let mut config = config("/data/tables", 32 << 10);
+    (config.policy.level0_runs, config.policy.nest_bytes) = (2, 16 << 10);
+    let shard = Shard::open_as(&io, "/data", config).await?;
     {
         // The flush under way at the crash is there whole or not at all.
         let mut outside = outside.borrow_mut();
@@ -264,14 +268,23 @@ async fn live(io: Io, outside: Rc<RefCell<Outside>>, mut prng: Prng, rounds: u64
         match prng.below(6) {
             0 | 1 => flush(&shard, &outside).await?,
             2 => {
-                let held = shard.tables.tree();
-                if let Some(merged) = shard.tables.compact(&*shard).await? {
+                let flushes = prng.below(8);
+                if flushes > 0 {
+                    flush(&shard, &outside).await?;
+                }
+                let (held, model, merging) = (shard.tables.tree(), outside.borrow().model.clone(), shard.clone());
+                let merging = io.spawn(Class::Background, async move { merging.tables.compact(&*merging).await });
+                for _ in 0..flushes {
+                    (0..prng.below(40)).for_each(|_| write(&shard, &mut outside.borrow_mut(), &mut prng, floor));
+                    flush(&shard, &outside).await?;
+                }
+                if let Some(merged) = merging.await? {
                     outside.borrow_mut().merges += 1;
+                    outside.borrow_mut().gave_way += u64::from(!merged.is_done);
                     outside.borrow_mut().forgotten += merged.tally.forgotten;
                 }
                 // A read that began before the merge still sees everything.
-                let (model, now_ms) = (outside.borrow().model.clone(), io.wall_ms());
-                shard.compare(&held, &model, now_ms).await?;
+                shard.compare(&held, &model, io.wall_ms()).await?;
                 drop(held);
                 shard.tables.reap().await?;
             }
@@ -295,7 +308,7 @@ async fn live(io: Io, outside: Rc<RefCell<Outside>>, mut prng: Prng, rounds: u64
 
 #[test]
 fn random_work_with_crashes_shows_every_flushed_write_and_no_old_value() {
-    let (mut merges, mut forgotten, mut crashes) = (0, 0, 0);
+    let (mut merges, mut gave_way, mut forgotten, mut crashes) = (0, 0, 0, 0);
     for seed in 0..12 {
         let (world, mut prng) = (World::new(seed), Prng::new(seed));
         let machine = world.add_machine(Faults::default());
@@ -303,7 +316,7 @@ fn random_work_with_crashes_shows_every_flushed_write_and_no_old_value() {
         for life in 0..5 {
             if life < 4 {
                 let site = [CrashSite::Before, CrashSite::During, CrashSite::After][prng.below(3) as usize];
-                world.crash_at_op(machine, world.disk_ops(machine) + prng.between(20, 900), site);
+                world.crash_at_op(machine, world.disk_ops(machine) + prng.between(20, 2_000), site);
             }
             let (outside, fork) = (outside.clone(), prng.fork());
             match on(&world, machine, |io| live(io, outside, fork, 40)) {
@@ -312,9 +325,11 @@ fn random_work_with_crashes_shows_every_flushed_write_and_no_old_value() {
             }
         }
         merges += outside.borrow().merges;
+        gave_way += outside.borrow().gave_way;
         forgotten += outside.borrow().forgotten;
     }
-    assert!(merges > 50 && forgotten > 100 && crashes > 10, "{merges} merges, {forgotten} forgotten, {crashes} crashes");
+    let what = format!("{merges} merges, {gave_way} gave way, {forgotten} forgotten, {crashes} crashes");
+    assert!(merges > 50 && gave_way > 10 && forgotten > 100 && crashes > 10, "{what}");
 }
 
 async fn fill(shard: &Rc<Shard>, keys: std::ops::Range<u64>, cell: impl Fn(u64) -> (u64, WallMs)) -> Result<(), EngineError> {

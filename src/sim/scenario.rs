@@ -469,7 +469,9 @@ impl Run {
     /// Adds up what the shards published.
     fn count(&mut self, life: &Life) {
         let report = life.plan.board.report();
-        for (what, figure) in [("flushes", "flushes_total"), ("compactions", "compactions_total")] {
+        for (what, figure) in
+            [("flushes", "flushes_total"), ("compactions", "compactions_total"), ("merges that gave way", "compactions_nested_total")]
+        {
             *self.outcome.counts.entry(what).or_default() += report.total(figure) as u64;
         }
     }
@@ -507,7 +509,13 @@ pub(super) fn small_engine(prng: &mut Prng, hash_seed: u64) -> EngineConfig {
         wal_pending_bytes_max: 512 * 1024,
         table_bytes_max: prng.between(32, 256) * 1024,
         forget_after_ms: prng.one_in(2).then(|| prng.between(100, 2_000)),
-        policy: Policy { level0_runs: prng.between(2, 4) as usize, level1_runs: 2, dead_bytes_min: 16 * 1024, ..Policy::default() },
+        policy: Policy {
+            level0_runs: prng.between(2, 4) as usize,
+            level1_runs: 2,
+            dead_bytes_min: 16 * 1024,
+            nest_bytes: memtable_bytes as u64 / 4,
+            ..Policy::default()
+        },
         ..EngineConfig::new(0, 1 << 20, hash_seed)
     }
 }

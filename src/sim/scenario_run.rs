@@ -61,7 +61,7 @@ impl Kind for FaultSet {
     const SEEDS: u64 = 200;
     const COMMANDS: u64 = 12_000;
     const CRASHES_MIN: u64 = 3;
-    const COUNTS: &'static [(&'static str, u64)] = &[("flushes", 3), ("compactions", 1)];
+    const COUNTS: &'static [(&'static str, u64)] = &[("flushes", 3), ("compactions", 1), ("merges that gave way", 0)];
     const PLANTED: &'static [Planted] = &Planted::ALL;
     const FAULTS: FaultSet = FaultSet { slow: true, errors: true, full: true, network: true, clock: true, rot: true };
     const SWITCHES: &'static [Switch<FaultSet>] = &[
