@@ -138,19 +138,19 @@ impl CellCache {
         prefetch(state.bucket(state.home(hash)));
     }
 
-    /// Begins to load the entry, once the index's line is there.
+    /// Begins to load the entry, once the index's line is there. False: there is none, as far as that line tells.
     #[inline]
-    pub fn prefetch_entry(&self, hash: CellHash) {
+    pub fn prefetch_entry(&self, hash: CellHash) -> bool {
         let state = self.state.borrow();
         let bucket = state.bucket(state.home(hash));
-        if let Some(slot) = (0..SLOTS).find(|&slot| tag_at(bucket, slot) == hash.tag()) {
-            let entry = state.entry(bucket[ADDRS + slot]);
-            prefetch(entry);
-            // Key and a small value reach over two or three lines more, by where the entry begins in its first.
-            for at in [LINE_BYTES, 2 * LINE_BYTES, ENTRY_BYTES_USUAL - UNIT_BYTES] {
-                entry.get(at..).inspect(|next| prefetch(next));
-            }
+        let Some(slot) = (0..SLOTS).find(|&slot| tag_at(bucket, slot) == hash.tag()) else { return false };
+        let entry = state.entry(bucket[ADDRS + slot]);
+        prefetch(entry);
+        // Key and a small value reach over two or three lines more, by where the entry begins in its first.
+        for at in [LINE_BYTES, 2 * LINE_BYTES, ENTRY_BYTES_USUAL - UNIT_BYTES] {
+            entry.get(at..).inspect(|next| prefetch(next));
         }
+        true
     }
 
     /// The cell at `place`, given to `f`; it counts as used.
@@ -647,6 +647,6 @@ mod tests {
         assert_eq!(version(&cache, 1), None);
         let hash = cache.hash_of(&place(2));
         cache.prefetch_index(hash);
-        cache.prefetch_entry(hash);
+        let _ = cache.prefetch_entry(hash);
     }
 }

@@ -10,7 +10,7 @@ use super::table::{Peeked, Table};
 use super::tables::Tables;
 use super::{EngineError, Seq};
 use crate::base::codec::Malformed;
-use crate::base::record::{Body, Cell, Kind, NamespaceId, Token, Version, join, vnode_of};
+use crate::base::record::{Body, Cell, Kind, NamespaceId, Version, join, vnode_of};
 use crate::base::time::WallMs;
 use crate::limits::CHUNK_BYTES;
 use std::rc::Rc;
@@ -229,15 +229,26 @@ impl<'a> Lookup<'a> {
 }
 
 impl Engine {
-    /// Begins to load what `peek` looks at first, for keys that are looked up next: all their index lines, then their entries, so that
-    /// their misses overlap. What is beyond `PREFETCH_MAX` is left alone.
+    /// Begins to load what `peek` looks at, for keys that are looked up next: all their index lines, then their entries, so that their
+    /// misses overlap; of those that the cache of cells has not, what memtables have. What is beyond `PREFETCH_MAX` is left alone.
     #[inline]
-    pub fn prefetch(&self, keys: impl Iterator<Item = (NamespaceId, Token)>) {
-        let cells = &self.core.cells;
+    pub fn prefetch<'k>(&self, keys: impl Iterator<Item = KeyRef<'k>>) {
+        let core = &self.core;
         let mut hashes = [const { None }; PREFETCH_MAX];
-        hashes.iter_mut().zip(keys).for_each(|(slot, (namespace, token))| *slot = Some(cells.hash(namespace, token)));
-        hashes.iter().flatten().for_each(|hash| cells.prefetch_index(*hash));
-        hashes.iter().flatten().for_each(|hash| cells.prefetch_entry(*hash));
+        hashes.iter_mut().zip(keys).for_each(|(slot, key)| *slot = Some((core.cells.hash(key.namespace, key.token), key)));
+        hashes.iter().flatten().for_each(|(hash, _)| core.cells.prefetch_index(*hash));
+        let mems = core.mems.borrow();
+        let mut place = core.scratch.take();
+        for (hash, key) in hashes.iter().flatten() {
+            if core.cells.prefetch_entry(*hash) {
+                continue;
+            }
+            place.clear();
+            super::format::put_place(&mut place, key.namespace, key.token, key.key, Kind::Head, b"");
+            let all = std::iter::once(&mems.active).chain(mems.sealed.iter().map(|sealed| &*sealed.table));
+            all.filter(|memtable| !memtable.is_empty()).for_each(|memtable| memtable.prefetch(&place));
+        }
+        core.scratch.replace(place);
     }
 
     /// The head of a key, if memory alone decides: cells in the cache, memtables, blocks in the cache, filters, version bounds. `f` gets

@@ -11,7 +11,7 @@ use super::forget::Verdict;
 use super::session::{Counted, within};
 use super::visit::ANY_NODE;
 use super::{Origin, Shard, Ticket, late};
-use crate::base::record::{Body, Cell, Kind, NAMESPACE_SYSTEM, NamespaceId, Token, Version, token_of};
+use crate::base::record::{Body, Cell, Kind, NAMESPACE_SYSTEM, NamespaceId, Version, token_of};
 use crate::base::time::{Mono, WallMs};
 use crate::cluster::coordinator::Outcome;
 use crate::cluster::gossip::CLUSTER_UNKNOWN;
@@ -595,9 +595,11 @@ fn take_in(shard: &Rc<Shard>, cluster: &Rc<Cluster>, conn: &Rc<Conn>, reader: &m
 }
 
 /// The key that a question looks up in memory, for `Engine::prefetch`.
-fn lookup_of(message: &AnyMessage<'_>) -> Option<(NamespaceId, Token)> {
+fn lookup_of<'a>(message: &AnyMessage<'a>) -> Option<KeyRef<'a>> {
     match message {
-        AnyMessage::Plain(Message::Store { place, .. } | Message::Read { place, .. }) => Some((place.namespace, token_of(place.key))),
+        AnyMessage::Plain(Message::Store { place, .. } | Message::Read { place, .. }) => {
+            Some(KeyRef { namespace: place.namespace, token: token_of(place.key), key: place.key })
+        }
         _ => None,
     }
 }

@@ -9,13 +9,15 @@ use super::pace::Later;
 use super::perform::{self, ANSWER_BYTES_GUESS, NO_ROOM, multi_get_guess};
 use super::session::within;
 use super::{Origin, Shard, Ticket};
-use crate::base::record::{NAMESPACE_SYSTEM, NamespaceId, Token, Version, core_of, token_of};
+use crate::base::record::{NAMESPACE_SYSTEM, Token, Version, core_of, token_of};
 use crate::base::time::Mono;
-use crate::engine::PREFETCH_MAX;
+use crate::engine::{KeyRef, PREFETCH_MAX};
 use crate::io::Class;
 use crate::io::signal::Signal;
 use crate::limits::{CHUNK_BYTES, KEY_BYTES_MAX, MULTI_KEYS_MAX, VALUE_BYTES_MAX};
-use crate::wire::command::{Access, Command, ErrorCode, ErrorReply, Level, LevelsAsked, MultiPut, PutItem, Reply, Request, WriteOptions};
+use crate::wire::command::{
+    Access, Command, ErrorCode, ErrorReply, Level, LevelsAsked, MultiPut, Put, PutItem, Reply, Request, WriteOptions,
+};
 use crate::wire::native::{Form, WireError, decode_request, encode_request};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -46,9 +48,11 @@ impl<'a> Asked<'a> {
     }
 
     /// The key that will be looked up in memory, for `Engine::prefetch`.
-    pub fn lookup(&self) -> Option<(NamespaceId, Token)> {
-        match self.request {
-            Ok(Request { namespace, command: Command::Get { .. } | Command::Put(_), .. }) => Some((namespace, self.token)),
+    pub fn lookup(&self) -> Option<KeyRef<'_>> {
+        match &self.request {
+            Ok(Request { namespace, command: Command::Get { key } | Command::Put(Put { key, .. }), .. }) => {
+                Some(KeyRef { namespace: *namespace, token: self.token, key })
+            }
             _ => None,
         }
     }
